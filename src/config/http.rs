@@ -1,0 +1,112 @@
+//! Section `http`: where the edge listens, whom it lets in and how much it takes.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use super::{ByteSize, duration_text, section::section};
+
+section! {
+    /// The HTTP edge.
+    Http in "http" {
+        /// TCP address; loopback needs no credentials for write, query, status and metrics.
+        listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 8086)),
+        /// Let everybody who reaches the port write and query, on any address.
+        open: bool = false,
+        /// Host names besides `localhost` under which requests may come.
+        hosts: Vec<String> = Vec::new(),
+        /// Longest request body as it arrives.
+        max_body: ByteSize = ByteSize::mib(25),
+        /// Longest request body after decompression.
+        max_inflated: ByteSize = ByteSize::mib(64),
+        /// All request bodies in memory together; beyond it requests are answered 429.
+        max_bodies: ByteSize = ByteSize::mib(512),
+        /// Connections at once; further ones wait to be accepted.
+        max_connections: usize = 4096,
+        /// Writes and queries at once; further ones are answered 429.
+        max_requests: usize = 512,
+        /// How long a client may take to send the head of a request. Counts from the end of the one
+        /// before, so it also closes idle connections: keep it above the interval of your clients.
+        #[serde(with = "duration_text")]
+        header_timeout: Duration = Duration::from_secs(75),
+        /// How long a client may take to send the body of a request.
+        #[serde(with = "duration_text")]
+        body_timeout: Duration = Duration::from_secs(30),
+        /// How long a write waits to be acknowledged unless the request says otherwise.
+        #[serde(with = "duration_text")]
+        write_timeout: Duration = Duration::from_secs(4),
+        /// How long a query may wait and run unless the request says less.
+        #[serde(with = "duration_text")]
+        query_timeout: Duration = Duration::from_secs(60),
+        /// Queries that run at once; further ones wait within their time.
+        max_queries: usize = 16,
+        /// Memory that one query may take to sort, join and group.
+        query_memory: ByteSize = ByteSize::mib(256),
+        /// Rows of one answer.
+        query_rows: usize = 10_000_000,
+        /// Bytes of one answer.
+        query_bytes: ByteSize = ByteSize::mib(1024),
+    }
+}
+
+impl Http {
+    pub(super) fn check(&self) -> Result<(), String> {
+        let positive = [
+            ("max_body", self.max_body.0 > 0),
+            ("max_inflated", self.max_inflated >= self.max_body),
+            ("max_bodies", self.max_bodies >= self.max_inflated),
+            ("max_connections", self.max_connections > 0),
+            ("max_requests", self.max_requests > 0),
+            ("header_timeout", !self.header_timeout.is_zero()),
+            ("body_timeout", !self.body_timeout.is_zero()),
+            ("write_timeout", !self.write_timeout.is_zero()),
+            ("query_timeout", !self.query_timeout.is_zero()),
+            ("max_queries", self.max_queries > 0),
+            ("query_memory", self.query_memory.0 > 0),
+            ("query_rows", self.query_rows > 0),
+            ("query_bytes", self.query_bytes.0 > 0),
+        ];
+        if let Some((key, _)) = positive.iter().find(|(_, good)| !good) {
+            return Err(format!(
+                "http.{key} is too small: none may be 0, and max_body <= max_inflated <= max_bodies"
+            ));
+        }
+        let strange = |h: &&String| h.is_empty() || h.contains(['/', ':', '*', ' ']);
+        match self.hosts.iter().find(strange) {
+            Some(host) => Err(format!("http.hosts: {host:?} is no host name (no scheme, port or pattern)")),
+            None => Ok(()),
+        }
+    }
+
+    /// True when writes, queries, status and metrics need no credentials.
+    pub fn is_open(&self) -> bool {
+        self.open || self.listen.ip().to_canonical().is_loopback()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_open_and_the_rest_only_if_told() {
+        let on = |a: &str| Http { listen: a.parse().unwrap(), ..Http::default() };
+        for address in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert!(on(address).is_open(), "{address}");
+        }
+        for address in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1"] {
+            assert!(!on(address).is_open(), "{address}");
+            assert!(Http { open: true, ..on(address) }.is_open());
+        }
+    }
+
+    #[test]
+    fn limits_go_together() {
+        assert!(Http::default().check().is_ok());
+        assert!(Http { max_inflated: ByteSize::mib(1), ..Http::default() }.check().is_err());
+        assert!(Http { max_requests: 0, ..Http::default() }.check().is_err());
+        assert!(Http { hosts: vec!["http://x".into()], ..Http::default() }.check().is_err());
+        assert!(Http { hosts: vec!["db.example".into()], ..Http::default() }.check().is_ok());
+    }
+}

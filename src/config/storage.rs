@@ -1,0 +1,47 @@
+//! Section `storage`: WAL and columnar engine.
+
+use std::time::Duration;
+
+use super::{ByteSize, duration_text, section::section};
+
+section! {
+    /// WAL and columnar engine.
+    Storage in "storage" {
+        /// Rows in memory from which on they are flushed to Parquet.
+        flush_bytes: ByteSize = ByteSize::mib(64),
+        /// Age of the oldest row in memory from which on they are flushed.
+        #[serde(with = "duration_text")]
+        flush_age: Duration = Duration::from_secs(60),
+        /// Length of a WAL segment file.
+        wal_segment: ByteSize = ByteSize::mib(64),
+        /// Flushed WAL kept for replicas that were away: one that is further behind fetches a snapshot.
+        wal_keep_bytes: ByteSize = ByteSize::mib(1024),
+    }
+}
+
+/// Shortest segment: smaller ones would be mostly heads and fsyncs.
+const SEGMENT_MIN: ByteSize = ByteSize(64 * 1024);
+
+impl Storage {
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.wal_segment < SEGMENT_MIN || self.wal_segment > ByteSize::mib(4096) {
+            return Err(format!("storage.wal_segment: from {SEGMENT_MIN} to 4GiB, not {}", self.wal_segment));
+        }
+        if self.flush_bytes.0 == 0 || self.flush_age.is_zero() {
+            return Err("storage.flush_bytes and storage.flush_age: more than 0".to_owned());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_bounds() {
+        assert!(Storage::default().check().is_ok());
+        assert!(Storage { wal_segment: ByteSize(1), ..Storage::default() }.check().is_err());
+        assert!(Storage { flush_bytes: ByteSize(0), ..Storage::default() }.check().is_err());
+    }
+}

@@ -1,0 +1,13 @@
+//! Words everyone uses: identifiers, positions in the log, the view of the cluster. No I/O.
+
+mod ids;
+#[cfg(feature = "testing")]
+pub mod planted;
+mod position;
+mod view;
+
+pub use ids::{BootId, ClusterId, IdParseError, NodeId, Role, TokenId};
+pub use position::{Epoch, EpochTable, Lsn, LsnParseError};
+pub use view::{
+    Addresses, ClusterView, Member, MembershipId, NodeHealth, Office, Timing, TimingProfile, is_majority,
+};
