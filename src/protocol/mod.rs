@@ -1,0 +1,10 @@
+//! Wire bytes, and nothing but bytes: messages, frames and every limit on them. No I/O.
+
+pub mod forward;
+pub mod frame;
+pub mod hello;
+pub mod join;
+pub mod replication;
+pub mod status;
+
+pub use frame::{DecodeError, Lane, StreamKind};

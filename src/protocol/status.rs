@@ -1,0 +1,53 @@
+//! What a node says of itself: for the leader's triggers and for `skein status`.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::{Addresses, BootId, Epoch, Lsn, NodeId};
+
+/// Asks for a [`NodeStatus`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusRequest {
+    /// Also asks the node to hand over leadership and office (only voters may).
+    pub resign: bool,
+}
+
+/// A node's positions and health at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Who.
+    pub node: NodeId,
+    /// Process run.
+    pub boot: BootId,
+    /// Highest epoch it promised.
+    pub promise: Epoch,
+    /// Epoch of the office this process holds, and whether its start is committed.
+    pub office: Option<(Epoch, bool)>,
+    /// Last durable record.
+    pub durable: Lsn,
+    /// Last record known committed.
+    pub commit: Lsn,
+    /// Last applied record.
+    pub applied: Lsn,
+    /// Last record in a finished checkpoint.
+    pub flushed: Lsn,
+    /// True when the WAL's disk is full or slow: office should go elsewhere.
+    pub disk_troubled: bool,
+    /// Membership id of the newest committed `EpochStart` or `ConfigMark`: opens the gate for the
+    /// next membership change.
+    pub marked: crate::types::MembershipId,
+    /// Peers this node has a link to.
+    pub linked: Vec<NodeId>,
+    /// Where those peers are, as this node sees it: for members that have lost each other.
+    #[serde(default)]
+    pub linked_at: Vec<(NodeId, Vec<SocketAddr>)>,
+    /// Where it listens.
+    pub addresses: Addresses,
+    /// Software version.
+    pub version: String,
+    /// Days until its certificate expires, negative when it has.
+    pub cert_days_left: i64,
+    /// True while it hands over before stopping.
+    pub draining: bool,
+}
