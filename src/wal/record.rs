@@ -1,0 +1,368 @@
+//! A record: what every replica holds byte for byte ([`Record::raw`]), and its parsed fields.
+//!
+//! The **replicated part**, little endian, a multiple of 8 bytes long:
+//!
+//! | at | size | field |
+//! |---:|-----:|---|
+//! | 0  | 4  | length of the payload in bytes, at most `MAX_PAYLOAD` |
+//! | 4  | 1  | kind: 1 Batch, 2 Control, 3 EpochStart, 4 ConfigMark |
+//! | 5  | 1  | flags: bits 0-1 = kind of dedup key (0 none, 1 batch id, 2 client key), rest zero |
+//! | 6  | 1  | encoding of the payload |
+//! | 7  | 1  | zero |
+//! | 8  | 8  | epoch |
+//! | 16 | 8  | seq |
+//! | 24 | 8  | timestamp, signed ns since 1970, the writer's |
+//! | 32 | 32 | dedup key: batch id = node 16, boot 8, counter 8; client key = hash of key 16, hash of body 16 |
+//! | 64 | 4  | CRC-32C of the payload |
+//! | 68 | 4  | chain: CRC-32C of the previous record's replicated part, 0 in the first record |
+//! | 72 | n  | payload |
+//! |    |    | zeros up to a multiple of 8 |
+//!
+//! The header has no checksum of its own here: on disk the local part covers it (`segment.rs`),
+//! and the next record's chain covers all of it.
+
+use std::fmt;
+
+use bytes::Bytes;
+use crc32c::crc32c;
+
+use crate::{
+    protocol::{
+        forward::{BatchId, DedupKey},
+        frame::MAX_PAYLOAD,
+    },
+    types::{BootId, Epoch, Lsn, NodeId},
+};
+
+/// Bytes of a replicated part before its payload.
+pub const RECORD_HEADER: usize = 72;
+
+/// A record of the log; clones share the bytes.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Position.
+    pub lsn: Lsn,
+    /// What it is for.
+    pub kind: RecordKind,
+    /// Encoding byte of the payload.
+    pub encoding: u8,
+    /// The writer's clock when it was made, ns since 1970.
+    pub timestamp: i64,
+    /// Makes a retry harmless.
+    pub key: Option<DedupKey>,
+    /// Chain value before this record: CRC-32C of the previous record's replicated part.
+    pub chain: u32,
+    /// Chain value after it: CRC-32C of `raw`, which the next record carries as its `chain`.
+    pub digest: u32,
+    /// The replicated part: what goes over the wire.
+    pub raw: Bytes,
+    /// The payload within `raw`.
+    pub payload: Bytes,
+}
+
+/// A record that has no position yet.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Draft {
+    /// What it is for.
+    pub kind: RecordKind,
+    /// Encoding byte of the payload.
+    pub encoding: u8,
+    /// The writer's clock, ns since 1970.
+    pub timestamp: i64,
+    /// Makes a retry harmless.
+    pub key: Option<DedupKey>,
+    /// At most `protocol::frame::MAX_PAYLOAD` bytes.
+    pub payload: Bytes,
+}
+
+/// What a record is for. The number is on disk and on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum RecordKind {
+    /// Points of a client.
+    Batch = 1,
+    /// Drop, retention, schema.
+    Control = 2,
+    /// First record of an epoch.
+    EpochStart = 3,
+    /// A membership counts from here on.
+    ConfigMark = 4,
+}
+
+/// Bytes that are not a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// Fewer bytes than the record needs.
+    #[error("{have} bytes where a record needs {need}")]
+    Short {
+        /// Bytes the record needs, as far as is known.
+        need: usize,
+        /// Bytes there are.
+        have: usize,
+    },
+    /// The declared payload is over its limit; nothing was allocated for it.
+    #[error("payload of {0} bytes, limit {MAX_PAYLOAD}")]
+    TooLong(usize),
+    /// A field has a value that no record has.
+    #[error("field {0} has an impossible value")]
+    Field(&'static str),
+    /// The payload does not match its checksum.
+    #[error("payload checksum does not match")]
+    Payload,
+}
+
+impl Record {
+    /// Takes one replicated part off the front of `bytes` and returns the rest. Checks limits,
+    /// field values, payload checksum and padding; position and chain are the caller's to check.
+    pub fn decode_replicated(bytes: Bytes) -> Result<(Self, Bytes), RecordError> {
+        let header = Header::parse(&bytes)?;
+        let need = replicated_len(header.len);
+        if bytes.len() < need {
+            return Err(RecordError::Short { need, have: bytes.len() });
+        }
+        let rest = bytes.slice(need..);
+        let raw = bytes.slice(..need);
+        let payload = raw.slice(RECORD_HEADER..RECORD_HEADER + header.len);
+        if crc32c(&payload) != header.payload_crc {
+            return Err(RecordError::Payload);
+        }
+        if raw.iter().skip(RECORD_HEADER + header.len).any(|b| *b != 0) {
+            return Err(RecordError::Field("padding"));
+        }
+        Ok((header.record(raw, payload), rest))
+    }
+
+    /// Bytes it takes in a segment file.
+    pub(super) fn stored_len(&self) -> usize {
+        super::segment::LOCAL_PART + self.raw.len()
+    }
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Record({} {:?}, {} bytes)", self.lsn, self.kind, self.payload.len())
+    }
+}
+
+impl fmt::Debug for Draft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Draft({:?}, {} bytes)", self.kind, self.payload.len())
+    }
+}
+
+impl RecordKind {
+    fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Batch, Self::Control, Self::EpochStart, Self::ConfigMark]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
+    }
+}
+
+/// Bytes of a replicated part with a payload of `len` bytes.
+pub(super) const fn replicated_len(len: usize) -> usize {
+    RECORD_HEADER + len.next_multiple_of(8)
+}
+
+/// A replicated part in the making: the payload is copied and its checksum taken before the
+/// position is known, so that this work is done outside the log's lock.
+pub(super) struct Unplaced {
+    draft: Draft,
+    raw: Vec<u8>,
+}
+
+impl Unplaced {
+    /// `None` if the payload is over its limit.
+    pub(super) fn new(draft: Draft) -> Option<Self> {
+        if draft.payload.len() > MAX_PAYLOAD {
+            return None;
+        }
+        let mut raw = Vec::with_capacity(replicated_len(draft.payload.len()));
+        let (flags, key) = encode_key(draft.key.as_ref());
+        raw.extend_from_slice(&(draft.payload.len() as u32).to_le_bytes());
+        raw.extend_from_slice(&[draft.kind as u8, flags, draft.encoding, 0]);
+        raw.extend_from_slice(&[0; 16]);
+        raw.extend_from_slice(&draft.timestamp.to_le_bytes());
+        raw.extend_from_slice(&key);
+        raw.extend_from_slice(&crc32c(&draft.payload).to_le_bytes());
+        raw.extend_from_slice(&[0; 4]);
+        raw.extend_from_slice(&draft.payload);
+        raw.resize(replicated_len(draft.payload.len()), 0);
+        Some(Self { draft, raw })
+    }
+
+    /// Bytes it will take in a segment file.
+    pub(super) fn stored_len(&self) -> usize {
+        super::segment::LOCAL_PART + self.raw.len()
+    }
+
+    /// The record at this position behind a record with that digest.
+    pub(super) fn place(mut self, lsn: Lsn, chain: u32) -> Record {
+        self.raw[8..16].copy_from_slice(&lsn.epoch.to_le_bytes());
+        self.raw[16..24].copy_from_slice(&lsn.seq.to_le_bytes());
+        self.raw[68..72].copy_from_slice(&chain.to_le_bytes());
+        let raw = Bytes::from(self.raw);
+        let Draft { kind, encoding, timestamp, key, payload } = self.draft;
+        let payload = raw.slice(RECORD_HEADER..RECORD_HEADER + payload.len());
+        Record { lsn, kind, encoding, timestamp, key, chain, digest: crc32c(&raw), raw, payload }
+    }
+}
+
+/// The fixed part of a replicated part, its fields checked one by one.
+#[derive(Debug, Clone)]
+pub(super) struct Header {
+    pub(super) len: usize,
+    pub(super) lsn: Lsn,
+    pub(super) chain: u32,
+    kind: RecordKind,
+    encoding: u8,
+    timestamp: i64,
+    key: Option<DedupKey>,
+    payload_crc: u32,
+}
+
+impl Header {
+    /// Reads the first [`RECORD_HEADER`] bytes.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, RecordError> {
+        let short = RecordError::Short { need: RECORD_HEADER, have: bytes.len() };
+        let mut fields = Fields(bytes.get(..RECORD_HEADER).ok_or(short)?);
+        let len = u32::from_le_bytes(fields.take()) as usize;
+        let [kind, flags, encoding, zero] = fields.take();
+        let epoch = u64::from_le_bytes(fields.take());
+        let seq = u64::from_le_bytes(fields.take());
+        let timestamp = i64::from_le_bytes(fields.take());
+        let key = fields.take::<32>();
+        let payload_crc = u32::from_le_bytes(fields.take());
+        let chain = u32::from_le_bytes(fields.take());
+        if len > MAX_PAYLOAD {
+            return Err(RecordError::TooLong(len));
+        }
+        let kind = RecordKind::from_byte(kind).ok_or(RecordError::Field("kind"))?;
+        if zero != 0 {
+            return Err(RecordError::Field("reserved"));
+        }
+        if epoch == 0 || seq == 0 {
+            return Err(RecordError::Field("position"));
+        }
+        let key = decode_key(flags, key)?;
+        Ok(Self { len, lsn: Lsn::new(epoch, seq), chain, kind, encoding, timestamp, key, payload_crc })
+    }
+
+    fn record(self, raw: Bytes, payload: Bytes) -> Record {
+        let Self { lsn, chain, kind, encoding, timestamp, key, .. } = self;
+        Record { lsn, kind, encoding, timestamp, key, chain, digest: crc32c(&raw), raw, payload }
+    }
+}
+
+/// Takes fixed-size fields off a slice that is known to be long enough; zeros behind its end.
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+
+impl Fields<'_> {
+    pub(super) fn take<const N: usize>(&mut self) -> [u8; N] {
+        match self.0.split_first_chunk::<N>() {
+            Some((field, rest)) => {
+                self.0 = rest;
+                *field
+            }
+            None => {
+                debug_assert!(false, "the caller checks the length first");
+                [0; N]
+            }
+        }
+    }
+
+    pub(super) fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.take())
+    }
+
+    pub(super) fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take())
+    }
+
+    pub(super) fn lsn(&mut self) -> Lsn {
+        let (epoch, seq): (Epoch, u64) = (self.u64(), self.u64());
+        Lsn { epoch, seq }
+    }
+}
+
+fn encode_key(key: Option<&DedupKey>) -> (u8, [u8; 32]) {
+    let mut bytes = [0; 32];
+    let flags = match key {
+        None => 0,
+        Some(DedupKey::Batch(id)) => {
+            bytes[..16].copy_from_slice(&id.edge.0);
+            bytes[16..24].copy_from_slice(&id.boot.0.to_le_bytes());
+            bytes[24..].copy_from_slice(&id.counter.to_le_bytes());
+            1
+        }
+        Some(DedupKey::Client { key, body }) => {
+            bytes[..16].copy_from_slice(key);
+            bytes[16..].copy_from_slice(body);
+            2
+        }
+    };
+    (flags, bytes)
+}
+
+fn decode_key(flags: u8, bytes: [u8; 32]) -> Result<Option<DedupKey>, RecordError> {
+    let mut fields = Fields(&bytes);
+    match flags {
+        0 if bytes == [0; 32] => Ok(None),
+        0 => Err(RecordError::Field("dedup key")),
+        1 => Ok(Some(DedupKey::Batch(BatchId {
+            edge: NodeId(fields.take()),
+            boot: BootId(fields.u64()),
+            counter: fields.u64(),
+        }))),
+        2 => Ok(Some(DedupKey::Client { key: fields.take(), body: fields.take() })),
+        _ => Err(RecordError::Field("flags")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(key: Option<DedupKey>, payload: &[u8]) -> Record {
+        let payload = Bytes::copy_from_slice(payload);
+        let draft = Draft { kind: RecordKind::Batch, encoding: 7, timestamp: -5, key, payload };
+        Unplaced::new(draft).unwrap().place(Lsn::new(3, 9), 0xabcd)
+    }
+
+    #[test]
+    fn a_record_survives_its_bytes() {
+        let id = BatchId { edge: NodeId([1; 16]), boot: BootId(2), counter: 3 };
+        for key in [None, Some(DedupKey::Batch(id)), Some(DedupKey::Client { key: [4; 16], body: [5; 16] })] {
+            for len in [0, 1, 8, 13] {
+                let made = record(key, &vec![6; len]);
+                assert_eq!(made.raw.len() % 8, 0);
+                let mut two = made.raw.to_vec();
+                two.extend_from_slice(b"rest");
+                let (read, rest) = Record::decode_replicated(two.into()).unwrap();
+                assert_eq!((read, &rest[..]), (made, &b"rest"[..]));
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_bytes_are_refused() {
+        let good = record(None, b"hello");
+        for cut in 0..good.raw.len() {
+            assert!(Record::decode_replicated(good.raw.slice(..cut)).is_err(), "cut at {cut}");
+        }
+        let mut long = good.raw.to_vec();
+        long[..4].copy_from_slice(&u32::MAX.to_le_bytes());
+        let refused = Record::decode_replicated(long.into());
+        assert_eq!(refused, Err(RecordError::TooLong(u32::MAX as usize)));
+        for at in 0..good.raw.len() {
+            let mut bytes = good.raw.to_vec();
+            bytes[at] ^= 1;
+            // Header fields that have no check of their own are covered by the digest.
+            if let Ok((read, _)) = Record::decode_replicated(bytes.into()) {
+                assert_ne!(read.digest, good.digest, "byte {at}");
+            }
+        }
+        let over = Bytes::from(vec![0; MAX_PAYLOAD + 1]);
+        let draft = Draft { kind: RecordKind::Batch, encoding: 0, timestamp: 0, key: None, payload: over };
+        assert!(Unplaced::new(draft).is_none());
+    }
+}

@@ -1,0 +1,227 @@
+//! What the handles, readers and the driver of one log share.
+
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::{Notify, watch};
+
+use super::{
+    WalError,
+    base::Base,
+    record::{Record, RecordKind},
+    segment::Segment,
+};
+use crate::types::{Epoch, EpochTable, Lsn};
+
+/// One log's state and the channels on which it is announced.
+#[derive(Debug)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    pub(super) end: watch::Sender<Lsn>,
+    pub(super) durable: watch::Sender<Lsn>,
+    pub(super) failed: watch::Sender<Option<String>>,
+    /// Only the reserve is left: no spare segment, and no space to make one.
+    pub(super) full: watch::Sender<bool>,
+    /// Queued records cannot be written for want of space.
+    pub(super) stalled: watch::Sender<bool>,
+    /// Wakes the driver: records are queued or the watermark is to be written.
+    pub(super) work: Notify,
+    tail_limit: usize,
+}
+
+/// The log in memory. Invariant: `tail` ends with the record at `end` and holds at least every
+/// record behind `durable`; those are the queue of the driver.
+#[derive(Debug)]
+pub(super) struct State {
+    /// Where the log begins; `base.epochs` is only what was saved, `epochs` is the whole table.
+    pub(super) base: Base,
+    pub(super) segments: VecDeque<Segment>,
+    pub(super) tail: VecDeque<Record>,
+    tail_bytes: usize,
+    pub(super) end: Lsn,
+    /// Chain value at `end`.
+    pub(super) digest: u32,
+    pub(super) durable: Lsn,
+    /// Bytes that the records behind `durable` take in a segment.
+    queued: u64,
+    pub(super) epochs: EpochTable,
+    pub(super) promise: Epoch,
+    pub(super) commit: Lsn,
+    /// The watermark on disk is behind.
+    pub(super) watermark_due: bool,
+    /// The `keep` of every cut of this process, so that readers see what they missed.
+    pub(super) cuts: Vec<u64>,
+    /// A cut or reset is under way: no appends.
+    pub(super) closed: bool,
+}
+
+impl Shared {
+    pub(super) fn new(state: State, full: bool, tail_limit: usize) -> Self {
+        Self {
+            end: watch::Sender::new(state.end),
+            durable: watch::Sender::new(state.durable),
+            failed: watch::Sender::new(None),
+            full: watch::Sender::new(full),
+            stalled: watch::Sender::new(false),
+            work: Notify::new(),
+            tail_limit,
+            state: Mutex::new(state),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fail-stop: the first reason stays.
+    pub(super) fn fail(&self, reason: &str) {
+        self.failed.send_if_modified(|failed| {
+            let first = failed.is_none();
+            if first {
+                *failed = Some(reason.to_owned());
+            }
+            first
+        });
+    }
+
+    pub(super) fn check(&self) -> Result<(), WalError> {
+        match &*self.failed.borrow() {
+            Some(reason) => Err(WalError::Failed(reason.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses what the space left is not meant for.
+    pub(super) fn admit(&self, state: &State, kinds: &[RecordKind], bytes: u64) -> Result<(), WalError> {
+        if state.closed {
+            return Err(WalError::Closed);
+        }
+        if *self.full.borrow() && (kinds.contains(&RecordKind::Batch) || bytes > state.reserve()) {
+            return Err(WalError::Full);
+        }
+        Ok(())
+    }
+
+    /// Queues a record that continues the log and announces it.
+    pub(super) fn push(&self, state: &mut State, record: Record) {
+        state.epochs.note(record.lsn.epoch, record.lsn.seq);
+        state.queued += record.stored_len() as u64;
+        state.tail_bytes += record.raw.len();
+        state.end = record.lsn;
+        state.digest = record.digest;
+        state.tail.push_back(record);
+        self.end.send_replace(state.end);
+    }
+
+    /// Notes that a group is durable.
+    pub(super) fn written(&self, state: &mut State, group: &[Record]) {
+        for record in group {
+            let len = record.stored_len() as u64;
+            state.queued = state.queued.saturating_sub(len);
+            if let Some(active) = state.segments.back_mut() {
+                active.note(record.lsn.seq, len);
+            }
+            state.durable = record.lsn;
+        }
+        state.watermark_due = true;
+        while state.tail_bytes > self.tail_limit {
+            match state.tail.front() {
+                Some(oldest) if oldest.lsn.seq <= state.durable.seq => {
+                    state.tail_bytes -= oldest.raw.len();
+                    state.tail.pop_front();
+                }
+                _ => break,
+            }
+        }
+        self.durable.send_replace(state.durable);
+    }
+
+    /// Everything behind `end`, whose chain value is `digest`, is gone. Nothing is queued.
+    pub(super) fn shorten(&self, state: &mut State, end: Lsn, digest: u32) {
+        while let Some(last) = state.tail.pop_back_if(|r| r.lsn.seq > end.seq) {
+            state.tail_bytes -= last.raw.len();
+        }
+        state.epochs.cut_after(end.seq);
+        state.cuts.push(end.seq);
+        (state.end, state.durable, state.digest) = (end, end, digest);
+        self.end.send_replace(end);
+        self.durable.send_replace(end);
+    }
+
+    /// The log is empty and begins behind `base`. Nothing is queued.
+    pub(super) fn rebase(&self, state: &mut State, base: Base) {
+        state.tail.clear();
+        state.tail_bytes = 0;
+        state.segments.clear();
+        state.epochs = base.epochs.clone();
+        (state.end, state.durable, state.digest) = (base.lsn, base.lsn, base.chain);
+        state.base = base;
+        self.end.send_replace(state.end);
+        self.durable.send_replace(state.durable);
+    }
+}
+
+impl State {
+    /// A log that ends, durably, at `end`.
+    pub(super) fn recovered(base: Base, segments: VecDeque<Segment>, end: Lsn, digest: u32) -> Self {
+        Self {
+            epochs: base.epochs.clone(),
+            base,
+            segments,
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            end,
+            digest,
+            durable: end,
+            queued: 0,
+            promise: 0,
+            commit: Lsn::ZERO,
+            watermark_due: false,
+            cuts: Vec::new(),
+            closed: false,
+        }
+    }
+
+    pub(super) fn first_seq(&self) -> u64 {
+        self.base.lsn.seq + 1
+    }
+
+    /// The record in memory with that seq.
+    pub(super) fn in_tail(&self, seq: u64) -> Option<&Record> {
+        let first = self.tail.front()?.lsn.seq;
+        self.tail.get(usize::try_from(seq.checked_sub(first)?).ok()?)
+    }
+
+    /// The records in memory from that seq on, none if it is not in memory.
+    pub(super) fn tail_from(&self, seq: u64) -> impl Iterator<Item = &Record> {
+        let first = self.tail.front().map_or(u64::MAX, |record| record.lsn.seq);
+        let skip = seq.checked_sub(first).and_then(|n| usize::try_from(n).ok()).unwrap_or(self.tail.len());
+        self.tail.iter().skip(skip)
+    }
+
+    /// The segment that holds the record with that seq on disk.
+    pub(super) fn segment_of(&self, seq: u64) -> Option<&Segment> {
+        let before = self.segments.partition_point(|s| s.header.first_seq <= seq);
+        self.segments.get(before.checked_sub(1)?)
+    }
+
+    /// Bytes left in the active segment, behind what is written.
+    pub(super) fn room(&self) -> u64 {
+        self.segments.back().map_or(0, |active| active.len.saturating_sub(active.end))
+    }
+
+    /// Bytes left in the active segment, behind what is queued.
+    fn reserve(&self) -> u64 {
+        self.room().saturating_sub(self.queued)
+    }
+
+    /// The position of a record of this log, at or behind the base.
+    pub(super) fn lsn_of(&self, seq: u64) -> Lsn {
+        match self.epochs.epoch_at(seq) {
+            Some(epoch) => Lsn::new(epoch, seq),
+            None => Lsn::new(self.base.lsn.epoch, seq),
+        }
+    }
+}
