@@ -1,0 +1,367 @@
+//! A batch of points in columns, and its bytes in a log record (encoding 1).
+//!
+//! ```text
+//! payload = length of head (u32 LE), head (MessagePack), zeros up to a multiple of 8,
+//!           then per table one Arrow IPC encapsulated record batch message without schema
+//! ```
+//! The head says everything that the writer must know to let a batch in; only `decode` reads rows.
+
+use std::collections::{BTreeSet, HashMap};
+
+use arrow_array::RecordBatch;
+use arrow_buffer::Buffer;
+use arrow_ipc::{
+    MetadataVersion,
+    writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions, write_message},
+};
+use arrow_schema::{ArrowError, DataType};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::schema::{SchemaError, TableSchema, check_database_name, check_table_name};
+
+/// The encoding byte of the payload that [`encode`] makes.
+pub const ENCODING: u8 = 1;
+
+/// Every part of a payload starts at a multiple of this, so that columns can be used in place.
+const ALIGNMENT: usize = 8;
+/// Marks the start of an encapsulated Arrow IPC message.
+const CONTINUATION: [u8; 4] = [0xff; 4];
+
+/// Points for one database.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// Its name.
+    pub database: String,
+    /// At least one table, each once.
+    pub tables: Vec<TableBatch>,
+}
+
+/// Points for one table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TableBatch {
+    /// Its name.
+    pub table: String,
+    /// The columns that these points have: a part of the table's, in their own order.
+    pub schema: TableSchema,
+    /// Fingerprint of the schema that the table had when this was parsed; 0 if it was new.
+    pub assigned: u64,
+    /// At least one row; the Arrow schema is `schema.to_arrow()`.
+    pub rows: RecordBatch,
+}
+
+/// What a payload says about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// Name of the database.
+    pub database: String,
+    /// The tables in order.
+    pub tables: Vec<TableHeader>,
+}
+
+/// What a payload says about one table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableHeader {
+    /// Name of the table.
+    pub name: String,
+    /// Columns of the rows.
+    pub schema: TableSchema,
+    /// Fingerprint of the schema that the table had when the rows were parsed; 0 if it was new.
+    pub assigned: u64,
+    /// How many rows, at least one.
+    pub rows: u32,
+    /// Length of the Arrow IPC message in bytes, padding included.
+    pub ipc_len: u32,
+}
+
+/// A payload cannot be made or read. A retry cannot help.
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    /// Bytes are missing, too many, or not what the format asks for.
+    #[error("malformed batch: {0}")]
+    Malformed(String),
+    /// A name or a set of columns that cannot be.
+    #[error("malformed batch: {0}")]
+    Schema(#[from] SchemaError),
+    /// Arrow does not take or give these columns.
+    #[error("malformed batch: {0}")]
+    Arrow(#[from] ArrowError),
+}
+
+impl Batch {
+    /// Rows of all tables.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.tables.iter().map(|table| table.rows.num_rows()).sum()
+    }
+}
+
+/// The payload of a batch, [`ENCODING`].
+///
+/// # Errors
+/// More than 4 GiB, or rows that do not have the columns of their schema.
+pub fn encode(batch: &Batch) -> Result<Bytes, BatchError> {
+    let options = IpcWriteOptions::try_new(ALIGNMENT, false, MetadataVersion::V5)?;
+    let mut context = IpcWriteContext::default();
+    let mut header =
+        Header { database: batch.database.clone(), tables: Vec::with_capacity(batch.tables.len()) };
+    let mut messages = Vec::with_capacity(batch.tables.len());
+    for table in &batch.tables {
+        if table.rows.num_columns() != table.schema.columns().len() + 1 {
+            return Err(malformed("rows and schema differ in their columns"));
+        }
+        let mut dictionaries = DictionaryTracker::new(true);
+        let (_, message) =
+            IpcDataGenerator::default().encode(&table.rows, &mut dictionaries, &options, &mut context)?;
+        // Before its metadata a message has the mark and a length; both are padded as one.
+        let ipc_len = (8 + message.ipc_message.len()).next_multiple_of(ALIGNMENT) + message.arrow_data.len();
+        header.tables.push(TableHeader {
+            name: table.table.clone(),
+            schema: table.schema.clone(),
+            assigned: table.assigned,
+            rows: length(table.rows.num_rows())?,
+            ipc_len: length(ipc_len)?,
+        });
+        messages.push(message);
+    }
+    let head = rmp_serde::to_vec(&header).map_err(|error| malformed(error.to_string()))?;
+    let body: usize = header.tables.iter().map(|table| table.ipc_len as usize).sum();
+    let mut payload = Vec::with_capacity(4 + head.len() + ALIGNMENT + body);
+    payload.extend_from_slice(&length(head.len())?.to_le_bytes());
+    payload.extend_from_slice(&head);
+    payload.resize(payload.len().next_multiple_of(ALIGNMENT), 0);
+    for (message, table) in messages.into_iter().zip(&header.tables) {
+        let start = payload.len();
+        write_message(&mut payload, message, &options)?;
+        if payload.len() - start != table.ipc_len as usize {
+            return Err(malformed("Arrow wrote a message of another length than announced"));
+        }
+    }
+    Ok(payload.into())
+}
+
+/// What is in a payload; cheap, rows are not looked at.
+///
+/// # Errors
+/// The head is malformed or does not fit the payload's length.
+pub fn peek(payload: &Bytes) -> Result<Header, BatchError> {
+    Ok(open(payload)?.0)
+}
+
+/// The batch of a payload. Columns share the payload's memory where they are aligned.
+///
+/// # Errors
+/// Anything that [`encode`] would not have made. Never panics, whatever the bytes.
+pub fn decode(payload: &Bytes) -> Result<Batch, BatchError> {
+    let (header, mut start) = open(payload)?;
+    let mut tables = Vec::with_capacity(header.tables.len());
+    for table in header.tables {
+        // `open` has checked that the lengths add up to the payload's.
+        let end = start + table.ipc_len as usize;
+        let rows = read_rows(&payload.slice(start..end), &table)?;
+        start = end;
+        tables.push(TableBatch { table: table.name, schema: table.schema, assigned: table.assigned, rows });
+    }
+    Ok(Batch { database: header.database, tables })
+}
+
+/// The head, and where the first table's message starts.
+fn open(payload: &Bytes) -> Result<(Header, usize), BatchError> {
+    let (head_len, rest) = payload.split_first_chunk::<4>().ok_or_else(|| malformed("it has no head"))?;
+    let head_len = u32::from_le_bytes(*head_len) as usize;
+    let head = rest.get(..head_len).ok_or_else(|| malformed("its head is cut off"))?;
+    let header: Header = rmp_serde::from_slice(head).map_err(|error| malformed(error.to_string()))?;
+    check_database_name(&header.database)?;
+    let mut names = BTreeSet::new();
+    for table in &header.tables {
+        check_table_name(&table.name)?;
+        if table.rows == 0 || !names.insert(&table.name) {
+            return Err(malformed(format!("table {:?} is empty or appears twice", table.name)));
+        }
+    }
+    let start = (4 + head_len).next_multiple_of(ALIGNMENT);
+    let body: u64 = header.tables.iter().map(|table| u64::from(table.ipc_len)).sum();
+    if names.is_empty() || start as u64 + body != payload.len() as u64 {
+        return Err(malformed("it has no tables or another length than its head says"));
+    }
+    Ok((header, start))
+}
+
+/// Reads one encapsulated message. Arrow's reader panics on offsets outside of the body, so all of
+/// them are checked first.
+fn read_rows(message: &Bytes, table: &TableHeader) -> Result<RecordBatch, BatchError> {
+    let cut = || malformed("an Arrow message is cut off");
+    let (prefix, rest) = message.split_first_chunk::<8>().ok_or_else(cut)?;
+    let [mark @ .., l0, l1, l2, l3] = *prefix;
+    let metadata_len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
+    if mark != CONTINUATION {
+        return Err(malformed("an Arrow message does not start with its mark"));
+    }
+    let metadata = rest.get(..metadata_len).ok_or_else(cut)?;
+    let body = Buffer::from(message.slice(8 + metadata_len..));
+
+    let envelope = arrow_ipc::root_as_message(metadata).map_err(|error| malformed(error.to_string()))?;
+    let batch =
+        envelope.header_as_record_batch().ok_or_else(|| malformed("an Arrow message of another type"))?;
+    let rows = i64::from(table.rows);
+    let schema = table.schema.to_arrow();
+    let (Some(nodes), Some(buffers)) = (batch.nodes(), batch.buffers()) else {
+        return Err(malformed("an Arrow message without columns"));
+    };
+    let plain = batch.compression().is_none()
+        && batch.variadicBufferCounts().is_none_or(|counts| counts.is_empty())
+        && envelope.version() == MetadataVersion::V5;
+    if !plain || batch.length() != rows || nodes.len() != schema.fields().len() {
+        return Err(malformed("rows, columns or coding of an Arrow message differ from the head"));
+    }
+    let bitmap = table.rows.div_ceil(8) as usize;
+    let mut sizes = Vec::with_capacity(buffers.len());
+    for buffer in buffers {
+        let range = usize::try_from(buffer.offset()).ok().zip(usize::try_from(buffer.length()).ok());
+        match range {
+            Some((offset, len)) if offset.checked_add(len).is_some_and(|end| end <= body.len()) => {
+                sizes.push(len)
+            }
+            _ => return Err(malformed("a column lies outside of its Arrow message")),
+        }
+    }
+    let mut sizes = sizes.into_iter();
+    for (field, node) in schema.fields().iter().zip(nodes) {
+        let nulls = node.null_count();
+        let validity = sizes.next().unwrap_or(0);
+        let values = sizes.next();
+        // Of offsets Arrow asserts that they are whole; text has a third buffer, the bytes.
+        let whole = match field.data_type() {
+            DataType::Utf8 => values == Some((table.rows as usize + 1) * 4) && sizes.next().is_some(),
+            _ => values.is_some(),
+        };
+        if !whole || node.length() != rows || !(0..=rows).contains(&nulls) || (nulls > 0 && validity < bitmap)
+        {
+            return Err(malformed(format!("column {:?} does not have the rows it should", field.name())));
+        }
+    }
+    if sizes.next().is_some() {
+        return Err(malformed("an Arrow message with more buffers than columns have"));
+    }
+    Ok(arrow_ipc::reader::read_record_batch(
+        &body,
+        batch,
+        schema,
+        &HashMap::new(),
+        None,
+        &MetadataVersion::V5,
+    )?)
+}
+
+fn length(len: usize) -> Result<u32, BatchError> {
+    u32::try_from(len).map_err(|_| malformed("a part is longer than 4 GiB"))
+}
+
+fn malformed(reason: impl Into<String>) -> BatchError {
+    BatchError::Malformed(reason.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::{
+        ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray, TimestampNanosecondArray, UInt64Array,
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::columnar::schema::ColumnKind;
+
+    fn sample() -> Batch {
+        let schema =
+            TableSchema::new((0..=5).map(|code| (format!("c{code}"), ColumnKind::try_from(code).unwrap())));
+        let schema = schema.unwrap();
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(TimestampNanosecondArray::from(vec![1, 2, i64::MIN])),
+            Arc::new(StringArray::from(vec![Some("a"), None, Some("größe")])),
+            Arc::new(Float64Array::from(vec![Some(0.5), None, Some(-1.0)])),
+            Arc::new(Int64Array::from(vec![Some(1), Some(2), Some(3)])),
+            Arc::new(UInt64Array::from(vec![None, None, Some(u64::MAX)])),
+            Arc::new(BooleanArray::from(vec![Some(true), None, Some(false)])),
+            Arc::new(StringArray::from(vec![None, Some(""), Some("text")])),
+        ];
+        let rows = RecordBatch::try_new(schema.to_arrow(), columns).unwrap();
+        let one = TableBatch { table: "cpu".into(), schema, assigned: 7, rows };
+        let two = TableBatch { table: "mem, or ory".into(), rows: one.rows.slice(1, 2), ..one.clone() };
+        Batch { database: "home".into(), tables: vec![one, two] }
+    }
+
+    #[test]
+    fn a_batch_comes_back_whatever_its_alignment() {
+        let batch = sample();
+        let payload = encode(&batch).unwrap();
+        let header = peek(&payload).unwrap();
+        assert_eq!(header.database, "home");
+        assert_eq!(header.tables.iter().map(|table| table.rows).collect::<Vec<_>>(), [3, 2]);
+        assert_eq!(header.tables[0].schema, batch.tables[0].schema);
+        assert_eq!(header.tables[1].assigned, 7);
+        assert_eq!(batch.rows(), 5);
+        for shift in 0..9 {
+            let mut moved = vec![0; shift];
+            moved.extend_from_slice(&payload);
+            assert_eq!(decode(&Bytes::from(moved).slice(shift..)).unwrap(), batch);
+        }
+    }
+
+    #[test]
+    fn every_cut_and_every_flipped_bit_is_survived() {
+        let payload = encode(&sample()).unwrap();
+        for end in 0..payload.len() {
+            assert!(decode(&payload.slice(..end)).is_err(), "cut at {end}");
+        }
+        for at in 0..payload.len() * 8 {
+            let mut bytes = payload.to_vec();
+            bytes[at / 8] ^= 1 << (at % 8);
+            // A flipped value bit is still a batch; what counts is that nothing panics.
+            let _ = decode(&bytes.into());
+        }
+    }
+
+    #[test]
+    fn rows_that_do_not_match_the_head_are_refused() {
+        let mut batch = sample();
+        batch.tables[0].rows = batch.tables[0].rows.project(&[0, 1]).unwrap();
+        assert!(encode(&batch).is_err());
+        let mut batch = sample();
+        batch.tables[1].table = "cpu".into();
+        assert!(decode(&encode(&batch).unwrap()).is_err());
+        batch.tables.clear();
+        assert!(decode(&encode(&batch).unwrap()).is_err());
+        let mut batch = sample();
+        batch.database = "no/name".into();
+        assert!(peek(&encode(&batch).unwrap()).is_err());
+    }
+
+    #[test]
+    fn a_null_time_is_refused() {
+        let schema = TableSchema::default();
+        let field = schema.to_arrow().field(0).clone().with_nullable(true);
+        let time: ArrayRef = Arc::new(TimestampNanosecondArray::from(vec![Some(1), None]));
+        let rows =
+            RecordBatch::try_new(Arc::new(arrow_schema::Schema::new(vec![field])), vec![time]).unwrap();
+        let table = TableBatch { table: "t".into(), schema, assigned: 0, rows };
+        let payload = encode(&Batch { database: "home".into(), tables: vec![table] }).unwrap();
+        assert!(matches!(decode(&payload), Err(BatchError::Arrow(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(
+            at in any::<prop::sample::Index>(),
+            bytes in prop::collection::vec(any::<u8>(), 1..24),
+        ) {
+            let mut payload = encode(&sample()).unwrap().to_vec();
+            let at = at.index(payload.len());
+            for (slot, byte) in payload[at..].iter_mut().zip(bytes) {
+                *slot = byte;
+            }
+            let _ = decode(&payload.into());
+        }
+    }
+}

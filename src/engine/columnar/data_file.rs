@@ -1,0 +1,275 @@
+//! One Parquet file: what the manifest says of it, where it lies, and how it gets there.
+//!
+//! A file is never changed. Its name holds its positions and a part of its content hash, so two
+//! files with different content never have one name. Layout: `data/DATABASE/TABLE/DAY-LSN-HASH.parquet`.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use data_encoding::HEXLOWER;
+use parquet::file::FOOTER_SIZE;
+use ring::digest::{Context, SHA256, digest};
+use serde::{Deserialize, Serialize};
+
+use super::parquet::{tail_len, tail_rows};
+use crate::{
+    disk::{Create, Disk, Durability},
+    engine::EngineError,
+    types::Lsn,
+};
+
+/// Name of the directory that holds the files, under the engine's.
+pub(super) const DATA: &str = "data";
+/// What a file under construction ends with.
+const UNFINISHED: &str = ".tmp";
+/// Nanoseconds of a day.
+pub(super) const DAY: i64 = 86_400_000_000_000;
+/// Bytes hashed at a time.
+const HASH_STEP: usize = 1 << 20;
+
+/// What the manifest says of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FileEntry {
+    /// Whose file it is.
+    pub(super) database: String,
+    /// Which table's.
+    pub(super) table: String,
+    /// How many points.
+    pub(super) rows: u64,
+    /// Time of the first.
+    pub(super) min_time: i64,
+    /// Time of the last.
+    pub(super) max_time: i64,
+    /// No record before this one is in the file.
+    pub(super) min_lsn: Lsn,
+    /// No record behind this one is in the file.
+    pub(super) max_lsn: Lsn,
+    /// Length in bytes.
+    pub(super) size: u64,
+    /// SHA-256 of the content.
+    pub(super) hash: [u8; 32],
+}
+
+/// A file that is there. It is removed only while nothing else holds this value.
+#[derive(Debug)]
+pub(super) struct DataFile {
+    /// What the manifest says, or will say.
+    pub(super) entry: FileEntry,
+    /// Where it lies.
+    pub(super) path: PathBuf,
+    /// Its Parquet metadata, once read.
+    #[cfg(feature = "sql")]
+    pub(super) metadata: tokio::sync::OnceCell<Arc<parquet::file::metadata::ParquetMetaData>>,
+}
+
+impl FileEntry {
+    /// Path under the engine's directory, with `/` between parts. Made from the fields alone, so
+    /// it never leads out of the directory, whoever made them.
+    pub(super) fn name(&self) -> String {
+        let day = self.min_time.div_euclid(DAY);
+        // 1970-01-01 is Julian day 2440588; 64 bits of nanoseconds stay within the calendar.
+        let date = i32::try_from(day + 2_440_588).ok().and_then(|day| time::Date::from_julian_day(day).ok());
+        let (year, month, day) =
+            date.map_or((0, 0, 0), |date| (date.year(), u8::from(date.month()), date.day()));
+        let hash = HEXLOWER.encode(self.hash.first_chunk::<8>().unwrap_or(&[0; 8]));
+        let (database, table, lsn) = (escape(&self.database), escape(&self.table), self.max_lsn);
+        format!("{DATA}/{database}/{table}/{year:04}-{month:02}-{day:02}-{lsn}-{hash}.parquet")
+    }
+
+    /// True if every point is of one UTC day.
+    pub(super) fn is_one_day(&self) -> bool {
+        self.min_time.div_euclid(DAY) == self.max_time.div_euclid(DAY)
+    }
+}
+
+impl DataFile {
+    /// The file of an entry under the engine's directory.
+    pub(super) fn new(dir: &Path, entry: FileEntry) -> Self {
+        let path = dir.join(entry.name());
+        Self {
+            entry,
+            path,
+            #[cfg(feature = "sql")]
+            metadata: tokio::sync::OnceCell::new(),
+        }
+    }
+
+    /// Writes a file: beside it, fsync, footer read back, rename. Its name is durable only after
+    /// [`sync_names`]. `entry` has everything but size and hash.
+    ///
+    /// # Errors
+    /// The disk fails, or does not give back what was written.
+    pub(super) async fn write(
+        disk: &dyn Disk,
+        dir: &Path,
+        entry: FileEntry,
+        bytes: Bytes,
+    ) -> Result<Self, EngineError> {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest(&SHA256, &bytes).as_ref());
+        let file = Self::new(dir, FileEntry { size: bytes.len() as u64, hash, ..entry });
+        let Some(parent) = file.path.parent() else {
+            return Err(EngineError::Broken("a data file has no directory".into()));
+        };
+        disk.create_dir(parent).await?;
+        let mut beside = file.path.clone().into_os_string();
+        beside.push(UNFINISHED);
+        let beside = PathBuf::from(beside);
+        remove(disk, &beside).await?;
+        let open = disk.open(&beside, Create::New).await?;
+        open.write(0, vec![bytes], Durability::Now).await?;
+        drop(open);
+        file.check_footer(disk, &beside).await?;
+        disk.rename(&beside, &file.path).await?;
+        Ok(file)
+    }
+
+    /// Compares the whole content of a copy at `path` with length and hash.
+    ///
+    /// # Errors
+    /// The disk fails; [`EngineError::Damaged`] if the content is another.
+    pub(super) async fn check_content(&self, disk: &dyn Disk, path: &Path) -> Result<(), EngineError> {
+        let open = disk.open(path, Create::No).await?;
+        let mut hash = Context::new(&SHA256);
+        let mut at = 0;
+        while at < self.entry.size {
+            let part = open.read(at, HASH_STEP).await?;
+            if part.is_empty() {
+                break;
+            }
+            at += part.len() as u64;
+            hash.update(&part);
+        }
+        if at != self.entry.size || hash.finish().as_ref() != self.entry.hash {
+            let name = path.display().to_string();
+            return Err(EngineError::Damaged(name, "its content is not what the manifest says".into()));
+        }
+        Ok(())
+    }
+
+    /// Checks that the file is there with its length.
+    ///
+    /// # Errors
+    /// The disk fails; [`EngineError::Damaged`] if it is missing or of another length.
+    pub(super) async fn check_len(&self, disk: &dyn Disk) -> Result<(), EngineError> {
+        let damaged = |why: String| EngineError::Damaged(self.path.display().to_string(), why);
+        let open = match disk.open(&self.path, Create::No).await {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(damaged("the manifest names it and it is not there".into()));
+            }
+            open => open?,
+        };
+        let len = open.len().await?;
+        if len != self.entry.size {
+            return Err(damaged(format!("it is {len} bytes long, the manifest says {}", self.entry.size)));
+        }
+        Ok(())
+    }
+
+    /// The whole content.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub(super) async fn read(&self, disk: &dyn Disk) -> Result<Bytes, EngineError> {
+        Ok(crate::disk::read_file(disk, &self.path, self.entry.size).await?)
+    }
+
+    async fn check_footer(&self, disk: &dyn Disk, path: &Path) -> Result<(), EngineError> {
+        let open = disk.open(path, Create::No).await?;
+        let size = open.len().await?;
+        let damaged = |why: String| EngineError::Damaged(path.display().to_string(), why);
+        let footer = open.read(size.saturating_sub(FOOTER_SIZE as u64), FOOTER_SIZE).await?;
+        let tail = tail_len(&footer).map_err(|e| damaged(e.to_string()))?;
+        let start = size.checked_sub(tail).ok_or_else(|| damaged("its footer is too long".into()))?;
+        let rows = tail_rows(&open.read(start, tail as usize).await?).map_err(|e| damaged(e.to_string()))?;
+        if rows != self.entry.rows || size != self.entry.size {
+            return Err(damaged("it reads back otherwise than it was written".into()));
+        }
+        Ok(())
+    }
+}
+
+/// Makes the names of these files durable, those of the directories above them too.
+///
+/// # Errors
+/// The disk fails.
+pub(super) async fn sync_names(
+    disk: &dyn Disk,
+    dir: &Path,
+    files: &[Arc<DataFile>],
+) -> Result<(), EngineError> {
+    let above = files.iter().flat_map(|file| file.path.ancestors().skip(1));
+    let dirs: BTreeSet<&Path> = above.filter(|above| above.starts_with(dir)).collect();
+    // Deepest first: a name counts only if every name above it does.
+    for dir in dirs.into_iter().rev() {
+        disk.sync_dir(dir).await?;
+    }
+    Ok(())
+}
+
+/// Removes a file; that it is not there is no error.
+pub(super) async fn remove(disk: &dyn Disk, path: &Path) -> Result<(), EngineError> {
+    match disk.remove(path).await {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+/// A name as one path part that every file system takes.
+fn escape(name: &str) -> String {
+    const LONGEST: usize = 120;
+    let mut part = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' | b'-' => part.push(byte.into()),
+            b'.' if !part.is_empty() => part.push('.'),
+            _ => {
+                let _ = write!(part, "%{byte:02X}");
+            }
+        }
+    }
+    if part.len() > LONGEST {
+        part.truncate(LONGEST);
+        let hash = digest(&SHA256, name.as_bytes());
+        let _ = write!(part, "~{}", HEXLOWER.encode(hash.as_ref().first_chunk::<8>().unwrap_or(&[0; 8])));
+    }
+    part
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(table: &str, min_time: i64) -> FileEntry {
+        FileEntry {
+            database: "db".into(),
+            table: table.into(),
+            rows: 1,
+            min_time,
+            max_time: min_time,
+            min_lsn: Lsn::new(1, 1),
+            max_lsn: Lsn::new(1, 2),
+            size: 0,
+            hash: [0xab; 32],
+        }
+    }
+
+    #[test]
+    fn names_say_the_day_and_never_lead_out() {
+        let name = |table: &str, time| entry(table, time).name();
+        assert_eq!(name("cpu", 0), "data/db/cpu/1970-01-01-1.2-abababababababab.parquet");
+        assert_eq!(name("cpu", -1), "data/db/cpu/1969-12-31-1.2-abababababababab.parquet");
+        assert!(name("cpu", 1_709_164_800_000_000_000).contains("/2024-02-29-"));
+        assert!(name("..", 0).starts_with("data/db/%2E./1970"));
+        assert!(name("a/b c.ä", 0).starts_with("data/db/a%2Fb%20c.%C3%A4/1970"));
+        assert!(name("", i64::MIN).starts_with("data/db//1677-09-21-"));
+        let (a, b) = ("x".repeat(255), format!("{}y", "x".repeat(254)));
+        assert!(name(&a, 0).len() < 200);
+        assert_ne!(name(&a, 0), name(&b, 0));
+    }
+}

@@ -1,0 +1,392 @@
+//! Points of one table on their way into columns. A row is put value by value and then either kept
+//! ([`TableBuilder::commit`]) or taken back ([`TableBuilder::rollback`]), columns it brought included.
+
+use std::{collections::HashMap, ops::Range, sync::Arc};
+
+use arrow_array::{
+    ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray,
+    UInt64Array,
+};
+use arrow_buffer::{BooleanBufferBuilder, Buffer, NullBuffer, OffsetBuffer};
+
+use super::{
+    super::{
+        batch::TableBatch,
+        schema::{ColumnKind, FieldType, MAX_COLUMNS, SchemaError, TableSchema, check_column_name},
+    },
+    BodyError, MAX_VALUES,
+};
+
+/// A value of a tag or field.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Value<'a> {
+    Float(f64),
+    Int(i64),
+    UInt(u64),
+    Bool(bool),
+    /// UTF-8, which the parser has checked.
+    Text(&'a [u8]),
+}
+
+/// How many more values the batch may get, nulls included; shared by its tables.
+#[derive(Debug)]
+pub(super) struct Budget(usize);
+
+/// The points of one table so far.
+#[derive(Debug)]
+pub(super) struct TableBuilder {
+    name: String,
+    /// The table's schema in the registry; None for a new table.
+    assigned: Option<Arc<TableSchema>>,
+    columns: Vec<Column>,
+    by_name: HashMap<String, usize>,
+    /// Columns there were when the current row began.
+    settled: usize,
+    /// Columns that the registry does not know.
+    added: usize,
+    /// Columns that the current row has set; once for each time.
+    touched: Vec<usize>,
+    times: Vec<i64>,
+}
+
+/// A column that is padded with nulls only when its next value comes: it may be shorter than the
+/// table, and is longer by one if the current row has set it.
+#[derive(Debug)]
+struct Column {
+    name: String,
+    kind: ColumnKind,
+    /// The registry does not know it.
+    new: bool,
+    values: Values,
+    /// Values and nulls so far.
+    len: usize,
+    /// Where nulls are; in order, below the table's rows.
+    gaps: Vec<Range<usize>>,
+}
+
+#[derive(Debug)]
+enum Values {
+    Float(Vec<f64>),
+    Int(Vec<i64>),
+    UInt(Vec<u64>),
+    Bool(BooleanBufferBuilder),
+    Text { ends: Vec<i32>, bytes: Vec<u8> },
+}
+
+impl TableBuilder {
+    pub(super) fn new(name: String, assigned: Option<Arc<TableSchema>>) -> Self {
+        Self {
+            name,
+            assigned,
+            columns: Vec::new(),
+            by_name: HashMap::new(),
+            settled: 0,
+            added: 0,
+            touched: Vec::new(),
+            times: Vec::new(),
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn is_new(&self) -> bool {
+        self.assigned.is_none()
+    }
+
+    /// Rows that were kept.
+    pub(super) fn rows(&self) -> usize {
+        self.times.len()
+    }
+
+    /// Index of a column for a value of this kind. A new column gets the kind that the registry
+    /// has for it, else this one.
+    ///
+    /// # Errors
+    /// The column cannot take such a value, its name is bad, or there is no room for it.
+    pub(super) fn column(
+        &mut self,
+        name: &str,
+        kind: ColumnKind,
+        budget: &mut Budget,
+    ) -> Result<usize, String> {
+        if let Some((at, column)) = self.by_name.get(name).and_then(|&at| Some((at, self.columns.get(at)?))) {
+            if takes(column.kind, kind) {
+                return Ok(at);
+            }
+            return Err(SchemaError::mismatch(&self.name, name, column.kind, kind).to_string());
+        }
+        let assigned = self.assigned.as_ref().and_then(|schema| schema.kind(name));
+        if let Some(assigned) = assigned {
+            if !takes(assigned, kind) {
+                return Err(SchemaError::mismatch(&self.name, name, assigned, kind).to_string());
+            }
+        } else {
+            check_column_name(name).map_err(|error| error.to_string())?;
+            let known = self.assigned.as_ref().map_or(0, |schema| schema.columns().len());
+            if known + self.added >= MAX_COLUMNS {
+                return Err(format!("table {:?} would have more than {MAX_COLUMNS} columns", self.name));
+            }
+        }
+        budget.take(self.rows())?;
+        self.added += usize::from(assigned.is_none());
+        let at = self.columns.len();
+        self.columns.push(Column::new(name.to_owned(), assigned.unwrap_or(kind), assigned.is_none()));
+        self.by_name.insert(name.to_owned(), at);
+        Ok(at)
+    }
+
+    /// Whether the current row has a value for the column.
+    pub(super) fn is_set(&self, at: usize) -> bool {
+        self.columns.get(at).is_some_and(|column| column.len > self.times.len())
+    }
+
+    /// Columns so far, those of the current row included; an index is below.
+    pub(super) fn width(&self) -> usize {
+        self.columns.len()
+    }
+
+    /// Sets a value of the current row, in place of one that was set before.
+    ///
+    /// # Errors
+    /// The column has another type.
+    pub(super) fn put(&mut self, at: usize, value: Value<'_>) -> Result<(), String> {
+        let rows = self.times.len();
+        let column = self.columns.get_mut(at).ok_or("there is no such column")?;
+        column.cut(rows);
+        column.pad(rows);
+        self.touched.push(at);
+        match (&mut column.values, value) {
+            (Values::Float(values), Value::Float(value)) => values.push(value),
+            (Values::Float(values), Value::Int(value)) => values.push(value as f64),
+            (Values::Int(values), Value::Int(value)) => values.push(value),
+            (Values::UInt(values), Value::UInt(value)) => values.push(value),
+            (Values::Bool(values), Value::Bool(value)) => values.append(value),
+            (Values::Text { ends, bytes }, Value::Text(text)) => {
+                bytes.extend_from_slice(text);
+                ends.push(end(bytes));
+            }
+            (_, value) => {
+                return Err(
+                    SchemaError::mismatch(&self.name, &column.name, column.kind, value.kind()).to_string()
+                );
+            }
+        }
+        column.len += 1;
+        Ok(())
+    }
+
+    /// Keeps the current row.
+    ///
+    /// # Errors
+    /// The batch is full; the row is still to be taken back.
+    pub(super) fn commit(&mut self, time: i64, budget: &mut Budget) -> Result<(), String> {
+        budget.take(self.columns.len() + 1)?;
+        self.times.push(time);
+        self.settled = self.columns.len();
+        self.touched.clear();
+        Ok(())
+    }
+
+    /// Takes the current row back.
+    pub(super) fn rollback(&mut self, budget: &mut Budget) {
+        let rows = self.times.len();
+        for column in self.columns.drain(self.settled..) {
+            self.by_name.remove(&column.name);
+            self.added -= usize::from(column.new);
+            budget.0 += rows;
+        }
+        for at in self.touched.drain(..) {
+            if let Some(column) = self.columns.get_mut(at) {
+                column.cut(rows);
+            }
+        }
+    }
+
+    /// The kept rows.
+    ///
+    /// # Errors
+    /// Arrow does not take the columns: a bug here or in the parser.
+    pub(super) fn finish(self) -> Result<TableBatch, BodyError> {
+        let broken = |error: &dyn std::fmt::Display| BodyError::Columns(error.to_string());
+        let rows = self.times.len();
+        let (tags, fields): (Vec<_>, Vec<_>) =
+            self.columns.into_iter().partition(|column| column.kind == ColumnKind::Tag);
+        let mut names = Vec::with_capacity(tags.len() + fields.len());
+        let mut arrays: Vec<ArrayRef> = Vec::with_capacity(tags.len() + fields.len() + 1);
+        arrays.push(Arc::new(TimestampNanosecondArray::from(self.times)));
+        for mut column in tags.into_iter().chain(fields) {
+            column.pad(rows);
+            names.push((std::mem::take(&mut column.name), column.kind));
+            arrays.push(column.finish().map_err(|error| broken(&error))?);
+        }
+        let schema = TableSchema::new(names).map_err(|error| broken(&error))?;
+        let rows = RecordBatch::try_new(schema.to_arrow(), arrays).map_err(|error| broken(&error))?;
+        let assigned = self.assigned.map_or(0, |schema| schema.fingerprint());
+        Ok(TableBatch { table: self.name, schema, assigned, rows })
+    }
+}
+
+impl Budget {
+    pub(super) fn new() -> Self {
+        Self(MAX_VALUES)
+    }
+
+    fn take(&mut self, values: usize) -> Result<(), String> {
+        self.0 = self.0.checked_sub(values).ok_or_else(|| {
+            format!(
+                "the body makes more than {MAX_VALUES} values, counting rows times columns: send it in parts"
+            )
+        })?;
+        Ok(())
+    }
+}
+
+impl Column {
+    fn new(name: String, kind: ColumnKind, new: bool) -> Self {
+        let values = match kind {
+            ColumnKind::Tag | ColumnKind::Field(FieldType::String) => {
+                Values::Text { ends: vec![0], bytes: Vec::new() }
+            }
+            ColumnKind::Field(FieldType::Float) => Values::Float(Vec::new()),
+            ColumnKind::Field(FieldType::Int) => Values::Int(Vec::new()),
+            ColumnKind::Field(FieldType::UInt) => Values::UInt(Vec::new()),
+            ColumnKind::Field(FieldType::Bool) => Values::Bool(BooleanBufferBuilder::new(0)),
+        };
+        Self { name, kind, new, values, len: 0, gaps: Vec::new() }
+    }
+
+    /// Appends nulls up to `rows`.
+    fn pad(&mut self, rows: usize) {
+        if self.len >= rows {
+            return;
+        }
+        match &mut self.values {
+            Values::Float(values) => values.resize(rows, 0.0),
+            Values::Int(values) => values.resize(rows, 0),
+            Values::UInt(values) => values.resize(rows, 0),
+            Values::Bool(values) => values.append_n(rows - self.len, false),
+            Values::Text { ends, bytes } => ends.resize(rows + 1, end(bytes)),
+        }
+        self.gaps.push(self.len..rows);
+        self.len = rows;
+    }
+
+    /// Removes what is beyond `rows`.
+    fn cut(&mut self, rows: usize) {
+        if self.len <= rows {
+            return;
+        }
+        match &mut self.values {
+            Values::Float(values) => values.truncate(rows),
+            Values::Int(values) => values.truncate(rows),
+            Values::UInt(values) => values.truncate(rows),
+            Values::Bool(values) => values.truncate(rows),
+            Values::Text { ends, bytes } => {
+                ends.truncate(rows + 1);
+                bytes.truncate(ends.last().map_or(0, |&end| end as usize));
+            }
+        }
+        self.len = rows;
+    }
+
+    fn finish(self) -> Result<ArrayRef, arrow_schema::ArrowError> {
+        let nulls = (!self.gaps.is_empty()).then(|| {
+            let mut valid = BooleanBufferBuilder::new(self.len);
+            for gap in &self.gaps {
+                valid.append_n(gap.start - valid.len(), true);
+                valid.append_n(gap.len(), false);
+            }
+            valid.append_n(self.len - valid.len(), true);
+            NullBuffer::new(valid.finish())
+        });
+        Ok(match self.values {
+            Values::Float(values) => Arc::new(Float64Array::new(values.into(), nulls)),
+            Values::Int(values) => Arc::new(Int64Array::new(values.into(), nulls)),
+            Values::UInt(values) => Arc::new(UInt64Array::new(values.into(), nulls)),
+            Values::Bool(mut values) => Arc::new(BooleanArray::new(values.finish(), nulls)),
+            Values::Text { ends, bytes } => Arc::new(StringArray::try_new(
+                OffsetBuffer::new(ends.into()),
+                Buffer::from_vec(bytes),
+                nulls,
+            )?),
+        })
+    }
+}
+
+impl Value<'_> {
+    /// The kind of field that a value makes.
+    pub(super) fn kind(self) -> ColumnKind {
+        ColumnKind::Field(match self {
+            Self::Float(_) => FieldType::Float,
+            Self::Int(_) => FieldType::Int,
+            Self::UInt(_) => FieldType::UInt,
+            Self::Bool(_) => FieldType::Bool,
+            Self::Text(_) => FieldType::String,
+        })
+    }
+}
+
+/// An integer in a float column becomes a float.
+fn takes(column: ColumnKind, value: ColumnKind) -> bool {
+    column == value
+        || (column == ColumnKind::Field(FieldType::Float) && value == ColumnKind::Field(FieldType::Int))
+}
+
+/// Texts of a column are cut out of a body whose length fits (see `line_protocol::parse`).
+fn end(bytes: &[u8]) -> i32 {
+    i32::try_from(bytes.len()).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_array::{Array, cast::AsArray, types::Float64Type};
+
+    use super::*;
+
+    #[test]
+    fn a_row_that_is_taken_back_leaves_nothing() {
+        let mut budget = Budget::new();
+        let mut table = TableBuilder::new("t".into(), None);
+        for (at, name) in ["a", "b", "c"].into_iter().enumerate() {
+            let text = table.column("s", ColumnKind::Field(FieldType::String), &mut budget).unwrap();
+            table.put(text, Value::Text(name.as_bytes())).unwrap();
+            let column = table.column(name, ColumnKind::Field(FieldType::Float), &mut budget).unwrap();
+            table.put(column, Value::Int(at as i64)).unwrap();
+            if name == "b" {
+                table.rollback(&mut budget);
+            } else {
+                table.commit(at as i64, &mut budget).unwrap();
+            }
+        }
+        let before = budget.0;
+        let _ = table.column("d", ColumnKind::Tag, &mut budget).unwrap();
+        table.rollback(&mut budget);
+        assert_eq!(budget.0, before);
+        // Two rows: time, s, a; then c for both and a for the second row.
+        assert_eq!(MAX_VALUES - before, 3 + 1 + 4);
+        let batch = table.finish().unwrap();
+        let names: Vec<_> = batch.schema.columns().iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["s", "a", "c"]);
+        assert_eq!(batch.rows.column(1).as_string::<i32>().iter().flatten().collect::<Vec<_>>(), ["a", "c"]);
+        let last = batch.rows.column(3).as_primitive::<Float64Type>();
+        assert!(last.is_null(0) && last.value(1) == 2.0);
+    }
+
+    #[test]
+    fn a_batch_is_bounded() {
+        let mut budget = Budget(10);
+        let mut table = TableBuilder::new("t".into(), None);
+        let one = table.column("a", ColumnKind::Tag, &mut budget).unwrap();
+        for time in 0..5 {
+            table.put(one, Value::Text(b"x")).unwrap();
+            table.commit(time, &mut budget).unwrap();
+        }
+        table.put(one, Value::Text(b"x")).unwrap();
+        assert!(table.commit(5, &mut budget).is_err());
+        table.rollback(&mut budget);
+        assert!(table.column("b", ColumnKind::Tag, &mut budget).is_err());
+        assert_eq!(table.finish().unwrap().rows.num_rows(), 5);
+    }
+}

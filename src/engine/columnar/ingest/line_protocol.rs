@@ -1,0 +1,351 @@
+//! InfluxDB line protocol, from bytes straight into columns.
+//!
+//! ```text
+//! measurement[,tag=value...] field=value[,field=value...] [timestamp]
+//! ```
+//! Most lines look like the one before: its table and its keys are tried first, by comparing bytes.
+//! Only what differs is taken apart and looked up.
+
+use std::collections::HashMap;
+
+use super::{
+    super::{
+        batch::Batch,
+        schema::{ColumnKind, MAX_TABLES, SchemaError, Schemas, Tables, check_table_name},
+    },
+    BodyError, LineError, MAX_ERROR, MAX_REPORTED, Options, Parsed,
+    columns::{Budget, TableBuilder, Value},
+    cursor::{Cursor, KEY_ESCAPES, MEASUREMENT_ESCAPES, line_end, plain, quoted, shortened, unescape},
+    number::{NumberError, timestamp},
+};
+
+/// Longest body: offsets into its texts are 31 bits.
+const MAX_BODY: usize = i32::MAX as usize;
+
+/// Reads a body. Good points become a batch, of bad ones it says why.
+///
+/// Types come from `schemas` and, for new columns, from the first point that has them.
+///
+/// # Errors
+/// Nothing of the body can be taken, see [`BodyError`].
+pub fn parse(body: &[u8], options: &Options, schemas: &Schemas) -> Result<Parsed, BodyError> {
+    schemas.check_database(&options.database)?;
+    if body.len() > MAX_BODY {
+        return Err(BodyError::TooLarge { len: body.len(), limit: MAX_BODY });
+    }
+    let mut parser = Parser {
+        body,
+        is_text: std::str::from_utf8(body).is_ok(),
+        options,
+        assigned: schemas.tables(&options.database),
+        tables: Vec::new(),
+        by_name: HashMap::new(),
+        last: 0,
+        new_tables: 0,
+        budget: Budget::new(),
+        unescaped: Vec::new(),
+    };
+    let mut parsed = Parsed { batch: None, rows: 0, rejected: Vec::new(), rejected_total: 0 };
+    let mut line = 1;
+    let mut cursor = Cursor { body, at: 0 };
+    while let Some(byte) = cursor.peek() {
+        match byte {
+            b'\n' => {
+                line += 1;
+                cursor.at += 1;
+            }
+            b' ' | b'\t' | b'\r' => cursor.at += 1,
+            b'#' => cursor.at += memchr::memchr(b'\n', cursor.rest()).unwrap_or(cursor.rest().len()),
+            _ => {
+                let start = cursor.at;
+                if let Err(error) = parser.point(&mut cursor) {
+                    cursor.at = line_end(body, start);
+                    parsed.rejected_total += 1;
+                    if parsed.rejected.len() < MAX_REPORTED {
+                        parsed.rejected.push(LineError { line, error: shortened(&error, MAX_ERROR) });
+                    }
+                }
+                line += memchr::memchr_iter(b'\n', body.get(start..cursor.at).unwrap_or_default()).count();
+            }
+        }
+    }
+    if parsed.rejected_total == 0 || options.accept_partial {
+        let tables = parser.tables.into_iter().map(|table| table.builder).filter(|table| table.rows() > 0);
+        let tables = tables.map(TableBuilder::finish).collect::<Result<Vec<_>, _>>()?;
+        if !tables.is_empty() {
+            let batch = Batch { database: options.database.clone(), tables };
+            parsed.rows = batch.rows();
+            parsed.batch = Some(batch);
+        }
+    }
+    Ok(parsed)
+}
+
+struct Parser<'a> {
+    body: &'a [u8],
+    /// The whole body is UTF-8; otherwise each line is checked.
+    is_text: bool,
+    options: &'a Options,
+    /// The database's tables in the registry.
+    assigned: Option<&'a Tables>,
+    tables: Vec<Table>,
+    by_name: HashMap<String, usize>,
+    /// Index of the table of the last line.
+    last: usize,
+    /// Tables with points that the registry does not know.
+    new_tables: usize,
+    budget: Budget,
+    /// Text with its escapes taken out, for one value at a time.
+    unescaped: Vec<u8>,
+}
+
+/// A table, and what the next line of it is likely to look like.
+struct Table {
+    builder: TableBuilder,
+    /// The measurement as it was spelled first.
+    spelled: Vec<u8>,
+    /// The table whose line came after the last line of this one.
+    next: usize,
+    /// Per column its key as it was spelled first, with the equals sign.
+    keys: Vec<Vec<u8>>,
+    /// Columns of the last line in order.
+    tags: Vec<usize>,
+    /// The same for fields.
+    fields: Vec<usize>,
+}
+
+impl<'a> Parser<'a> {
+    /// Reads one point; the cursor ends at the line's end. After an error nothing of it is left.
+    fn point(&mut self, cursor: &mut Cursor<'a>) -> Result<(), String> {
+        let start = cursor.at;
+        let at = self.table(cursor)?;
+        let count = self.tables.len();
+        let Some(table) = self.tables.get_mut(at) else {
+            return Err("there is no such table".into());
+        };
+        let read = table.read(cursor, &mut self.unescaped, &mut self.budget).and_then(|time| {
+            let text = self.body.get(start..cursor.at).unwrap_or_default();
+            if !self.is_text && std::str::from_utf8(text).is_err() {
+                return Err("the line is not valid UTF-8".into());
+            }
+            let time = match time {
+                None => self.options.now_ns,
+                Some(time) => self.options.precision.to_ns(time).ok_or_else(|| {
+                    format!("timestamp {time} is out of range for precision {:?}", self.options.precision)
+                })?,
+            };
+            table.builder.commit(time, &mut self.budget)
+        });
+        let first = table.builder.rows() <= 1;
+        match read {
+            Ok(()) => {
+                self.new_tables += usize::from(first && table.builder.is_new());
+                if let Some(last) = self.tables.get_mut(self.last) {
+                    last.next = at;
+                }
+                self.last = at;
+            }
+            Err(_) => {
+                table.rollback(&mut self.budget);
+                // A table without points was made for this line, so it is the last one.
+                if table.builder.rows() == 0 && at + 1 == count {
+                    self.by_name.remove(table.builder.name());
+                    self.tables.pop();
+                }
+            }
+        }
+        read
+    }
+
+    /// Index of the table of the point at the cursor, which moves behind the measurement.
+    fn table(&mut self, cursor: &mut Cursor<'a>) -> Result<usize, String> {
+        let mut guess = self.last;
+        for _ in 0..2 {
+            let Some(table) = self.tables.get(guess) else { break };
+            let after = cursor.rest().strip_prefix(table.spelled.as_slice());
+            if let Some([b',' | b' ', ..]) = after {
+                cursor.at += table.spelled.len();
+                return Ok(guess);
+            }
+            guess = table.next;
+        }
+        let (spelled, escaped) = cursor.measurement();
+        let name = plain(spelled, escaped, MEASUREMENT_ESCAPES);
+        let name = std::str::from_utf8(&name).map_err(|_| "the measurement is not valid UTF-8")?;
+        if let Some(&at) = self.by_name.get(name) {
+            return Ok(at);
+        }
+        let assigned = self.assigned.and_then(|tables| tables.get(name)).cloned();
+        if assigned.is_none() {
+            check_table_name(name).map_err(|error| error.to_string())?;
+            if self.assigned.map_or(0, |tables| tables.len()) + self.new_tables >= MAX_TABLES {
+                return Err(SchemaError::too_many_tables(&self.options.database).to_string());
+            }
+        }
+        let at = self.tables.len();
+        self.by_name.insert(name.to_owned(), at);
+        self.tables.push(Table {
+            builder: TableBuilder::new(name.to_owned(), assigned),
+            spelled: spelled.to_vec(),
+            next: at,
+            keys: Vec::new(),
+            tags: Vec::new(),
+            fields: Vec::new(),
+        });
+        Ok(at)
+    }
+}
+
+impl Table {
+    /// Puts the tags and fields behind the measurement; gives the timestamp.
+    fn read(
+        &mut self,
+        cursor: &mut Cursor<'_>,
+        unescaped: &mut Vec<u8>,
+        budget: &mut Budget,
+    ) -> Result<Option<i64>, String> {
+        let mut nth = 0;
+        while cursor.eat(b',') {
+            self.tag(nth, cursor, unescaped, budget)?;
+            nth += 1;
+        }
+        if !cursor.eat(b' ') {
+            return Err("there are no fields".into());
+        }
+        cursor.skip_spaces();
+        if cursor.at_end_of_line() {
+            return Err("there are no fields".into());
+        }
+        nth = 0;
+        loop {
+            self.field(nth, cursor, unescaped, budget)?;
+            nth += 1;
+            if !cursor.eat(b',') {
+                break;
+            }
+        }
+        cursor.skip_spaces();
+        if cursor.at_end_of_line() {
+            return Ok(None);
+        }
+        let wrong = |cursor: &Cursor<'_>| format!("{} is not a timestamp", cursor.quoted());
+        let (time, len) = timestamp(cursor.rest()).map_err(|error| match error {
+            NumberError::Syntax => wrong(cursor),
+            NumberError::Range => format!("timestamp {} does not fit 64 bits", cursor.quoted()),
+        })?;
+        let behind = Cursor { body: cursor.body, at: cursor.at + len };
+        if !matches!(behind.peek(), None | Some(b' ' | b'\n' | b'\r')) {
+            return Err(wrong(cursor));
+        }
+        cursor.at += len;
+        cursor.skip_spaces();
+        if cursor.at_end_of_line() {
+            return Ok(Some(time));
+        }
+        Err(format!("there is text behind the timestamp: {}", cursor.quoted()))
+    }
+
+    fn tag(
+        &mut self,
+        nth: usize,
+        cursor: &mut Cursor<'_>,
+        unescaped: &mut Vec<u8>,
+        budget: &mut Budget,
+    ) -> Result<(), String> {
+        let at = match self.expected(self.tags.get(nth), cursor) {
+            Some(at) => at,
+            None => {
+                let (spelled, name) = cursor.key("tag")?;
+                let at = self.column(&name, spelled, ColumnKind::Tag, budget)?;
+                expect(&mut self.tags, nth, at);
+                at
+            }
+        };
+        let (text, escaped) = cursor.tag_value();
+        if text.is_empty() {
+            return Err(format!("tag {} has an empty value", self.key_of(at)));
+        }
+        if self.builder.is_set(at) {
+            return Err(format!("tag {} appears twice", self.key_of(at)));
+        }
+        if escaped {
+            unescape(text, KEY_ESCAPES, unescaped);
+            self.builder.put(at, Value::Text(unescaped))
+        } else {
+            self.builder.put(at, Value::Text(text))
+        }
+    }
+
+    fn field(
+        &mut self,
+        nth: usize,
+        cursor: &mut Cursor<'_>,
+        unescaped: &mut Vec<u8>,
+        budget: &mut Budget,
+    ) -> Result<(), String> {
+        if let Some(at) = self.expected(self.fields.get(nth), cursor) {
+            let value =
+                cursor.value(unescaped).map_err(|error| format!("field {}: {error}", self.key_of(at)))?;
+            return self.builder.put(at, value);
+        }
+        let (spelled, name) = cursor.key("field")?;
+        let value = cursor.value(unescaped).map_err(|error| format!("field {name:?}: {error}"))?;
+        let at = self.column(&name, spelled, value.kind(), budget)?;
+        expect(&mut self.fields, nth, at);
+        self.builder.put(at, value)
+    }
+
+    /// The column that the last line had at this place, if the cursor stands before its key; moves
+    /// the cursor behind it.
+    fn expected(&self, at: Option<&usize>, cursor: &mut Cursor<'_>) -> Option<usize> {
+        let at = *at?;
+        let key = self.keys.get(at)?;
+        cursor.rest().starts_with(key).then(|| {
+            cursor.at += key.len();
+            at
+        })
+    }
+
+    fn column(
+        &mut self,
+        name: &str,
+        spelled: &[u8],
+        kind: ColumnKind,
+        budget: &mut Budget,
+    ) -> Result<usize, String> {
+        let at = self.builder.column(name, kind, budget)?;
+        if at == self.keys.len() {
+            self.keys.push(spelled.to_vec());
+        }
+        Ok(at)
+    }
+
+    /// A column's key as the line spells it, for messages.
+    fn key_of(&self, at: usize) -> String {
+        let key = self.keys.get(at).map(Vec::as_slice).unwrap_or_default();
+        quoted(key.strip_suffix(b"=").unwrap_or(key))
+    }
+
+    fn rollback(&mut self, budget: &mut Budget) {
+        self.builder.rollback(budget);
+        let width = self.builder.width();
+        if width < self.keys.len() {
+            self.keys.truncate(width);
+            self.tags.clear();
+            self.fields.clear();
+        }
+    }
+}
+
+/// Notes the column at place `nth` for the next line.
+fn expect(columns: &mut Vec<usize>, nth: usize, at: usize) {
+    match columns.get_mut(nth) {
+        Some(place) => *place = at,
+        None => columns.push(at),
+    }
+}
+
+#[cfg(test)]
+mod oracle;
+#[cfg(test)]
+mod tests;

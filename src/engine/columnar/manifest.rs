@@ -1,0 +1,175 @@
+//! The manifest: which files there are and up to where the log is in them.
+//!
+//! Replacing it commits a checkpoint: a file that it does not name does not count. Layout: magic,
+//! format version, length and CRC-32C of the body, the body (MessagePack with named fields).
+
+use std::path::Path;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    data_file::FileEntry,
+    schema::{Schemas, check_database_name, check_table_name},
+};
+use crate::{
+    disk::{Create, Disk, read_file, replace_file},
+    engine::EngineError,
+    types::Lsn,
+};
+
+/// Name of the manifest in the engine's directory and in an export.
+pub(super) const NAME: &str = "MANIFEST";
+/// Largest manifest that is read, in bytes.
+const MAX_LEN: u64 = 1 << 30;
+const MAGIC: [u8; 4] = *b"SKMF";
+const VERSION: u32 = 1;
+const HEAD_LEN: usize = 20;
+
+/// What the last finished checkpoint holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Manifest {
+    /// Last record that is in the files.
+    pub(super) position: Lsn,
+    /// The caller's bytes.
+    #[serde(with = "serde_bytes")]
+    pub(super) sidecar: Vec<u8>,
+    /// The columns of every table at that position.
+    pub(super) schemas: Schemas,
+    /// The files; those of one table in the order in which their rows were written.
+    pub(super) files: Vec<FileEntry>,
+}
+
+impl Manifest {
+    /// Reads the manifest in `dir`, or `None` if there is none.
+    ///
+    /// # Errors
+    /// The disk fails, or the bytes do not verify.
+    pub(super) async fn read(disk: &dyn Disk, dir: &Path) -> Result<Option<Self>, EngineError> {
+        let path = dir.join(NAME);
+        match disk.open(&path, Create::No).await {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            opened => drop(opened?),
+        }
+        let bytes = read_file(disk, &path, MAX_LEN).await?;
+        let read = Self::decode(&bytes);
+        read.map(Some).map_err(|why| EngineError::Damaged(path.display().to_string(), why))
+    }
+
+    /// Writes the manifest as `path`, durably and whole or not at all.
+    ///
+    /// # Errors
+    /// The disk fails; the former manifest is then still in force, or this one is.
+    pub(super) async fn write(&self, disk: &dyn Disk, path: &Path) -> Result<u64, EngineError> {
+        let bytes = self.encode()?;
+        let len = bytes.len() as u64;
+        replace_file(disk, path, bytes).await?;
+        Ok(len)
+    }
+
+    fn encode(&self) -> Result<Bytes, EngineError> {
+        let body =
+            rmp_serde::to_vec_named(self).map_err(|e| EngineError::Broken(format!("manifest: {e}")))?;
+        let mut bytes = Vec::with_capacity(HEAD_LEN + body.len());
+        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+        bytes.extend_from_slice(&body);
+        Ok(bytes.into())
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let cut = || "it is cut off".to_owned();
+        let (magic, rest) = bytes.split_first_chunk::<4>().ok_or_else(cut)?;
+        let (version, rest) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
+        let (len, rest) = rest.split_first_chunk::<8>().ok_or_else(cut)?;
+        let (sum, body) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
+        let version = u32::from_le_bytes(*version);
+        if *magic != MAGIC {
+            return Err("it is not a manifest".into());
+        }
+        if version != VERSION {
+            return Err(format!("it has format version {version}, this program knows {VERSION}"));
+        }
+        if u64::from_le_bytes(*len) != body.len() as u64 || u32::from_le_bytes(*sum) != crc32c::crc32c(body) {
+            return Err("its length or checksum does not match".into());
+        }
+        let manifest: Self = rmp_serde::from_slice(body).map_err(|e| e.to_string())?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// What the rest relies on, also where the manifest comes from another node.
+    fn check(&self) -> Result<(), String> {
+        let mut paths = std::collections::BTreeSet::new();
+        for file in &self.files {
+            check_database_name(&file.database)
+                .and_then(|()| check_table_name(&file.table))
+                .map_err(|e| e.to_string())?;
+            if self.schemas.get(&file.database, &file.table).is_none() {
+                return Err(format!("it lists a file of table {:?} without schema", file.table));
+            }
+            if file.max_lsn > self.position || file.min_lsn > file.max_lsn || file.min_time > file.max_time {
+                return Err(format!("its file {} has impossible bounds", file.name()));
+            }
+            if !paths.insert(file.name()) {
+                return Err(format!("it lists {} twice", file.name()));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::columnar::schema::TableSchema;
+
+    fn sample() -> Manifest {
+        let mut schemas = Schemas::default();
+        schemas.merge("db", "t", &TableSchema::default()).unwrap();
+        let file = FileEntry {
+            database: "db".into(),
+            table: "t".into(),
+            rows: 3,
+            min_time: -5,
+            max_time: 9,
+            min_lsn: Lsn::new(1, 1),
+            max_lsn: Lsn::new(2, 7),
+            size: 100,
+            hash: [7; 32],
+        };
+        Manifest { position: Lsn::new(2, 8), sidecar: vec![1, 2], schemas, files: vec![file] }
+    }
+
+    #[test]
+    fn comes_back_and_every_flipped_bit_is_seen() {
+        let manifest = sample();
+        let bytes = manifest.encode().unwrap();
+        assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);
+        for end in 0..bytes.len() {
+            assert!(Manifest::decode(&bytes[..end]).is_err(), "cut at {end}");
+        }
+        for bit in 0..bytes.len() * 8 {
+            let mut bytes = bytes.to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(Manifest::decode(&bytes).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn impossible_manifests_are_refused() {
+        let bad: [fn(&mut Manifest); 4] = [
+            |m| m.files[0].table = "other".into(),
+            |m| m.files[0].max_lsn = Lsn::new(3, 0),
+            |m| m.files[0].min_time = 10,
+            |m| m.files.push(m.files[0].clone()),
+        ];
+        for spoil in bad {
+            let mut manifest = sample();
+            spoil(&mut manifest);
+            assert!(Manifest::decode(&manifest.encode().unwrap()).is_err());
+        }
+    }
+}

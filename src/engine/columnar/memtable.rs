@@ -1,0 +1,378 @@
+//! The part of a table that is in memory: one open chunk of growing columns, and batches that are
+//! full and never change again.
+
+use std::sync::Arc;
+
+use arrow_array::{
+    Array, ArrayRef, RecordBatch,
+    builder::{
+        BooleanBuilder, Float64Builder, Int64Builder, StringBuilder, TimestampNanosecondBuilder,
+        UInt64Builder,
+    },
+    cast::AsArray,
+    types::{Float64Type, Int64Type, TimestampNanosecondType, UInt64Type},
+};
+use arrow_schema::{ArrowError, SchemaRef};
+
+use super::{
+    batch::TableBatch,
+    merge::times,
+    schema::{ColumnKind, FieldType, TableSchema},
+};
+
+/// An open chunk with this many rows is closed.
+const CHUNK_ROWS: usize = 65_536;
+/// As is one with this many bytes.
+const CHUNK_BYTES: usize = 32 << 20;
+/// A batch with this many rows is not copied into the open chunk but kept as it is.
+const LARGE_BATCH: usize = 16_384;
+
+/// About what an empty column of a chunk costs.
+const COLUMN_BYTES: usize = 256;
+
+/// Least bytes of a row in these columns, all of them null.
+fn width(schema: &TableSchema) -> usize {
+    let of = |kind: &ColumnKind| match kind {
+        ColumnKind::Field(FieldType::Bool) => 1,
+        ColumnKind::Tag | ColumnKind::Field(FieldType::String) => 4,
+        ColumnKind::Field(_) => 8,
+    };
+    schema.columns().iter().map(|(_, kind)| of(kind)).sum()
+}
+
+/// Rows of one table in the order in which they were written.
+#[derive(Debug, Default)]
+pub(super) struct Memtable {
+    full: Vec<Arc<Rows>>,
+    open: Option<Chunk>,
+    bytes: usize,
+}
+
+/// A batch in memory.
+#[derive(Debug)]
+pub(super) struct Rows {
+    batch: RecordBatch,
+    /// First and last time.
+    #[cfg_attr(not(feature = "sql"), allow(dead_code, reason = "only queries ask"))]
+    range: (i64, i64),
+    /// Sorted by time, each point once; made when first asked for.
+    #[cfg(feature = "sql")]
+    points: std::sync::OnceLock<Vec<RecordBatch>>,
+}
+
+impl Memtable {
+    /// Adds rows. `schema` is the table's, which has every column of the batch.
+    pub(super) fn append(&mut self, schema: &Arc<TableSchema>, batch: &TableBatch) -> Result<(), ArrowError> {
+        let size = |column: &ArrayRef| column.to_data().get_slice_memory_size();
+        let own = batch.rows.columns().iter().map(size).sum::<Result<usize, _>>()?;
+        // Columns of the table that the batch does not have are filled with nulls in an open chunk.
+        let absent = width(schema).saturating_sub(width(&batch.schema));
+        let bytes = own + batch.rows.num_rows() * absent;
+        if batch.rows.num_rows() >= LARGE_BATCH || bytes >= CHUNK_BYTES {
+            self.bytes += own;
+            self.close()?;
+            self.full.push(Arc::new(Rows::new(batch.rows.clone())?));
+            return Ok(());
+        }
+        let fits = self.open.as_ref().is_some_and(|open| {
+            let same = Arc::ptr_eq(&open.schema, schema) || open.schema == *schema;
+            same && open.rows < CHUNK_ROWS && open.bytes + bytes <= CHUNK_BYTES
+        });
+        if !fits {
+            self.close()?;
+        }
+        let held = &mut self.bytes;
+        let open = self.open.get_or_insert_with(|| {
+            *held += schema.columns().len() * COLUMN_BYTES;
+            Chunk::new(schema)
+        });
+        *held += bytes;
+        open.append(batch, bytes)
+    }
+
+    /// Bytes of the rows held.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// All rows so far; the open chunk is copied, once until it grows again.
+    pub(super) fn snapshot(&mut self) -> Result<Vec<Arc<Rows>>, ArrowError> {
+        let open = self.open.as_mut().map(Chunk::snapshot).transpose()?;
+        Ok(self.full.iter().cloned().chain(open).collect())
+    }
+
+    /// Takes all rows out.
+    pub(super) fn take(&mut self) -> Result<Vec<Arc<Rows>>, ArrowError> {
+        self.close()?;
+        self.bytes = 0;
+        Ok(std::mem::take(&mut self.full))
+    }
+
+    fn close(&mut self) -> Result<(), ArrowError> {
+        if let Some(chunk) = self.open.take() {
+            self.full.push(chunk.finish()?);
+        }
+        Ok(())
+    }
+}
+
+impl Rows {
+    fn new(batch: RecordBatch) -> Result<Self, ArrowError> {
+        let times = times(&batch)?;
+        Ok(Self {
+            range: times.iter().fold((i64::MAX, i64::MIN), |(a, b), &time| (a.min(time), b.max(time))),
+            #[cfg(feature = "sql")]
+            points: std::sync::OnceLock::new(),
+            batch,
+        })
+    }
+
+    /// First and last time.
+    #[cfg(feature = "sql")]
+    pub(super) fn range(&self) -> (i64, i64) {
+        self.range
+    }
+
+    /// The rows as they were written.
+    pub(super) fn batch(&self) -> &RecordBatch {
+        &self.batch
+    }
+
+    #[cfg(feature = "sql")]
+    /// The points in the columns of the table's schema: by time, each once. Sorts on first use.
+    pub(super) fn points(&self, schema: &SchemaRef) -> Result<Vec<RecordBatch>, ArrowError> {
+        let points = match self.points.get() {
+            Some(points) => points,
+            None => {
+                let points = super::merge::merge(self.batch.schema_ref(), std::slice::from_ref(&self.batch))?;
+                self.points.get_or_init(|| points)
+            }
+        };
+        points.iter().map(|batch| super::merge::conform(batch, schema)).collect()
+    }
+}
+
+/// Columns that grow.
+#[derive(Debug)]
+struct Chunk {
+    schema: Arc<TableSchema>,
+    arrow: SchemaRef,
+    time: TimestampNanosecondBuilder,
+    columns: Vec<Column>,
+    rows: usize,
+    bytes: usize,
+    copy: Option<Arc<Rows>>,
+}
+
+#[derive(Debug)]
+enum Column {
+    Float(Float64Builder),
+    Int(Int64Builder),
+    UInt(UInt64Builder),
+    Bool(BooleanBuilder),
+    Text(StringBuilder),
+}
+
+impl Chunk {
+    fn new(schema: &Arc<TableSchema>) -> Self {
+        Self {
+            schema: schema.clone(),
+            arrow: schema.to_arrow(),
+            time: TimestampNanosecondBuilder::with_capacity(0),
+            columns: schema.columns().iter().map(|(_, kind)| Column::new(*kind)).collect(),
+            rows: 0,
+            bytes: 0,
+            copy: None,
+        }
+    }
+
+    fn append(&mut self, batch: &TableBatch, bytes: usize) -> Result<(), ArrowError> {
+        let wrong = || ArrowError::SchemaError("a batch does not have the types of its table".into());
+        // Everything is looked up before anything is added: columns of unequal length would be
+        // past repair.
+        let rows = batch.rows.num_rows();
+        let time = batch.rows.columns().first();
+        let time = time.and_then(|c| c.as_primitive_opt::<TimestampNanosecondType>()).ok_or_else(wrong)?;
+        let mut given = Vec::with_capacity(self.columns.len());
+        for ((name, _), column) in self.schema.columns().iter().zip(&self.columns) {
+            let values = batch.schema.position(name).and_then(|at| batch.rows.columns().get(at + 1));
+            if values.is_some_and(|values| !column.takes(values)) {
+                return Err(wrong());
+            }
+            given.push(values);
+        }
+        for (column, values) in self.columns.iter_mut().zip(given) {
+            column.append(values, rows)?;
+        }
+        self.time.append_slice(time.values());
+        self.rows += rows;
+        self.bytes += bytes;
+        self.copy = None;
+        Ok(())
+    }
+
+    fn snapshot(&mut self) -> Result<Arc<Rows>, ArrowError> {
+        if let Some(copy) = &self.copy {
+            return Ok(copy.clone());
+        }
+        let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.columns.len() + 1);
+        columns.push(Arc::new(self.time.finish_cloned()));
+        columns.extend(self.columns.iter().map(Column::copy));
+        let rows = Arc::new(Rows::new(RecordBatch::try_new(self.arrow.clone(), columns)?)?);
+        self.copy = Some(rows.clone());
+        Ok(rows)
+    }
+
+    fn finish(mut self) -> Result<Arc<Rows>, ArrowError> {
+        if let Some(copy) = self.copy {
+            return Ok(copy);
+        }
+        let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.columns.len() + 1);
+        columns.push(Arc::new(self.time.finish()));
+        columns.extend(self.columns.iter_mut().map(Column::finish));
+        Ok(Arc::new(Rows::new(RecordBatch::try_new(self.arrow, columns)?)?))
+    }
+}
+
+impl Column {
+    fn new(kind: ColumnKind) -> Self {
+        match kind {
+            ColumnKind::Tag | ColumnKind::Field(FieldType::String) => {
+                Self::Text(StringBuilder::with_capacity(0, 0))
+            }
+            ColumnKind::Field(FieldType::Float) => Self::Float(Float64Builder::with_capacity(0)),
+            ColumnKind::Field(FieldType::Int) => Self::Int(Int64Builder::with_capacity(0)),
+            ColumnKind::Field(FieldType::UInt) => Self::UInt(UInt64Builder::with_capacity(0)),
+            ColumnKind::Field(FieldType::Bool) => Self::Bool(BooleanBuilder::with_capacity(0)),
+        }
+    }
+
+    fn takes(&self, values: &ArrayRef) -> bool {
+        match self {
+            Self::Float(_) => values.as_primitive_opt::<Float64Type>().is_some(),
+            Self::Int(_) => values.as_primitive_opt::<Int64Type>().is_some(),
+            Self::UInt(_) => values.as_primitive_opt::<UInt64Type>().is_some(),
+            Self::Bool(_) => values.as_boolean_opt().is_some(),
+            Self::Text(_) => values.as_string_opt::<i32>().is_some(),
+        }
+    }
+
+    /// Adds these values, which [`Column::takes`], or as many nulls.
+    fn append(&mut self, values: Option<&ArrayRef>, rows: usize) -> Result<(), ArrowError> {
+        match (self, values) {
+            (Self::Float(to), Some(from)) => to.append_array(from.as_primitive()),
+            (Self::Int(to), Some(from)) => to.append_array(from.as_primitive()),
+            (Self::UInt(to), Some(from)) => to.append_array(from.as_primitive()),
+            (Self::Bool(to), Some(from)) => to.append_array(from.as_boolean()),
+            (Self::Text(to), Some(from)) => return to.append_array(from.as_string()),
+            (Self::Float(to), None) => to.append_nulls(rows),
+            (Self::Int(to), None) => to.append_nulls(rows),
+            (Self::UInt(to), None) => to.append_nulls(rows),
+            (Self::Bool(to), None) => to.append_nulls(rows),
+            (Self::Text(to), None) => to.append_nulls(rows),
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> ArrayRef {
+        match self {
+            Self::Float(column) => Arc::new(column.finish()),
+            Self::Int(column) => Arc::new(column.finish()),
+            Self::UInt(column) => Arc::new(column.finish()),
+            Self::Bool(column) => Arc::new(column.finish()),
+            Self::Text(column) => Arc::new(column.finish()),
+        }
+    }
+
+    fn copy(&self) -> ArrayRef {
+        match self {
+            Self::Float(column) => Arc::new(column.finish_cloned()),
+            Self::Int(column) => Arc::new(column.finish_cloned()),
+            Self::UInt(column) => Arc::new(column.finish_cloned()),
+            Self::Bool(column) => Arc::new(column.finish_cloned()),
+            Self::Text(column) => Arc::new(column.finish_cloned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_array::{StringArray, TimestampNanosecondArray};
+
+    use super::*;
+
+    fn batch(columns: &[(&str, ColumnKind)], time: &[i64]) -> TableBatch {
+        let schema = TableSchema::new(columns.iter().map(|(n, k)| ((*n).to_owned(), *k))).unwrap();
+        let mut arrays: Vec<ArrayRef> = vec![Arc::new(TimestampNanosecondArray::from(time.to_vec()))];
+        for _ in columns {
+            arrays.push(Arc::new(StringArray::from(vec!["x"; time.len()])));
+        }
+        let rows = RecordBatch::try_new(schema.to_arrow(), arrays).unwrap();
+        TableBatch { table: "t".into(), schema, assigned: 0, rows }
+    }
+
+    #[test]
+    fn what_a_narrow_row_costs_in_a_wide_table_is_counted() {
+        let names: Vec<String> = (0..999).map(|n| format!("c{n}")).collect();
+        let wide = TableSchema::new(names.iter().map(|n| (n.clone(), ColumnKind::Field(FieldType::Float))));
+        let mut schema = wide.unwrap();
+        schema.add("s", ColumnKind::Field(FieldType::String)).unwrap();
+        let one = batch(&[("s", ColumnKind::Field(FieldType::String))], &[1, 2, 3]);
+        let mut table = Memtable::default();
+        table.append(&Arc::new(schema.clone()), &one).unwrap();
+        // Almost a thousand nulls of eight bytes each, three times.
+        let first = table.bytes();
+        assert!(first >= 3 * 999 * 8, "{first}");
+        table.append(&Arc::new(schema), &one).unwrap();
+        assert!(table.bytes() - first >= 3 * 999 * 8);
+    }
+
+    #[test]
+    #[cfg(feature = "sql")]
+    fn columns_come_later_and_snapshots_do_not_change() {
+        let mut table = Memtable::default();
+        let one = batch(&[("host", ColumnKind::Tag)], &[3, 1]);
+        table.append(&Arc::new(one.schema.clone()), &one).unwrap();
+        let before = table.snapshot().unwrap();
+        assert!(Arc::ptr_eq(&before[0], &table.snapshot().unwrap()[0]), "not copied twice");
+        let two = batch(&[("host", ColumnKind::Tag), ("s", ColumnKind::Field(FieldType::String))], &[9]);
+        table.append(&Arc::new(two.schema.clone()), &two).unwrap();
+        // A batch without the new column fits the wider chunk.
+        table.append(&Arc::new(two.schema.clone()), &one).unwrap();
+        assert_eq!(before[0].batch().num_rows(), 2);
+        assert_eq!(before[0].range(), (1, 3));
+        let now = table.snapshot().unwrap();
+        assert_eq!(now.iter().map(|rows| rows.batch().num_rows()).collect::<Vec<_>>(), [2, 3]);
+        assert_eq!(now[1].batch().column(2).null_count(), 2);
+        let wide = two.schema.to_arrow();
+        let points = now[0].points(&wide).unwrap();
+        assert_eq!((times(&points[0]).unwrap(), points[0].num_columns()), (&[1, 3][..], 3));
+        assert!(table.bytes() > 0);
+        assert_eq!(table.take().unwrap().len(), 2);
+        assert_eq!((table.bytes(), table.snapshot().unwrap().len()), (0, 0));
+    }
+
+    #[test]
+    fn a_batch_of_wrong_types_changes_nothing() {
+        let mut table = Memtable::default();
+        let text = batch(&[("v", ColumnKind::Field(FieldType::String))], &[1]);
+        let float =
+            Arc::new(TableSchema::new([("v".to_owned(), ColumnKind::Field(FieldType::Float))]).unwrap());
+        assert!(table.append(&float, &text).is_err());
+        assert!(table.take().unwrap().iter().all(|rows| rows.batch().num_rows() == 0));
+    }
+
+    #[test]
+    fn large_batches_and_full_chunks_are_not_copied() {
+        let mut table = Memtable::default();
+        let large = batch(&[("host", ColumnKind::Tag)], &vec![5; LARGE_BATCH]);
+        table.append(&Arc::new(large.schema.clone()), &large).unwrap();
+        assert!(Arc::ptr_eq(table.snapshot().unwrap()[0].batch().column(1), large.rows.column(1)));
+        let small = batch(&[("host", ColumnKind::Tag)], &vec![5; 10_000]);
+        for _ in 0..8 {
+            table.append(&Arc::new(small.schema.clone()), &small).unwrap();
+        }
+        let sizes: Vec<_> = table.take().unwrap().iter().map(|rows| rows.batch().num_rows()).collect();
+        assert_eq!(sizes, [LARGE_BATCH, 70_000, 10_000]);
+    }
+}

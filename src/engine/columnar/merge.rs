@@ -1,0 +1,271 @@
+//! Makes one set of points out of batches that may hold the same point more than once.
+//!
+//! A point is (all tags, time). Written again its fields merge: each field has the value that was
+//! written last, and a field that a later write leaves out keeps what it had.
+
+use std::collections::HashMap;
+
+use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, cast::AsArray, new_null_array};
+use arrow_schema::{ArrowError, Schema, SchemaRef};
+use arrow_select::interleave::interleave;
+
+use super::schema::{KIND_METADATA, TIME};
+
+/// Rows of a batch that [`merge`] makes; also of a Parquet row group.
+pub(super) const BATCH_ROWS: usize = 131_072;
+
+/// The points of `batches`, which are given in the order in which they were written, by time and
+/// each once. All batches have the columns of `schema`, which has time and every tag.
+///
+/// # Errors
+/// The schema has no time column or a column does not have its type.
+pub(super) fn merge(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<RecordBatch>, ArrowError> {
+    let batches: Vec<&RecordBatch> = batches.iter().filter(|batch| batch.num_rows() > 0).collect();
+    let as_they_are = || batches.iter().map(|batch| (*batch).clone()).collect();
+    let times = batches.iter().map(|batch| times(batch)).collect::<Result<Vec<_>, _>>()?;
+    if is_ascending(&times, |a, b| a < b) {
+        // No two rows have one time, so no two are one point.
+        return Ok(as_they_are());
+    }
+    let mut points = points(schema, &batches, &times)?;
+    points.sort();
+    let same_point = |a: &Point, b: &Point| (a.time, a.series) == (b.time, b.series);
+    let repeats = points.windows(2).any(|pair| matches!(pair, [a, b] if same_point(a, b)));
+    if !repeats && is_ascending(&times, |a, b| a <= b) {
+        return Ok(as_they_are());
+    }
+    // Each point is a run of rows, oldest first.
+    let runs: Vec<&[Point]> = points.chunk_by(same_point).collect();
+    runs.chunks(BATCH_ROWS).map(|runs| gather(schema, &batches, runs, repeats)).collect()
+}
+
+/// The rows of a batch in the columns of `schema`: what it does not have is null, what the schema
+/// does not have is left out.
+///
+/// # Errors
+/// A column has another type in the schema.
+pub(super) fn conform(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+    if batch.schema_ref().fields() == schema.fields() {
+        return Ok(batch.clone());
+    }
+    let own: HashMap<&str, &ArrayRef> =
+        batch.schema_ref().fields().iter().map(|f| f.name().as_str()).zip(batch.columns()).collect();
+    let column = |name: &str, of| match own.get(name) {
+        Some(column) => ArrayRef::clone(column),
+        None => new_null_array(of, batch.num_rows()),
+    };
+    let columns = schema.fields().iter().map(|f| column(f.name(), f.data_type())).collect();
+    let rows = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(schema.clone(), columns, &rows)
+}
+
+/// The time column of a batch.
+///
+/// # Errors
+/// It has none.
+pub(super) fn times(batch: &RecordBatch) -> Result<&[i64], ArrowError> {
+    let column = batch.column_by_name(TIME);
+    let column = column.and_then(|c| c.as_primitive_opt::<arrow_array::types::TimestampNanosecondType>());
+    column
+        .map(|column| column.values().as_ref())
+        .ok_or_else(|| ArrowError::SchemaError("a batch has no time column".into()))
+}
+
+/// Indices of the tag columns.
+pub(super) fn tags(schema: &Schema) -> impl Iterator<Item = usize> {
+    let is_tag =
+        |field: &arrow_schema::Field| field.metadata().get(KIND_METADATA).is_some_and(|kind| kind == "tag");
+    schema.fields().iter().enumerate().filter(move |(_, field)| is_tag(field)).map(|(index, _)| index)
+}
+
+/// A row, ordered by point and then by when it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Point {
+    time: i64,
+    series: u32,
+    batch: u32,
+    row: u32,
+}
+
+fn points(schema: &Schema, batches: &[&RecordBatch], times: &[&[i64]]) -> Result<Vec<Point>, ArrowError> {
+    let series = series(schema, batches)?;
+    let mut points = Vec::with_capacity(times.iter().map(|times| times.len()).sum());
+    for (batch, (times, series)) in times.iter().zip(&series).enumerate() {
+        let rows = times.iter().zip(series).enumerate();
+        points.extend(rows.map(|(row, (&time, &series))| Point {
+            time,
+            series,
+            batch: batch as u32,
+            row: row as u32,
+        }));
+    }
+    Ok(points)
+}
+
+/// A number per row that two rows share exactly if all their tags are equal.
+fn series(schema: &Schema, batches: &[&RecordBatch]) -> Result<Vec<Vec<u32>>, ArrowError> {
+    let mut codes: Vec<Vec<u32>> = batches.iter().map(|batch| vec![0; batch.num_rows()]).collect();
+    for column in tags(schema) {
+        let mut known: HashMap<(u32, Option<&str>), u32> = HashMap::new();
+        for (batch, codes) in batches.iter().zip(&mut codes) {
+            let values = batch.columns().get(column).and_then(|values| values.as_string_opt::<i32>());
+            let Some(values) = values else {
+                return Err(ArrowError::SchemaError("a tag column does not hold strings".into()));
+            };
+            for (code, value) in codes.iter_mut().zip(values.iter()) {
+                let next = known.len() as u32;
+                *code = *known.entry((*code, value)).or_insert(next);
+            }
+        }
+    }
+    Ok(codes)
+}
+
+/// One batch with a row per run.
+fn gather(
+    schema: &SchemaRef,
+    batches: &[&RecordBatch],
+    runs: &[&[Point]],
+    repeats: bool,
+) -> Result<RecordBatch, ArrowError> {
+    let place = |point: &Point| (point.batch as usize, point.row as usize);
+    let newest: Vec<_> = runs.iter().filter_map(|run| run.last()).map(place).collect();
+    let mut columns = Vec::with_capacity(schema.fields().len());
+    for column in 0..schema.fields().len() {
+        let values: Vec<&dyn Array> = batches.iter().map(|batch| batch.column(column).as_ref()).collect();
+        if !repeats || values.iter().all(|values| values.null_count() == 0) {
+            columns.push(interleave(&values, &newest)?);
+            continue;
+        }
+        let written = |point: &&Point| {
+            values.get(point.batch as usize).is_some_and(|values| values.is_valid(point.row as usize))
+        };
+        let last_written: Vec<_> = runs
+            .iter()
+            .filter_map(|run| run.iter().rev().find(written).or_else(|| run.last()))
+            .map(place)
+            .collect();
+        columns.push(interleave(&values, &last_written)?);
+    }
+    RecordBatch::try_new(schema.clone(), columns)
+}
+
+fn is_ascending(times: &[&[i64]], in_order: fn(&i64, &i64) -> bool) -> bool {
+    let ends = times.windows(2).all(|pair| match pair {
+        [a, b] => a.last().zip(b.first()).is_none_or(|(a, b)| in_order(a, b)),
+        _ => true,
+    });
+    ends && times.iter().all(|times| times.is_sorted_by(in_order))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::{Float64Array, StringArray, TimestampNanosecondArray, types::Float64Type};
+
+    use super::*;
+    use crate::engine::columnar::schema::{ColumnKind, FieldType, TableSchema};
+
+    type Row = (i64, Option<&'static str>, Option<f64>, Option<f64>);
+
+    fn schema() -> SchemaRef {
+        let float = ColumnKind::Field(FieldType::Float);
+        let columns = [("host", ColumnKind::Tag), ("a", float), ("b", float)];
+        TableSchema::new(columns.map(|(name, kind)| (name.to_owned(), kind))).unwrap().to_arrow()
+    }
+
+    fn batch(rows: &[Row]) -> RecordBatch {
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(TimestampNanosecondArray::from_iter_values(rows.iter().map(|r| r.0))),
+            Arc::new(rows.iter().map(|r| r.1).collect::<StringArray>()),
+            Arc::new(rows.iter().map(|r| r.2).collect::<Float64Array>()),
+            Arc::new(rows.iter().map(|r| r.3).collect::<Float64Array>()),
+        ];
+        RecordBatch::try_new(schema(), columns).unwrap()
+    }
+
+    type Held = (i64, Option<String>, Option<f64>, Option<f64>);
+
+    fn rows(batches: &[RecordBatch]) -> Vec<Held> {
+        let mut all = Vec::new();
+        for batch in batches {
+            let hosts = batch.column(1).as_string::<i32>();
+            let float = |c: usize| batch.column(c).as_primitive::<Float64Type>().iter();
+            for (i, ((host, a), b)) in hosts.iter().zip(float(2)).zip(float(3)).enumerate() {
+                all.push((times(batch).unwrap()[i], host.map(str::to_owned), a, b));
+            }
+        }
+        all.sort_by(|x, y| (x.0, &x.1).cmp(&(y.0, &y.1)));
+        all
+    }
+
+    #[test]
+    fn the_last_written_value_of_each_field_wins() {
+        let old = batch(&[(2, Some("x"), Some(1.0), Some(1.0)), (1, Some("x"), Some(9.0), None)]);
+        let new = batch(&[
+            (2, Some("x"), None, Some(2.0)),
+            (2, Some("y"), Some(5.0), None),
+            (2, None, Some(6.0), None),
+            (2, Some("x"), Some(3.0), None),
+        ]);
+        let merged = merge(&schema(), &[old, new]).unwrap();
+        let host = |name: &str| Some(name.to_owned());
+        assert_eq!(
+            rows(&merged),
+            [
+                (1, host("x"), Some(9.0), None),
+                (2, None, Some(6.0), None),
+                (2, host("x"), Some(3.0), Some(2.0)),
+                (2, host("y"), Some(5.0), None),
+            ]
+        );
+        assert!(merged.iter().all(|b| times(b).unwrap().is_sorted()));
+    }
+
+    #[test]
+    fn disjoint_batches_are_not_copied() {
+        let one = batch(&[(1, Some("x"), Some(1.0), None), (1, Some("y"), Some(1.0), None)]);
+        let two = batch(&[(2, Some("x"), Some(1.0), None)]);
+        let merged = merge(&schema(), &[one.clone(), two.clone()]).unwrap();
+        assert_eq!(merged.len(), 2);
+        for (merged, given) in merged.iter().zip([one, two]) {
+            assert!(Arc::ptr_eq(merged.column(2), given.column(2)));
+        }
+    }
+
+    #[test]
+    fn agrees_with_a_map_of_points() {
+        use rand::{Rng, SeedableRng, rngs::StdRng};
+        let mut rng = StdRng::seed_from_u64(7);
+        for _ in 0..50 {
+            let mut wanted = std::collections::BTreeMap::new();
+            let mut batches = Vec::new();
+            for _ in 0..rng.random_range(1..5) {
+                let mut given = Vec::new();
+                for _ in 0..rng.random_range(0..40) {
+                    let row: Row = (
+                        rng.random_range(0..10),
+                        [None, Some("a"), Some("b")][rng.random_range(0..3)],
+                        rng.random_bool(0.6).then(|| rng.random()),
+                        rng.random_bool(0.6).then(|| rng.random()),
+                    );
+                    let point = wanted.entry((row.0, row.1.map(str::to_owned))).or_insert((None, None));
+                    *point = (row.2.or(point.0), row.3.or(point.1));
+                    given.push(row);
+                }
+                batches.push(batch(&given));
+            }
+            let wanted: Vec<_> = wanted.into_iter().map(|((t, h), (a, b))| (t, h, a, b)).collect();
+            assert_eq!(rows(&merge(&schema(), &batches).unwrap()), wanted);
+        }
+    }
+
+    #[test]
+    fn missing_columns_become_null() {
+        let full = batch(&[(1, Some("x"), Some(1.0), Some(2.0))]);
+        let narrow = full.project(&[0, 2]).unwrap();
+        let wide = conform(&narrow, &schema()).unwrap();
+        assert_eq!(rows(&[wide]), [(1, None, Some(1.0), None)]);
+    }
+}

@@ -1,0 +1,338 @@
+//! The columnar engine: Arrow in memory, Parquet on disk.
+
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use arrow_array::RecordBatch;
+use arrow_schema::ArrowError;
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use self::{
+    assigned::Assigned,
+    schema::{SchemaError, Schemas},
+    state::State,
+};
+use super::{EngineError, Export, Operation, Refused, StorageEngine, Work};
+use crate::{disk::Disk, types::Lsn};
+
+mod assigned;
+pub mod batch;
+mod data_file;
+mod flush;
+pub mod ingest;
+mod manifest;
+mod memtable;
+mod merge;
+#[cfg(feature = "sql")]
+mod overlap;
+mod parquet;
+mod recovery;
+mod registry;
+pub mod schema;
+mod snapshot;
+#[cfg(feature = "sql")]
+pub mod sql;
+mod state;
+#[cfg(test)]
+mod tests;
+
+/// How long what [`ColumnarEngine::absorb_schema`] was told is believed: by then the records it
+/// was about have been applied, or never will be.
+const ABSORBED_FOR: Duration = Duration::from_secs(10);
+/// Time from a failed checkpoint to the next try.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// When a checkpoint is worth its cost.
+#[derive(Debug, Clone)]
+pub struct ColumnarConfig {
+    /// Bytes of rows in memory; 64 MiB by default.
+    pub flush_bytes: usize,
+    /// Age of the oldest record that is in memory only; 60 s by default.
+    pub flush_age: Duration,
+}
+
+impl Default for ColumnarConfig {
+    fn default() -> Self {
+        Self { flush_bytes: 64 << 20, flush_age: Duration::from_secs(60) }
+    }
+}
+
+/// Stores batches of line protocol as columns, and answers SQL (feature `sql`).
+pub struct ColumnarEngine {
+    inner: Arc<Inner>,
+}
+
+/// What the futures of a checkpoint share with the engine.
+struct Inner {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    config: ColumnarConfig,
+    state: Mutex<State>,
+    /// Taken after `state` where both are.
+    assigned: Mutex<Assigned>,
+    /// What writers told this edge of tables that are not applied here yet, and when.
+    absorbed: Mutex<Option<(Schemas, Instant)>>,
+    /// A checkpoint or an install runs.
+    busy: AtomicBool,
+}
+
+impl ColumnarEngine {
+    /// Opens the engine in `dir`, which it makes if it is not there, at its last checkpoint.
+    ///
+    /// # Errors
+    /// The disk fails, the manifest does not verify, or a file it names is missing.
+    pub async fn open(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        config: ColumnarConfig,
+    ) -> Result<Arc<Self>, EngineError> {
+        let state = recovery::recover(&*disk, &dir).await?;
+        let mut assigned = Assigned::default();
+        assigned.reset(&state.schemas);
+        let inner = Inner {
+            disk,
+            dir,
+            config,
+            state: Mutex::new(state),
+            assigned: Mutex::new(assigned),
+            absorbed: Mutex::new(None),
+            busy: AtomicBool::new(false),
+        };
+        Ok(Arc::new(Self { inner: Arc::new(inner) }))
+    }
+
+    /// The columns of every table, for an edge to parse against: applied ones, and those it was
+    /// told of in the last seconds. Cheap.
+    pub fn schemas(&self) -> Schemas {
+        let mut schemas = self.inner.state().schemas.clone();
+        let mut absorbed = lock(&self.inner.absorbed);
+        if absorbed.as_ref().is_some_and(|(_, at)| at.elapsed() > ABSORBED_FOR) {
+            *absorbed = None;
+        }
+        if let Some((told, _)) = &*absorbed {
+            for (database, tables) in told.databases() {
+                for (table, schema) in tables.iter() {
+                    // What is applied here is certain; what was told may never have come to be.
+                    let _ = schemas.merge(database, table, schema);
+                }
+            }
+        }
+        schemas
+    }
+
+    /// Takes over the bytes of [`Refused::SchemaChanged`], so that an edge that parses again does
+    /// so against the writer's columns.
+    ///
+    /// # Errors
+    /// They are not schemas.
+    pub fn absorb_schema(&self, bytes: &[u8]) -> Result<(), SchemaError> {
+        let told = Schemas::from_bytes(bytes)?;
+        let mut absorbed = lock(&self.inner.absorbed);
+        let mut schemas = match absorbed.take() {
+            Some((schemas, at)) if at.elapsed() <= ABSORBED_FOR => schemas,
+            _ => Schemas::default(),
+        };
+        // The newest word counts: it comes from the writer now in office.
+        if schemas.merge_all(&told).is_err() {
+            schemas = told;
+        }
+        *absorbed = Some((schemas, Instant::now()));
+        Ok(())
+    }
+
+    /// The databases by name.
+    pub fn databases(&self) -> Vec<String> {
+        self.inner.state().schemas.databases().map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// The tables of a database by name; `None` if there is no such database.
+    pub fn tables(&self, database: &str) -> Option<Vec<String>> {
+        Some(self.inner.state().schemas.tables(database)?.keys().cloned().collect())
+    }
+
+    /// How many rows a table holds; `None` if there is no such table. A point that was written
+    /// again may be counted more than once until its rows are put together.
+    pub fn row_count(&self, database: &str, table: &str) -> Option<u64> {
+        let view = self.inner.state().view(database, table).ok()??;
+        let files: u64 = view.files.iter().map(|file| file.entry.rows).sum();
+        let rows: usize = view.rows.iter().map(|rows| rows.batch().num_rows()).sum();
+        Some(files + rows as u64)
+    }
+
+    /// Every point of a table, by time and each once, with the position that this answers for;
+    /// `None` if there is no such table. Holds all of it in memory: for tests and small tables.
+    ///
+    /// # Errors
+    /// The disk fails or a file does not decode.
+    pub async fn scan(
+        &self,
+        database: &str,
+        table: &str,
+    ) -> Result<Option<(Lsn, Vec<RecordBatch>)>, EngineError> {
+        let (applied, view) = {
+            let mut state = self.inner.state();
+            (state.applied, state.view(database, table).map_err(unreadable)?)
+        };
+        let Some(view) = view else { return Ok(None) };
+        let schema = view.schema.to_arrow();
+        let mut all = Vec::new();
+        for file in &view.files {
+            let damaged = |e: String| EngineError::Damaged(file.path.display().to_string(), e);
+            let bytes = file.read(&*self.inner.disk).await?;
+            all.extend(parquet::decode(bytes).map_err(|e| damaged(e.to_string()))?);
+        }
+        all.extend(view.rows.iter().map(|rows| rows.batch().clone()));
+        let all = all.iter().map(|batch| merge::conform(batch, &schema)).collect::<Result<Vec<_>, _>>();
+        let points = all.and_then(|all| merge::merge(&schema, &all)).map_err(unreadable)?;
+        Ok(Some((applied, points)))
+    }
+}
+
+impl StorageEngine for ColumnarEngine {
+    fn recovered(&self) -> (Lsn, Bytes) {
+        let manifest = self.inner.state().manifest.clone();
+        (manifest.position, manifest.sidecar.clone().into())
+    }
+
+    fn applied(&self) -> Lsn {
+        self.inner.state().applied
+    }
+
+    fn admit(&self, encoding: u8, payload: &Bytes) -> Result<(), Refused> {
+        if encoding != batch::ENCODING {
+            return Err(Refused::Invalid(format!("this engine does not know encoding {encoding}")));
+        }
+        let header = batch::peek(payload).map_err(|e| Refused::Invalid(e.to_string()))?;
+        self.inner.assigned().admit(&header)
+    }
+
+    fn validate(&self, encoding: u8, payload: &Bytes) -> Result<(), String> {
+        if encoding != batch::ENCODING {
+            return Err(format!("this engine does not know encoding {encoding}"));
+        }
+        batch::decode(payload).map(drop).map_err(|e| e.to_string())
+    }
+
+    fn forget_reservations(&self) {
+        let state = self.inner.state();
+        self.inner.assigned().reset(&state.schemas);
+    }
+
+    fn apply(&self, at: Lsn, operation: &Operation) -> Result<(), EngineError> {
+        let broken = |why: String| EngineError::Broken(format!("record {at}: {why}"));
+        let decoded = match operation {
+            Operation::Batch { encoding, payload } if *encoding == batch::ENCODING => {
+                Some(batch::decode(payload).map_err(|e| broken(e.to_string()))?)
+            }
+            Operation::Batch { encoding, .. } => return Err(broken(format!("unknown encoding {encoding}"))),
+            Operation::DropDatabase { .. } | Operation::Nothing => None,
+        };
+        let mut state = self.inner.state();
+        if at <= state.applied {
+            return Err(broken(format!("{} was applied before it", state.applied)));
+        }
+        if let Some(batch) = decoded {
+            state.append(at, &batch)?;
+            self.inner.assigned().applied(&batch, &state.schemas);
+        } else if let Operation::DropDatabase { database } = operation {
+            state.drop_database(database);
+            self.inner.assigned().dropped(database);
+            // What was told of the old tables must not type the new ones.
+            lock(&self.inner.absorbed).iter_mut().for_each(|(told, _)| {
+                told.remove_database(database);
+            });
+        }
+        state.applied = at;
+        state.oldest.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+
+    fn checkpoint_due(&self) -> bool {
+        if self.inner.busy.load(Ordering::Acquire) {
+            return false;
+        }
+        let state = self.inner.state();
+        if let Some(at) = state.retry_at {
+            return Instant::now() >= at;
+        }
+        state.oldest.is_some_and(|oldest| oldest.elapsed() >= self.inner.config.flush_age)
+            || state.live_bytes() >= self.inner.config.flush_bytes
+    }
+
+    fn checkpoint(&self, sidecar: Bytes) -> Work<Lsn> {
+        let begun = Busy::begin(&self.inner).and_then(|busy| {
+            let retry_at = Instant::now() + RETRY_AFTER;
+            let frozen = self.inner.state().freeze(retry_at).map_err(unreadable)?;
+            Ok((busy, frozen))
+        });
+        Box::pin(async move {
+            let (busy, frozen) = begun?;
+            flush::checkpoint(&busy.0, frozen, sidecar).await
+        })
+    }
+
+    fn export(&self) -> Work<Export> {
+        let inner = self.inner.clone();
+        Box::pin(async move { snapshot::export(&inner).await })
+    }
+
+    fn install(&self, from: PathBuf) -> Work<Lsn> {
+        let busy = Busy::begin(&self.inner);
+        Box::pin(async move {
+            let busy = busy?;
+            snapshot::install(&busy.0, &from).await
+        })
+    }
+}
+
+impl fmt::Debug for ColumnarEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ColumnarEngine").field("dir", &self.inner.dir).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn assigned(&self) -> MutexGuard<'_, Assigned> {
+        lock(&self.assigned)
+    }
+}
+
+/// The right to replace the manifest, one at a time.
+struct Busy(Arc<Inner>);
+
+impl Busy {
+    fn begin(inner: &Arc<Inner>) -> Result<Self, EngineError> {
+        if inner.busy.swap(true, Ordering::AcqRel) {
+            return Err(EngineError::Broken("a checkpoint or install is still running".into()));
+        }
+        Ok(Self(inner.clone()))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.store(false, Ordering::Release);
+    }
+}
+
+/// A panic elsewhere must not take queries down with it; the state is changed in steps that leave
+/// it whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn unreadable(error: ArrowError) -> EngineError {
+    EngineError::Broken(format!("rows in memory cannot be read: {error}"))
+}

@@ -1,0 +1,157 @@
+//! Points as Parquet bytes and back.
+
+use arrow_array::RecordBatch;
+use arrow_schema::{DataType, SchemaRef};
+use bytes::Bytes;
+use parquet::{
+    arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
+    basic::{Compression, Encoding, ZstdLevel},
+    errors::ParquetError,
+    file::{
+        FOOTER_SIZE,
+        metadata::{KeyValue, ParquetMetaDataReader, SortingColumn},
+        properties::{EnabledStatistics, WriterProperties},
+    },
+    schema::types::ColumnPath,
+};
+
+use super::{
+    merge::{BATCH_ROWS, tags},
+    schema::TIME,
+};
+
+/// Key of the file metadata that names the database.
+const DATABASE: &str = "skein.database";
+/// Key of the file metadata that names the table.
+const TABLE: &str = "skein.table";
+
+/// A file with these points of one table, which are sorted by time.
+///
+/// # Errors
+/// Columns of a type that Parquet does not take.
+pub(super) fn encode(
+    database: &str,
+    table: &str,
+    schema: &SchemaRef,
+    points: &[RecordBatch],
+) -> Result<Bytes, ParquetError> {
+    let mut writer =
+        ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties(database, table, schema)?))?;
+    for batch in points {
+        writer.write(batch)?;
+    }
+    Ok(writer.into_inner()?.into())
+}
+
+/// All rows of a file.
+///
+/// # Errors
+/// The bytes are not a Parquet file.
+pub(super) fn decode(file: Bytes) -> Result<Vec<RecordBatch>, ParquetError> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file)?.with_batch_size(BATCH_ROWS).build()?;
+    reader.map(|batch| batch.map_err(ParquetError::from)).collect()
+}
+
+/// How many bytes at the end of a file hold its metadata, footer included, judged by its last
+/// [`FOOTER_SIZE`] bytes.
+///
+/// # Errors
+/// They are not a footer.
+pub(super) fn tail_len(footer: &[u8]) -> Result<u64, ParquetError> {
+    let footer: [u8; FOOTER_SIZE] =
+        footer.try_into().map_err(|_| ParquetError::General("the file has no footer".into()))?;
+    let [l0, l1, l2, l3, magic @ ..] = footer;
+    if magic != *b"PAR1" {
+        return Err(ParquetError::General("the file does not end with PAR1".into()));
+    }
+    Ok(u64::from(u32::from_le_bytes([l0, l1, l2, l3])) + FOOTER_SIZE as u64)
+}
+
+/// Rows of a file, judged by its tail as [`tail_len`] measures it.
+///
+/// # Errors
+/// The metadata does not decode.
+pub(super) fn tail_rows(tail: &[u8]) -> Result<u64, ParquetError> {
+    let metadata = tail.len().checked_sub(FOOTER_SIZE).and_then(|len| tail.get(..len)).unwrap_or_default();
+    let metadata = ParquetMetaDataReader::decode_metadata(metadata)?;
+    u64::try_from(metadata.file_metadata().num_rows()).map_err(|e| ParquetError::External(Box::new(e)))
+}
+
+fn properties(database: &str, table: &str, schema: &SchemaRef) -> Result<WriterProperties, ParquetError> {
+    let path = |name: &str| ColumnPath::new(vec![name.to_owned()]);
+    // Names go into the file so that files of two tables never have the same bytes.
+    let names =
+        [(DATABASE, database), (TABLE, table)].map(|(key, name)| KeyValue::new(key.into(), name.to_owned()));
+    let mut builder = WriterProperties::builder()
+        .set_created_by(concat!("skein ", env!("CARGO_PKG_VERSION")).into())
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
+        .set_max_row_group_row_count(Some(BATCH_ROWS))
+        .set_dictionary_enabled(false)
+        .set_statistics_enabled(EnabledStatistics::Chunk)
+        .set_key_value_metadata(Some(names.to_vec()))
+        .set_sorting_columns(Some(vec![SortingColumn {
+            column_idx: 0,
+            descending: false,
+            nulls_first: false,
+        }]));
+    for field in schema.fields() {
+        let column = path(field.name());
+        builder = match field.data_type() {
+            DataType::Utf8 => builder.set_column_dictionary_enabled(column, true),
+            DataType::Float64 => builder.set_column_encoding(column, Encoding::BYTE_STREAM_SPLIT),
+            DataType::Int64 | DataType::UInt64 | DataType::Timestamp(..) => {
+                builder.set_column_encoding(column, Encoding::DELTA_BINARY_PACKED)
+            }
+            _ => builder,
+        };
+    }
+    let tags = tags(schema).filter_map(|index| schema.fields().get(index));
+    for name in tags.map(|field| field.name().as_str()).chain([TIME]) {
+        builder = builder.set_column_statistics_enabled(path(name), EnabledStatistics::Page);
+    }
+    Ok(builder.build())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::{
+        ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray, TimestampNanosecondArray, UInt64Array,
+    };
+
+    use super::*;
+    use crate::engine::columnar::schema::{ColumnKind, TableSchema};
+
+    #[test]
+    fn every_type_comes_back() {
+        let schema =
+            TableSchema::new((0..=5).map(|code| (format!("c.{code}"), ColumnKind::try_from(code).unwrap())));
+        let schema = schema.unwrap().to_arrow();
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(TimestampNanosecondArray::from(vec![i64::MIN, 1, i64::MAX])),
+            Arc::new(StringArray::from(vec![Some("a"), None, Some("größe")])),
+            Arc::new(Float64Array::from(vec![Some(0.5), None, Some(-1.0)])),
+            Arc::new(Int64Array::from(vec![Some(i64::MIN), Some(2), Some(i64::MAX)])),
+            Arc::new(UInt64Array::from(vec![None, None, Some(u64::MAX)])),
+            Arc::new(BooleanArray::from(vec![Some(true), None, Some(false)])),
+            Arc::new(StringArray::from(vec![None, Some(""), Some("text")])),
+        ];
+        let batch = RecordBatch::try_new(schema.clone(), columns).unwrap();
+        let file = encode("db", "t", &schema, std::slice::from_ref(&batch)).unwrap();
+        assert_eq!(decode(file.clone()).unwrap(), std::slice::from_ref(&batch));
+        assert_ne!(file, encode("db", "T", &schema, &[batch]).unwrap());
+
+        let tail = tail_len(&file[file.len() - 8..]).unwrap() as usize;
+        assert_eq!(tail_rows(&file[file.len() - tail..]).unwrap(), 3);
+        assert!(tail_len(&file[..8]).is_err());
+        assert!(tail_rows(&file[file.len() - 9..]).is_err());
+
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+        let chunks = reader.metadata().row_group(0).columns();
+        let coding = |n: usize| chunks[n].encodings().collect::<Vec<_>>();
+        assert!(coding(0).contains(&Encoding::DELTA_BINARY_PACKED));
+        assert!(coding(1).contains(&Encoding::RLE_DICTIONARY));
+        assert!(coding(2).contains(&Encoding::BYTE_STREAM_SPLIT));
+    }
+}

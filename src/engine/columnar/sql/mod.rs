@@ -1,0 +1,289 @@
+//! SQL over the engine's tables, with DataFusion and within bounds: one statement that only reads,
+//! only these tables, so much memory, time and rows.
+
+use std::{
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use arrow_array::RecordBatch;
+use arrow_schema::SchemaRef;
+use datafusion::{
+    execution::{
+        SendableRecordBatchStream, SessionState, SessionStateBuilder, TaskContext,
+        disk_manager::{DiskManagerBuilder, DiskManagerMode},
+        memory_pool::GreedyMemoryPool,
+        runtime_env::RuntimeEnvBuilder,
+    },
+    physical_plan::{ExecutionPlan, execute_stream},
+    prelude::SessionConfig,
+    sql::parser::Statement,
+};
+use futures::{Stream, StreamExt};
+use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
+
+use self::{
+    catalog::{CATALOG, Databases},
+    reader::only_ours,
+    show::Show,
+};
+use super::ColumnarEngine;
+use crate::types::Lsn;
+
+mod catalog;
+mod error;
+mod expansion;
+pub mod output;
+mod overlap_exec;
+mod reader;
+mod sandbox;
+mod show;
+mod table_provider;
+#[cfg(test)]
+mod tests;
+
+pub use error::QueryError;
+
+/// Stack of the thread that plans: deep expressions recurse, and a build without optimisation
+/// needs much stack for each step.
+const PLAN_STACK: usize = 64 << 20;
+/// The schema of names without one when the request names no database. No database can have it,
+/// for an empty name is none.
+const NO_DATABASE: &str = "";
+
+/// What a query may use.
+#[derive(Debug, Clone)]
+pub struct SqlOptions {
+    /// The database of table names without one.
+    pub database: Option<String>,
+    /// From the call of [`ColumnarEngine::query`] to the last row; 30 s by default.
+    pub timeout: Duration,
+    /// Rows of the answer; more are an error. No limit by default.
+    pub max_rows: Option<usize>,
+    /// Bytes that sorting, joining and grouping may take; 256 MiB by default.
+    pub memory_limit: usize,
+}
+
+impl Default for SqlOptions {
+    fn default() -> Self {
+        Self { database: None, timeout: Duration::from_secs(30), max_rows: None, memory_limit: 256 << 20 }
+    }
+}
+
+/// The rows of an answer as they come. Dropping it stops the query.
+pub struct QueryStream {
+    schema: SchemaRef,
+    applied: Lsn,
+    rows: SendableRecordBatchStream,
+    deadline: Pin<Box<Sleep>>,
+    timeout: Duration,
+    max_rows: Option<usize>,
+    given: usize,
+    ended: bool,
+}
+
+impl ColumnarEngine {
+    /// Runs one statement over what was applied by now; later records are not seen by it.
+    /// Cancel-safe: dropping the future or the stream stops the query.
+    ///
+    /// # Errors
+    /// The statement is wrong, not allowed, names what is not there, or planning takes too long.
+    pub async fn query(self: &Arc<Self>, sql: &str, options: SqlOptions) -> Result<QueryStream, QueryError> {
+        let timeout = options.timeout;
+        let deadline = Instant::now() + timeout;
+        let max_rows = options.max_rows;
+        let planned = on_large_stack(plan(self.clone(), sql.to_owned(), options));
+        let planned = timeout_at(deadline, planned).await.map_err(|_| QueryError::TimedOut(timeout))??;
+        let (schema, rows) = match planned.answer {
+            Answer::Plan(plan, context) => (plan.schema(), execute_stream(plan, context)?),
+            Answer::Rows(batch) => {
+                let schema = batch.schema();
+                let rows = futures::stream::once(async { Ok(batch) });
+                let rows =
+                    datafusion::physical_plan::stream::RecordBatchStreamAdapter::new(schema.clone(), rows);
+                (schema, Box::pin(rows) as SendableRecordBatchStream)
+            }
+        };
+        Ok(QueryStream {
+            schema,
+            applied: planned.applied,
+            rows,
+            deadline: Box::pin(sleep_until(deadline)),
+            timeout,
+            max_rows,
+            given: 0,
+            ended: false,
+        })
+    }
+}
+
+impl QueryStream {
+    /// The columns of every batch.
+    pub fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+
+    /// The last record that the answer takes into account.
+    pub fn applied(&self) -> Lsn {
+        self.applied
+    }
+
+    /// All rows.
+    ///
+    /// # Errors
+    /// As the stream's.
+    pub async fn collect(mut self) -> Result<Vec<RecordBatch>, QueryError> {
+        let mut batches = Vec::new();
+        while let Some(batch) = self.next().await {
+            batches.push(batch?);
+        }
+        Ok(batches)
+    }
+}
+
+impl std::fmt::Debug for QueryStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QueryStream").field("schema", &self.schema).finish_non_exhaustive()
+    }
+}
+
+impl Stream for QueryStream {
+    type Item = Result<RecordBatch, QueryError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        // The deadline first: a plan that always has a row ready must end too.
+        let next = if self.deadline.as_mut().poll(cx).is_ready() {
+            Some(Err(QueryError::TimedOut(self.timeout)))
+        } else {
+            match self.rows.poll_next_unpin(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(next) => next.map(|batch| batch.map_err(QueryError::from)),
+            }
+        };
+        let next = match (next, self.max_rows) {
+            (Some(Ok(batch)), Some(most)) if self.given + batch.num_rows() > most => {
+                Some(Err(QueryError::TooLarge(format!("the answer has more than {most} rows"))))
+            }
+            (next, _) => next,
+        };
+        match &next {
+            Some(Ok(batch)) => self.given += batch.num_rows(),
+            Some(Err(_)) | None => self.ended = true,
+        }
+        Poll::Ready(next)
+    }
+}
+
+struct Planned {
+    applied: Lsn,
+    answer: Answer,
+}
+
+enum Answer {
+    Plan(Arc<dyn ExecutionPlan>, Arc<TaskContext>),
+    Rows(RecordBatch),
+}
+
+/// From text to a plan that may run.
+async fn plan(engine: Arc<ColumnarEngine>, sql: String, options: SqlOptions) -> Result<Planned, QueryError> {
+    let statement = sandbox::parse(&sql)?;
+    if let Some(show) = Show::recognize(&statement)? {
+        let (applied, schemas) = {
+            let state = engine.inner.state();
+            (state.applied, state.schemas.clone())
+        };
+        let rows = show.rows(&schemas, options.database.as_deref())?;
+        return Ok(Planned { applied, answer: Answer::Rows(rows) });
+    }
+    sandbox::check_statement(&statement)?;
+    let databases = databases(&engine, &statement, options.database.as_deref())?;
+    let applied = databases.applied();
+    let state = session(databases, &options)?;
+    let plan = state.statement_to_plan(statement).await?;
+    sandbox::check_plan(&plan)?;
+    let plan = state.create_physical_plan(&plan).await?;
+    Ok(Planned { applied, answer: Answer::Plan(plan, state.task_ctx()) })
+}
+
+/// The tables a statement names as they are now, all at one position.
+fn databases(
+    engine: &ColumnarEngine,
+    statement: &Statement,
+    database: Option<&str>,
+) -> Result<Databases, QueryError> {
+    let (tables, _) = datafusion::sql::resolve::resolve_table_references(statement, false)?;
+    let mut names = Vec::with_capacity(tables.len());
+    for table in tables {
+        let resolved = table.resolve(CATALOG, database.unwrap_or(NO_DATABASE));
+        if *resolved.catalog != *CATALOG {
+            let why = format!("{resolved} names a catalog; tables are named TABLE or DATABASE.TABLE");
+            return Err(QueryError::Invalid(why));
+        }
+        if *resolved.schema != *sandbox::INFORMATION_SCHEMA {
+            names.push((resolved.schema.to_string(), resolved.table.to_string()));
+        }
+    }
+    let mut state = engine.inner.state();
+    let mut databases = Databases::new(engine.inner.disk.clone(), state.applied, state.schemas.clone());
+    for (database, table) in names {
+        if database == NO_DATABASE {
+            return Err(QueryError::Invalid(format!(
+                "table {table:?} is in no database: name one with the request, or write DATABASE.{table}"
+            )));
+        }
+        if state.schemas.tables(&database).is_none() {
+            return Err(QueryError::UnknownDatabase(database));
+        }
+        match state.view(&database, &table).map_err(|e| QueryError::Internal(e.to_string()))? {
+            Some(view) => databases.add(database, table, view),
+            None => return Err(QueryError::UnknownTable { database, table }),
+        }
+    }
+    Ok(databases)
+}
+
+fn session(databases: Databases, options: &SqlOptions) -> Result<SessionState, QueryError> {
+    // Functions and optimiser rules are many and always the same.
+    static BASE: OnceLock<SessionState> = OnceLock::new();
+    let base = BASE.get_or_init(|| {
+        let mut base =
+            SessionStateBuilder::new().with_default_features().with_table_functions(Default::default());
+        sandbox::remove_functions(base.scalar_functions());
+        base.build()
+    });
+    let mut config = SessionConfig::new()
+        .with_information_schema(true)
+        .with_create_default_catalog_and_schema(false)
+        .with_default_catalog_and_schema(CATALOG, options.database.as_deref().unwrap_or(NO_DATABASE));
+    config.options_mut().sql_parser.enable_ident_normalization = false;
+    let runtime = RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(GreedyMemoryPool::new(options.memory_limit)))
+        .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
+        .with_object_store_registry(only_ours()?)
+        .build_arc()?;
+    Ok(SessionStateBuilder::new_from_existing(base.clone())
+        .with_config(config)
+        .with_runtime_env(runtime)
+        .with_catalog_list(Arc::new(databases))
+        .build())
+}
+
+/// Runs planning on a thread that has the stack for it and may take its time. The thread ends with
+/// the planning, also if nobody waits for it any more.
+async fn on_large_stack<T: Send + 'static>(
+    work: impl Future<Output = Result<T, QueryError>> + Send + 'static,
+) -> Result<T, QueryError> {
+    let runtime = tokio::runtime::Handle::current();
+    let (done, result) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new().name("skein-plan".into()).stack_size(PLAN_STACK);
+    let started = thread.spawn(move || {
+        let _ = done.send(runtime.block_on(work));
+    });
+    started.map_err(|e| QueryError::Internal(format!("no thread to plan on: {e}")))?;
+    result.await.map_err(|_| QueryError::Internal("planning ended early".into()))?
+}

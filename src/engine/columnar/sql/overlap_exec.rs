@@ -1,0 +1,259 @@
+//! Reads parts of a table whose times overlap, so that each point comes once.
+//!
+//! Every input is sorted by time. A row can be given once every other input is past its time; the
+//! rows up to there are merged in the order of the inputs, which is the order of writing. Memory
+//! is bounded by the inputs' batches, not by the stretch of time.
+
+use std::{collections::VecDeque, fmt, sync::Arc};
+
+use arrow_array::{RecordBatch, RecordBatchOptions};
+use arrow_schema::SchemaRef;
+use datafusion::{
+    common::tree_node::TreeNodeRecursion,
+    error::{DataFusionError, Result},
+    execution::{SendableRecordBatchStream, TaskContext},
+    physical_expr::{EquivalenceProperties, PhysicalExpr},
+    physical_plan::{
+        DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PlanProperties,
+        execution_plan::{Boundedness, EmissionType},
+        stream::RecordBatchStreamAdapter,
+    },
+};
+use futures::StreamExt;
+
+use crate::engine::columnar::merge::{merge, times};
+
+/// A stretch of time, both ends included, and what has rows in it.
+#[derive(Debug, Clone)]
+pub(super) struct Step {
+    /// First nanosecond.
+    pub(super) from: i64,
+    /// Last nanosecond.
+    pub(super) to: i64,
+    /// Columns of the inputs: time, what is wanted, and all tags if there are several inputs.
+    pub(super) schema: SchemaRef,
+    /// In the order in which their rows were written.
+    pub(super) inputs: Vec<Input>,
+    /// The wanted columns among those of the inputs.
+    pub(super) wanted: Vec<usize>,
+}
+
+/// Points by time, each once; also outside of the stretch.
+#[derive(Debug, Clone)]
+pub(super) enum Input {
+    /// The one partition of a plan.
+    Plan(Arc<dyn ExecutionPlan>),
+    /// Batches in memory.
+    Rows(Vec<RecordBatch>),
+}
+
+/// Runs steps, some at a time. A leaf for the optimiser, which must not take the inputs apart.
+#[derive(Debug)]
+pub(super) struct OverlapExec {
+    schema: SchemaRef,
+    /// The steps of each partition.
+    partitions: Vec<Vec<Step>>,
+    properties: Arc<PlanProperties>,
+}
+
+impl OverlapExec {
+    /// Runs the steps in up to `partitions` partitions.
+    pub(super) fn new(schema: SchemaRef, steps: Vec<Step>, partitions: usize) -> Self {
+        let each = steps.len().div_ceil(partitions.max(1)).max(1);
+        let partitions: Vec<Vec<Step>> = steps.chunks(each).map(<[Step]>::to_vec).collect();
+        let properties = PlanProperties::new(
+            EquivalenceProperties::new(schema.clone()),
+            Partitioning::UnknownPartitioning(partitions.len()),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        );
+        Self { schema, partitions, properties: Arc::new(properties) }
+    }
+}
+
+impl DisplayAs for OverlapExec {
+    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let steps = || self.partitions.iter().flatten();
+        let merged = steps().filter(|step| step.inputs.len() > 1).count();
+        write!(f, "OverlapExec: steps={}, merged={merged}", steps().count())
+    }
+}
+
+impl ExecutionPlan for OverlapExec {
+    fn name(&self) -> &'static str {
+        "OverlapExec"
+    }
+
+    fn properties(&self) -> &Arc<PlanProperties> {
+        &self.properties
+    }
+
+    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
+        Vec::new()
+    }
+
+    fn apply_expressions(
+        &self,
+        _f: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
+    ) -> Result<TreeNodeRecursion> {
+        Ok(TreeNodeRecursion::Continue)
+    }
+
+    fn with_new_children(
+        self: Arc<Self>,
+        _children: Vec<Arc<dyn ExecutionPlan>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        Ok(self)
+    }
+
+    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let Some(steps) = self.partitions.get(partition) else {
+            return Err(DataFusionError::Internal(format!("OverlapExec has no partition {partition}")));
+        };
+        let run = Run { todo: steps.clone().into(), running: None, ready: VecDeque::new(), context };
+        let rows = futures::stream::try_unfold(run, |mut run| async move {
+            Ok(run.next().await?.map(|batch| (batch, run)))
+        });
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema.clone(), rows)))
+    }
+}
+
+/// The steps of one partition, one after the other.
+struct Run {
+    todo: VecDeque<Step>,
+    running: Option<(Step, Vec<Cursor>)>,
+    ready: VecDeque<RecordBatch>,
+    context: Arc<TaskContext>,
+}
+
+impl Run {
+    async fn next(&mut self) -> Result<Option<RecordBatch>> {
+        loop {
+            if let Some(batch) = self.ready.pop_front() {
+                return Ok(Some(batch));
+            }
+            let (step, cursors) = match &mut self.running {
+                Some(running) => running,
+                None => {
+                    let Some(step) = self.todo.pop_front() else { return Ok(None) };
+                    let cursors = step.inputs.iter().map(|input| Cursor::new(input, &self.context));
+                    let cursors = cursors.collect::<Result<Vec<_>>>()?;
+                    self.running.insert((step, cursors))
+                }
+            };
+            let rows = complete_rows(step, cursors).await?;
+            if rows.is_empty() {
+                self.running = None;
+                continue;
+            }
+            // One input holds each point once by itself, and comes without all tags.
+            let points = if step.inputs.len() > 1 { merge(&step.schema, &rows)? } else { rows };
+            for batch in points {
+                self.ready.push_back(select(&batch, &step.wanted)?);
+            }
+        }
+    }
+}
+
+/// One input, and what of it was read and not given.
+struct Cursor {
+    /// `None` after its end.
+    rest: Option<SendableRecordBatchStream>,
+    read: VecDeque<RecordBatch>,
+}
+
+impl Cursor {
+    fn new(input: &Input, context: &Arc<TaskContext>) -> Result<Self> {
+        match input {
+            Input::Plan(plan) => {
+                Ok(Self { rest: Some(plan.execute(0, context.clone())?), read: VecDeque::new() })
+            }
+            Input::Rows(rows) => Ok(Self { rest: None, read: rows.iter().cloned().collect() }),
+        }
+    }
+
+    /// Reads one more batch, if there is one.
+    async fn read(&mut self) -> Result<()> {
+        if let Some(rest) = &mut self.rest {
+            match rest.next().await.transpose()? {
+                Some(batch) => self.read.push_back(batch),
+                None => self.rest = None,
+            }
+        }
+        Ok(())
+    }
+
+    /// The time up to which it may still have rows that were not read; `None` after its end.
+    fn last(&self) -> Result<Option<i64>> {
+        if self.rest.is_none() {
+            return Ok(None);
+        }
+        let last = self.read.back().map(times).transpose()?;
+        Ok(last.and_then(|times| times.last().copied()))
+    }
+
+    /// Takes out the rows before a time, or all that were read.
+    fn take(&mut self, before: Option<i64>, to: &mut Vec<RecordBatch>) -> Result<()> {
+        while let Some(batch) = self.read.pop_front() {
+            let len = match before {
+                Some(before) => times(&batch)?.partition_point(|&time| time < before),
+                None => batch.num_rows(),
+            };
+            if len > 0 {
+                to.push(batch.slice(0, len));
+            }
+            if len < batch.num_rows() {
+                self.read.push_front(batch.slice(len, batch.num_rows() - len));
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rows of all inputs, in their order, up to a time that every input is past; within the stretch.
+/// Empty at the end.
+async fn complete_rows(step: &Step, cursors: &mut [Cursor]) -> Result<Vec<RecordBatch>> {
+    loop {
+        for cursor in cursors.iter_mut() {
+            while cursor.read.iter().all(|batch| batch.num_rows() == 0) && cursor.rest.is_some() {
+                cursor.read().await?;
+            }
+        }
+        let lasts = cursors.iter().map(Cursor::last).collect::<Result<Vec<_>>>()?;
+        let before = lasts.iter().flatten().min().copied();
+        let mut rows = Vec::new();
+        for cursor in cursors.iter_mut() {
+            cursor.take(before, &mut rows)?;
+        }
+        let nothing_more = rows.is_empty() && before.is_none();
+        let clipped = rows.iter().map(|batch| clip(batch, step.from, step.to));
+        let mut rows = clipped.collect::<Result<Vec<_>>>()?;
+        rows.retain(|batch| batch.num_rows() > 0);
+        if !rows.is_empty() || nothing_more || before.is_some_and(|before| before > step.to) {
+            return Ok(rows);
+        }
+        // Whoever holds the others up has to come with more.
+        for (cursor, last) in cursors.iter_mut().zip(lasts) {
+            if last.is_some() && last == before {
+                cursor.read().await?;
+            }
+        }
+    }
+}
+
+/// The rows between two times, ends included.
+fn clip(batch: &RecordBatch, from: i64, to: i64) -> Result<RecordBatch> {
+    let times = times(batch)?;
+    let start = times.partition_point(|&time| time < from);
+    let end = times.partition_point(|&time| time <= to);
+    Ok(batch.slice(start, end.saturating_sub(start)))
+}
+
+/// These columns of a batch, also if there are none.
+fn select(batch: &RecordBatch, columns: &[usize]) -> Result<RecordBatch> {
+    let schema = Arc::new(batch.schema_ref().project(columns)?);
+    let arrays = columns.iter().map(|&column| batch.column(column).clone()).collect();
+    let rows = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    Ok(RecordBatch::try_new_with_options(schema, arrays, &rows)?)
+}

@@ -1,0 +1,126 @@
+//! What happens to a committed record: [`StorageEngine`], and the engines there are.
+//!
+//! An engine does not know that there is a network, a WAL or raft. It is handed committed records
+//! in order and answers how far it has applied and made durable.
+
+use std::{fmt, future::Future, pin::Pin};
+
+use bytes::Bytes;
+
+use crate::types::Lsn;
+
+#[cfg(feature = "columnar")]
+pub mod columnar;
+mod memory;
+
+pub use memory::MemoryEngine;
+
+/// A boxed future, as the methods of [`StorageEngine`] return it.
+pub type Work<T> = Pin<Box<dyn Future<Output = Result<T, EngineError>> + Send>>;
+
+/// What a committed record asks of the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    /// Add a batch of points: encoding byte and payload, as [`StorageEngine::admit`] let it in.
+    Batch {
+        /// How the payload is encoded; an engine defines its own.
+        encoding: u8,
+        /// The bytes.
+        payload: Bytes,
+    },
+    /// Drop a database and all it holds.
+    DropDatabase {
+        /// Its name.
+        database: String,
+    },
+    /// Nothing for the engine (epoch start, membership mark): only the position moves.
+    Nothing,
+}
+
+/// Stores what the log carries.
+///
+/// # Contract
+///
+/// - `apply` is called with strictly increasing positions, only for **committed** records, from
+///   one task. It works in memory and must not block on disk or network.
+/// - `admit` is called on the writer, in the order in which records will get their positions, for
+///   each batch before its record exists. What it lets in, `apply` must accept on every node.
+/// - `checkpoint` makes everything applied so far durable together with the caller's `sidecar`;
+///   after a restart `recovered` returns the position and the sidecar of the last checkpoint that
+///   finished, and `apply` is called again from the next position on.
+/// - All methods may be called from any thread.
+pub trait StorageEngine: fmt::Debug + Send + Sync + 'static {
+    /// Position and sidecar of the last finished checkpoint; [`Lsn::ZERO`] and empty at first.
+    fn recovered(&self) -> (Lsn, Bytes);
+    /// Position of the last applied record.
+    fn applied(&self) -> Lsn;
+    /// Judges a batch before it gets a position and reserves what it brings (new tables and
+    /// columns), so that a later batch is judged against it too.
+    fn admit(&self, encoding: u8, payload: &Bytes) -> Result<(), Refused>;
+    /// Judges a batch that another node encoded, as a whole: what passes this and `admit` can be
+    /// applied. Not called for batches that this process encoded itself. May take as long as decoding.
+    fn validate(&self, encoding: u8, payload: &Bytes) -> Result<(), String> {
+        let _ = (encoding, payload);
+        Ok(())
+    }
+    /// Forgets every reservation of `admit` that no applied record has made good: called when
+    /// this node takes office, after everything before was applied.
+    fn forget_reservations(&self);
+    /// Applies a committed record.
+    fn apply(&self, at: Lsn, operation: &Operation) -> Result<(), EngineError>;
+    /// True when a checkpoint is worth its cost by now (size or age of what is in memory).
+    fn checkpoint_due(&self) -> bool;
+    /// Makes everything applied **at the time of the call** durable, with `sidecar`; resolves to
+    /// that position. The part that fixes what is included runs before the method returns.
+    /// One checkpoint at a time: a second call while one runs is an error.
+    fn checkpoint(&self, sidecar: Bytes) -> Work<Lsn>;
+    /// The files of the last finished checkpoint, for a node that starts from nothing. They stay
+    /// readable until the returned value is dropped.
+    fn export(&self) -> Work<Export>;
+    /// Replaces all content by an export whose files the caller has put under `from` (same names).
+    fn install(&self, from: std::path::PathBuf) -> Work<Lsn>;
+}
+
+/// A consistent set of files that holds all records up to `position`.
+pub struct Export {
+    /// Last record it holds.
+    pub position: Lsn,
+    /// The caller's bytes saved with the checkpoint.
+    pub sidecar: Bytes,
+    /// Name (relative, `/` between parts, no `..`), absolute path, length in bytes.
+    pub files: Vec<(String, std::path::PathBuf, u64)>,
+    /// Keeps the files from being removed while it lives.
+    pub hold: Box<dyn std::any::Any + Send + Sync>,
+}
+
+impl fmt::Debug for Export {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Export").field("position", &self.position).field("files", &self.files).finish()
+    }
+}
+
+/// Why [`StorageEngine::admit`] did not let a batch in. Nothing of it was reserved.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// The batch was parsed against an older schema and clashes with the assigned one: parse the
+    /// body again against this schema (engine-defined bytes).
+    #[error("the schema has changed")]
+    SchemaChanged(Bytes),
+    /// The payload is malformed or over a limit: a retry cannot help.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// An engine failed. The node cannot go on serving from it.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Disk trouble; `ENOSPC` may be retried later, everything else is final.
+    #[error("storage engine: {0}")]
+    Io(#[from] std::io::Error),
+    /// Stored bytes do not verify.
+    #[error("storage engine: {0} is damaged: {1}")]
+    Damaged(String, String),
+    /// A record that should have been refused at `admit`, or a call against the contract.
+    #[error("storage engine: {0}")]
+    Broken(String),
+}
