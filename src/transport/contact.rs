@@ -1,0 +1,128 @@
+//! A connection past its handshake: whoever it is holds the key of the certificate it showed.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use rustls::pki_types::CertificateDer;
+use serde_bytes::ByteBuf;
+use tokio::time::Instant;
+
+use super::{close::CloseCode, lanes::Pacer, stream::Stream};
+use crate::{
+    identity::{PeerCertificate, PeerClass, classify},
+    types::{ClusterView, NodeId},
+};
+
+/// Label of the TLS exporter that join proofs sign.
+const EXPORTER: &[u8] = b"EXPORTER-skein-join";
+
+/// A connection and the certificate of its other end.
+pub(super) struct Contact {
+    pub(super) conn: quinn::Connection,
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) certificate: PeerCertificate,
+    /// The cluster admitted the key while this connection was up: its certificate is still the
+    /// self-signed one, so membership of the key is what counts.
+    promoted: AtomicBool,
+    /// Which root signed the certificate, for the roots it was last looked up among.
+    signer: Mutex<(Vec<ByteBuf>, Option<ByteBuf>)>,
+    pacer: Arc<Pacer>,
+    /// Counts live stream handles (and this one).
+    used: Arc<()>,
+}
+
+impl Contact {
+    /// `None` for a peer without readable certificate; TLS lets none through.
+    pub(super) fn new(conn: quinn::Connection) -> Option<Self> {
+        let chain = *conn.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+        let certificate = PeerCertificate::parse(chain.first()?).ok()?;
+        Some(Self {
+            conn,
+            chain,
+            certificate,
+            promoted: AtomicBool::new(false),
+            signer: Mutex::default(),
+            pacer: Arc::new(Pacer::new(Instant::now())),
+            used: Arc::new(()),
+        })
+    }
+
+    pub(super) fn node(&self) -> NodeId {
+        self.certificate.node
+    }
+
+    /// The peer's address; IPv4 as IPv4, whatever the socket is.
+    pub(super) fn remote(&self) -> SocketAddr {
+        let address = self.conn.remote_address();
+        SocketAddr::new(address.ip().to_canonical(), address.port())
+    }
+
+    /// What the certificate makes of the peer now.
+    pub(super) fn class(&self, view: &ClusterView, now: u64) -> PeerClass {
+        let mut signer = self.signer.lock().unwrap_or_else(PoisonError::into_inner);
+        if signer.0 != view.roots {
+            let found = self.certificate.signer(&view.roots).map(|root| ByteBuf::from(root.to_vec()));
+            *signer = (view.roots.clone(), found);
+        }
+        classify(&self.certificate, signer.1.as_ref().map(|root| root.as_slice()), view, now)
+    }
+
+    /// What the peer of a live connection is now: the certificate of its handshake may meanwhile
+    /// have been renewed, or only been made after it.
+    pub(super) fn live_class(&self, view: &ClusterView, now: u64) -> PeerClass {
+        let class = self.class(view, now);
+        let (PeerClass::Lapsed(node), Some(member)) = (class, view.members.get(&self.node())) else {
+            return class;
+        };
+        let signed = self.signer.lock().unwrap_or_else(PoisonError::into_inner).1.is_some();
+        let promoted = self.promoted.load(Ordering::Acquire);
+        // Zero: a joiner's first view names the members before it knows their certificates.
+        let current = now <= member.not_after || (promoted && member.not_after == 0);
+        if (promoted || signed) && current { PeerClass::Member(node) } else { class }
+    }
+
+    /// Lets the key's membership count from now on. False unless the view lists the key.
+    pub(super) fn promote(&self, view: &ClusterView) -> bool {
+        let node = self.node();
+        let listed = view.members.contains_key(&node) && !view.removed.contains_key(&node);
+        if listed {
+            self.promoted.store(true, Ordering::Release);
+        }
+        listed
+    }
+
+    pub(super) fn exporter(&self) -> Option<[u8; 32]> {
+        let mut out = [0; 32];
+        self.conn.export_keying_material(&mut out, EXPORTER, b"").ok().map(|()| out)
+    }
+
+    pub(super) fn stream(&self, ends: (quinn::SendStream, quinn::RecvStream)) -> Stream {
+        Stream::new(ends, &self.conn, &self.pacer, &self.used)
+    }
+
+    /// True while some handle to one of its streams lives.
+    pub(super) fn in_use(&self) -> bool {
+        Arc::strong_count(&self.used) > 1
+    }
+
+    pub(super) fn close(&self, code: CloseCode) {
+        self.conn.close(code.wire(), code.to_string().as_bytes());
+    }
+}
+
+/// The code a peer that is no member is turned away with.
+pub(super) const fn turned_away(class: PeerClass) -> CloseCode {
+    match class {
+        PeerClass::Member(_) => CloseCode::Protocol,
+        PeerClass::Lapsed(_) => CloseCode::Lapsed,
+        PeerClass::NotYetKnown(_) => CloseCode::NotYetKnown,
+        PeerClass::Removed(_) => CloseCode::Removed,
+        PeerClass::WrongCluster(..) => CloseCode::WrongCluster,
+        PeerClass::Stranger(_) => CloseCode::NotAdmitted,
+    }
+}

@@ -1,0 +1,340 @@
+//! A link: a connection past its hello. And the hello itself, both ends of it.
+
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
+use tracing::{debug, error, info, warn};
+
+use super::{
+    close::{CloseCode, Closed},
+    contact::{Contact, turned_away},
+    endpoint::widen,
+    mesh::Inner,
+    pool::{Key, Offer},
+    stream::{Stream, StreamError},
+};
+use crate::{
+    identity::{PeerClass, SERVER_NAME},
+    protocol::{
+        Lane, StreamKind,
+        frame::{MAX_MESSAGE, StreamHeader},
+        hello::Hello,
+    },
+    types::{Addresses, BootId, NodeId},
+};
+
+/// Version of the messages on every kind of stream.
+pub(super) const VERSION: u8 = 1;
+/// For a handshake with one address: the next address or attempt is better than waiting longer.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Addresses of a hello that are remembered.
+const MAX_ADDRESSES: usize = 16;
+
+/// Why there is no link to a peer (yet).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DialError {
+    /// The address cannot be dialled at all.
+    #[error("cannot dial {address}: {reason}")]
+    Address {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        reason: String,
+    },
+    /// No answer in time. Trying again may help.
+    #[error("{0} does not answer")]
+    TimedOut(SocketAddr),
+    /// The connection was made and ended again.
+    #[error(transparent)]
+    Closed(#[from] Closed),
+    /// Who answers is no member of this cluster, as far as this node knows.
+    #[error("{0:?} is not a member of this cluster")]
+    NotMember(PeerClass),
+    /// Another node than expected answers there.
+    #[error("node {0} answers at that address")]
+    OtherNode(NodeId),
+    /// There is a link to this node, or one is being made.
+    #[error("already linked with {0}")]
+    AlreadyLinked(NodeId),
+    /// The peer did not say hello as it should.
+    #[error("bad hello: {0}")]
+    Hello(String),
+}
+
+/// A connection past its hello.
+pub(super) struct Link {
+    pub(super) contact: Arc<Contact>,
+    pub(super) hello: Hello,
+    pub(super) number: u64,
+    pub(super) since: Instant,
+    /// Another connection is the link now: end when the streams have.
+    pub(super) drain: Notify,
+}
+
+/// A live link, for status and for dialling again.
+#[derive(Clone)]
+pub struct LinkInfo {
+    /// The peer's process run.
+    pub boot: BootId,
+    /// Where its packets come from.
+    pub remote: SocketAddr,
+    /// Where it says it can be reached.
+    pub addresses: Addresses,
+    /// Its software version.
+    pub version: String,
+    /// Its feature bits.
+    pub features: u64,
+    /// When the link came up.
+    pub since: Instant,
+    contact: Arc<Contact>,
+}
+
+impl LinkInfo {
+    /// Where its packets come from, and where it says it can be reached.
+    pub fn reached_at(&self) -> Vec<SocketAddr> {
+        let mut addresses = vec![self.remote];
+        addresses.extend(self.addresses.mesh.iter().filter(|address| **address != self.remote));
+        addresses
+    }
+
+    /// Smoothed round-trip time.
+    pub fn rtt(&self) -> Duration {
+        self.contact.conn.rtt()
+    }
+}
+
+impl fmt::Debug for LinkInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LinkInfo({} at {}, boot {})", self.contact.node(), self.remote, self.boot)
+    }
+}
+
+impl Inner {
+    /// A connection to whoever answers at `address`.
+    pub(super) async fn dial(&self, address: SocketAddr) -> Result<Arc<Contact>, DialError> {
+        let connecting = self.endpoint.connect_with(self.client.clone(), address, SERVER_NAME);
+        let connecting = connecting.map_err(|e| DialError::Address { address, reason: e.to_string() })?;
+        match timeout(DIAL_TIMEOUT, connecting).await {
+            Ok(Ok(conn)) => {
+                Contact::new(conn).map(Arc::new).ok_or_else(|| DialError::Hello("no certificate".to_owned()))
+            }
+            Ok(Err(error)) => Err(Closed::from(error).into()),
+            Err(_) => Err(DialError::TimedOut(address)),
+        }
+    }
+
+    /// The dialer's hello on a connection to a member; on success the connection is the link.
+    pub(super) async fn say_hello(self: &Arc<Self>, contact: Arc<Contact>) -> Result<Arc<Link>, DialError> {
+        let greeting = self.start_greeting(contact.node());
+        self.say_hello_as(greeting, contact).await
+    }
+
+    /// As [`Inner::say_hello`], with the right to do so taken earlier.
+    pub(super) async fn say_hello_as(
+        &self,
+        greeting: Option<Greeting>,
+        contact: Arc<Contact>,
+    ) -> Result<Arc<Link>, DialError> {
+        let peer = contact.node();
+        let class = contact.live_class(&self.view(), (self.clock)());
+        if !class.is_member() {
+            contact.close(turned_away(class));
+            return Err(DialError::NotMember(class));
+        }
+        let Some(_greeting) = greeting.filter(|_| peer != self.identity.node()) else {
+            contact.close(CloseCode::Duplicate);
+            return Err(DialError::AlreadyLinked(peer));
+        };
+        let reply = match timeout(HELLO_TIMEOUT, self.exchange_hello(&contact)).await {
+            Ok(Ok(reply)) => reply,
+            failed => {
+                // The reason of the close says more than what the stream saw of it.
+                let closed = contact.conn.close_reason().map(Closed::from);
+                contact.close(CloseCode::Protocol);
+                if let Some(closed) = closed {
+                    self.note_closed(&contact, &closed);
+                    return Err(closed.into());
+                }
+                let reason = failed.map_or("no answer".to_owned(), |r| {
+                    r.err().map_or_else(String::new, |error| error.to_string())
+                });
+                return Err(DialError::Hello(reason));
+            }
+        };
+        let own = self.identity.node();
+        self.register(contact, reply, own).map_err(|code| match code {
+            CloseCode::Duplicate => DialError::AlreadyLinked(peer),
+            code => DialError::Hello(code.to_string()),
+        })
+    }
+
+    /// `None` while there is a link to `peer`, or another outgoing connection has the right.
+    pub(super) fn start_greeting(self: &Arc<Self>, peer: NodeId) -> Option<Greeting> {
+        let started = self.pool().start_hello(peer);
+        started.then(|| Greeting { inner: self.clone(), peer })
+    }
+
+    async fn exchange_hello(&self, contact: &Contact) -> Result<Hello, StreamError> {
+        let ends = contact.conn.open_bi().await.map_err(Closed::from)?;
+        let mut stream = contact.stream(ends);
+        stream.send.set_lane(Lane::Consensus);
+        stream.send.write_header(StreamHeader { kind: StreamKind::Hello, version: VERSION }).await?;
+        stream.exchange(&self.hello(), MAX_MESSAGE).await
+    }
+
+    /// The acceptor's side of the hello; closes the connection on failure.
+    pub(super) async fn answer_hello(&self, contact: Arc<Contact>, stream: Stream) -> io::Result<Arc<Link>> {
+        let refuse = |code: CloseCode| {
+            contact.close(code);
+            io::Error::other(code.to_string())
+        };
+        let mut stream = stream;
+        let theirs: Hello = match timeout(HELLO_TIMEOUT, stream.recv.read_message(MAX_MESSAGE)).await {
+            Ok(Ok(hello)) => hello,
+            _ => return Err(refuse(CloseCode::Protocol)),
+        };
+        // The link is in the pool before the dialer can know that it is: the dialer then never
+        // holds a link that its peer has not.
+        let link = self
+            .register(contact.clone(), theirs, contact.node())
+            .map_err(|code| io::Error::other(code.to_string()))?;
+        let answered = match stream.send.write_message(&self.hello()).await {
+            Ok(()) => stream.send.finish(),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = answered {
+            self.unregister(&link);
+            contact.close(CloseCode::Protocol);
+            return Err(io::Error::other(error));
+        }
+        Ok(link)
+    }
+
+    fn hello(&self) -> Hello {
+        Hello {
+            node: self.identity.node(),
+            boot: self.boot,
+            cluster: self.view().cluster,
+            addresses: self.addresses.borrow().clone(),
+            version: self.version.clone(),
+            features: self.features,
+        }
+    }
+
+    /// Judges a hello and lets the pool decide; the connection is closed unless it is the link.
+    fn register(&self, contact: Arc<Contact>, hello: Hello, dialer: NodeId) -> Result<Arc<Link>, CloseCode> {
+        let peer = contact.node();
+        let refuse = |code: CloseCode| {
+            contact.close(code);
+            Err(code)
+        };
+        if hello.node != peer {
+            warn!(peer = %peer, claimed = %hello.node, "hello names another node than the certificate");
+            return refuse(CloseCode::Protocol);
+        }
+        if hello.cluster != self.view().cluster {
+            return refuse(CloseCode::WrongCluster);
+        }
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let mut hello = hello;
+        hello.addresses.mesh.truncate(MAX_ADDRESSES);
+        let key = Key { number, boot: hello.boot, dialer, remote: contact.remote() };
+        widen(&contact.conn);
+        let now = Instant::now();
+        let link =
+            Arc::new(Link { contact: contact.clone(), hello, number, since: now, drain: Notify::new() });
+        let offer = self.pool().offer(peer, key, link.clone(), now);
+        match offer {
+            Offer::Up => {}
+            Offer::UpDrain(loser) => loser.drain.notify_one(),
+            Offer::UpReplace(old) => old.contact.close(CloseCode::Replaced),
+            Offer::Duplicate => return refuse(CloseCode::Duplicate),
+            Offer::StillCloned => return refuse(CloseCode::Cloned),
+            Offer::Cloned(old, [one, other]) => {
+                error!(
+                    peer = %peer, %one, %other,
+                    "two processes use one identity, both are refused: \
+                     was a data directory or a machine image copied? Stop one of them and empty its data directory"
+                );
+                if let Some(old) = old {
+                    old.contact.close(CloseCode::Cloned);
+                }
+                self.publish();
+                return refuse(CloseCode::Cloned);
+            }
+        }
+        info!(peer = %peer, remote = %key.remote, boot = %key.boot, dialed = dialer != peer, "link up");
+        self.publish();
+        Ok(link)
+    }
+
+    /// Takes a connection that ended out of the pool.
+    pub(super) fn unregister(&self, link: &Link) -> bool {
+        let was = self.pool().remove(link.contact.node(), link.number);
+        if was {
+            self.publish();
+        }
+        was
+    }
+
+    /// Tells everyone what the links are now.
+    fn publish(&self) {
+        let info = |link: &Arc<Link>| LinkInfo {
+            boot: link.hello.boot,
+            remote: link.contact.remote(),
+            addresses: link.hello.addresses.clone(),
+            version: link.hello.version.clone(),
+            features: link.hello.features,
+            since: link.since,
+            contact: link.contact.clone(),
+        };
+        // The value is made under the watch's own lock, so that the newest state is sent last.
+        self.links.send_modify(|links| {
+            let now: BTreeMap<_, _> = self.pool().iter().map(|(peer, link)| (peer, info(link))).collect();
+            *links = Arc::new(now);
+        });
+    }
+
+    /// Looks at why a connection ended, for what this node must know.
+    pub(super) fn note_closed(&self, contact: &Contact, closed: &Closed) {
+        let peer = contact.node();
+        match closed {
+            // Believed only from a member: anyone can close a connection with any code.
+            Closed::ByPeer(CloseCode::Removed)
+                if contact.live_class(&self.view(), (self.clock)()).is_member() =>
+            {
+                warn!(peer = %peer, "a member says that this node was removed from the cluster");
+                self.removed.send_replace(Some(peer));
+            }
+            Closed::ByPeer(CloseCode::Cloned) => {
+                error!(peer = %peer, "refused: another process uses this node's identity");
+            }
+            Closed::ByPeer(CloseCode::Lapsed) => {
+                warn!(peer = %peer, "refused: this node's certificate has expired and must be renewed");
+            }
+            closed => debug!(peer = %peer, %closed, "connection ended"),
+        }
+    }
+}
+
+/// The right to say hello to a peer: one outgoing connection at a time, until dropped.
+pub(super) struct Greeting {
+    inner: Arc<Inner>,
+    peer: NodeId,
+}
+
+impl Drop for Greeting {
+    fn drop(&mut self) {
+        self.inner.pool().end_hello(self.peer);
+    }
+}
