@@ -1,0 +1,151 @@
+//! A cluster of one, on a real disk.
+
+use std::path::Path;
+
+use super::*;
+use crate::{
+    disk::RealDisk,
+    raft::{ApiToken, TokenRecord},
+    types::{Addresses, BootId, ClusterId, Member, Office, Role, TimingProfile, TokenId},
+};
+
+pub(super) const SOON: Duration = Duration::from_secs(5);
+
+fn node(n: u8) -> NodeId {
+    NodeId([n; 16])
+}
+
+async fn start(dir: &Path) -> (Control, tokio::task::JoinHandle<()>) {
+    let timing = TimingProfile::Fast.timing();
+    let config = RaftConfig { id: node(1), dir: dir.join("raft"), timing, seed: 1 };
+    let (control, driver) = Control::start(config, Arc::new(RealDisk), MeshSlot::default()).await.unwrap();
+    (control, tokio::spawn(driver.run()))
+}
+
+pub(super) fn found() -> Command {
+    let bytes = || serde_bytes::ByteBuf::from(vec![1]);
+    Command::Found {
+        cluster: ClusterId([7; 16]),
+        name: "demo".into(),
+        root: bytes(),
+        member: Member {
+            id: node(1),
+            name: "n1".into(),
+            role: Role::Voter,
+            addresses: Addresses::default(),
+            spki: vec![1],
+            seal_key: vec![1],
+            seal_key_signature: vec![1],
+            serial: "1".into(),
+            not_after: 1,
+            version: "0".into(),
+            features: 0,
+        },
+        sealed_ca: bytes(),
+        profile: TimingProfile::Lan,
+        token: token(1),
+        api_token: ApiToken { name: "first".into(), hash: vec![1], admin: true, created_ms: 0 },
+    }
+}
+
+pub(super) fn token(id: u64) -> TokenRecord {
+    TokenRecord {
+        id: TokenId(id),
+        role: Role::Voter,
+        public_key: vec![1],
+        mac_key: None,
+        expires_ms: None,
+        uses_left: None,
+        revoked: false,
+        created_ms: 0,
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_of_one_is_founded_and_survives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (control, driver) = start(dir.path()).await;
+    let nobody = control.propose(found(), Duration::from_millis(20)).await;
+    assert_eq!(nobody, Err(ProposeError::NoLeader));
+    control.initialize().await.unwrap();
+    assert!(matches!(control.initialize().await, Err(ControlError::Initialized)));
+    assert_eq!(control.propose(found(), SOON).await, Ok(Outcome::Done));
+    // The view is out before the proposer hears of it.
+    let view = control.view().borrow().clone();
+    assert_eq!((view.name.as_str(), view.cluster), ("demo", ClusterId([7; 16])));
+    assert!(view.is_voter(node(1)) && view.members.contains_key(&node(1)));
+    assert!(control.is_leader() && control.leader_ready().await);
+    let office = Office { epoch: 1, node: node(1), boot: BootId(3), membership: control.newest_membership() };
+    assert_eq!(control.propose(Command::SetWriter(office), SOON).await, Ok(Outcome::Done));
+    assert_eq!(control.propose(Command::SetWriter(office), SOON).await, Ok(Outcome::Stale(Some(office))));
+    let before = control.state();
+    control.shutdown().await;
+    driver.await.unwrap();
+    assert!(matches!(control.propose(found(), SOON).await, Err(ProposeError::Stopped(_))));
+    drop(control);
+
+    let (control, driver) = start(dir.path()).await;
+    let mut view = control.view();
+    view.wait_for(|view| view.writer == Some(office) && view.leader == Some(node(1))).await.unwrap();
+    assert_eq!(control.state(), before);
+    control.shutdown().await;
+    driver.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_snapshot_replaces_the_log_and_a_restart_starts_from_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (control, driver) = start(dir.path()).await;
+    control.initialize().await.unwrap();
+    control.propose(found(), SOON).await.unwrap();
+    for id in 2..30 {
+        control.propose(Command::CreateToken(token(id)), SOON).await.unwrap();
+    }
+    let raft = &control.inner.raft;
+    raft.trigger().snapshot().await.unwrap();
+    raft.wait(Some(SOON)).metrics(|m| m.snapshot.is_some(), "snapshot").await.unwrap();
+    let upto = raft.metrics().borrow_watched().snapshot.unwrap().index;
+    raft.trigger().purge_log(upto).await.unwrap();
+    raft.wait(Some(SOON)).metrics(|m| m.purged.is_some(), "purge").await.unwrap();
+    control.propose(Command::CreateToken(token(99)), SOON).await.unwrap();
+    let before = control.state();
+    control.shutdown().await;
+    driver.await.unwrap();
+    drop(control);
+
+    let (control, driver) = start(dir.path()).await;
+    assert!(control.view().borrow().applied_index >= upto, "the snapshot is applied before anything else");
+    control.view().wait_for(|view| view.leader.is_some()).await.unwrap();
+    control.propose(Command::CreateToken(token(100)), SOON).await.unwrap();
+    assert_eq!(control.state().tokens.len(), before.tokens.len() + 1);
+    control.shutdown().await;
+    driver.await.unwrap();
+    drop(control);
+
+    // A log whose beginning is only in a lost snapshot must not start as an empty cluster.
+    std::fs::remove_file(dir.path().join("raft/snapshot")).unwrap();
+    let timing = TimingProfile::Fast.timing();
+    let config = RaftConfig { id: node(1), dir: dir.path().join("raft"), timing, seed: 1 };
+    let started = Control::start(config, Arc::new(RealDisk), MeshSlot::default()).await;
+    assert!(matches!(started, Err(ControlError::Log(LogError::Damaged { .. }))));
+}
+
+#[cfg(feature = "testing")]
+#[tokio::test]
+async fn a_disk_that_fails_stops_raft_and_says_so() {
+    use crate::testing::{Fault, SimDisk};
+    let disk = SimDisk::new();
+    let config =
+        RaftConfig { id: node(1), dir: "/raft".into(), timing: TimingProfile::Fast.timing(), seed: 1 };
+    let (control, driver) = Control::start(config, Arc::new(disk.boot()), MeshSlot::default()).await.unwrap();
+    tokio::spawn(driver.run());
+    control.initialize().await.unwrap();
+    control.propose(found(), SOON).await.unwrap();
+    disk.fail_at(disk.calls() + 1, Fault::Eio, true);
+    let lost = control.propose(Command::CreateToken(token(5)), SOON).await;
+    assert!(lost.is_err_and(|e| e.outcome_unknown()));
+    let mut failed = control.failed();
+    let reason = failed.wait_for(|failed| failed.is_some()).await.unwrap().clone().unwrap();
+    assert!(reason.contains("could not be written"), "{reason}");
+    assert!(!control.state().tokens.contains_key(&TokenId(5)));
+}

@@ -1,0 +1,488 @@
+//! Who writes: the leader watches the writer and, when it must, seals a majority and names the
+//! next one (DESIGN 6.4.1 to 6.4.3 and 6.4.7). Every rule here has a counterexample in the
+//! protocol model when it is dropped.
+//!
+//! [`decide`] and [`due`] are pure; [`Failover::run`] is the driver.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
+
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use tokio::{
+    sync::watch,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    protocol::{
+        StreamKind,
+        replication::{Report, Seal, Sealed},
+        status::{NodeStatus, StatusRequest},
+    },
+    transport::Mesh,
+    types::{BootId, ClusterView, Epoch, Lsn, Member, NodeId, Office, Timing},
+};
+
+use super::{Command, Control, Outcome};
+
+/// How this node seals itself and tells its own status, given by the layers above.
+pub trait Local: fmt::Debug + Send + Sync + 'static {
+    /// As if the `Seal` had come over the wire from this node.
+    fn seal(&self, seal: Seal) -> BoxFuture<'_, Result<Sealed, String>>;
+    /// This node's status.
+    fn status(&self) -> NodeStatus;
+    /// When this node last heard the writer of that epoch on its own stream.
+    fn heard_writer(&self, epoch: Epoch) -> Option<Instant>;
+    /// True when this node's log holds the record at `at`, judged by its epoch table.
+    fn holds(&self, at: Lsn) -> bool;
+    /// The cluster CA's key, sealed to a member that is about to become a voter.
+    fn seal_ca_for(&self, member: &Member) -> Result<Vec<u8>, String>;
+}
+
+/// The leader's watch over the writer.
+#[derive(Debug)]
+pub struct Failover {
+    control: Control,
+    mesh: Mesh,
+    local: Arc<dyn Local>,
+    me: NodeId,
+    timing: Timing,
+    statuses: watch::Sender<Statuses>,
+}
+
+/// What the leader last heard of each member, and when.
+pub type Statuses = Arc<BTreeMap<NodeId, (Instant, NodeStatus)>>;
+
+/// Why a round is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trigger {
+    /// Nobody has ever written.
+    NoWriter,
+    /// Not heard for L.
+    Silent,
+    /// Another process run than the one in the register.
+    OtherBoot,
+    /// Named, but not in office within L.
+    NotInOffice,
+    /// A voter promised a higher epoch: the sitting writer may be unable to commit.
+    PromisedAbove,
+    /// It asks to be relieved, and is level with this target.
+    Drains {
+        /// A voter that has everything.
+        target: NodeId,
+    },
+    /// Its disk is full or slow, and this target is level with it.
+    DiskTrouble {
+        /// A voter that has everything.
+        target: NodeId,
+    },
+    /// It is no longer a voter.
+    NotVoter,
+}
+
+impl Failover {
+    /// A watch that acts while this node is the leader.
+    pub fn new(control: Control, mesh: Mesh, local: Arc<dyn Local>, me: NodeId, timing: Timing) -> Self {
+        Self { control, mesh, local, me, timing, statuses: watch::Sender::new(Statuses::default()) }
+    }
+
+    /// What the leader hears of the members; empty on other nodes.
+    pub fn statuses(&self) -> watch::Receiver<Statuses> {
+        self.statuses.subscribe()
+    }
+
+    /// Runs as long as the process.
+    pub async fn run(self) {
+        let mut reign: Option<Reign> = None;
+        let mut tick = tokio::time::interval(self.timing.heartbeat);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            // Only a leader that has applied an entry of its own term knows the register.
+            if !self.control.is_leader() || !self.control.leader_ready().await {
+                if reign.take().is_some() {
+                    self.statuses.send_replace(Statuses::default());
+                }
+                continue;
+            }
+            let reign = reign.get_or_insert_with(|| Reign::begin(Instant::now()));
+            let view = self.control.view().borrow().clone();
+            self.poll(&view, reign).await;
+            reign.note_office(view.writer, Instant::now());
+            reign.followed = view.writer.and_then(|office| self.local.heard_writer(office.epoch));
+            let Some(trigger) = due(&view, reign, Instant::now(), self.timing.election_min) else { continue };
+            if let Err(reason) = self.round(&view, trigger, reign).await {
+                tracing::info!(?trigger, reason, "no new writer yet");
+            }
+        }
+    }
+
+    /// Asks every member for its status, all at once, and waits at most one heartbeat.
+    async fn poll(&self, view: &ClusterView, reign: &mut Reign) {
+        let mut answers: FuturesUnordered<_> = view
+            .members
+            .keys()
+            .filter(|id| **id != self.me)
+            .map(|id| {
+                let id = *id;
+                let ask = self.mesh.request::<_, NodeStatus>(
+                    id,
+                    StreamKind::Status,
+                    &StatusRequest { resign: false },
+                    self.timing.heartbeat * 4 / 5,
+                );
+                Box::pin(async move { (id, ask.await) })
+            })
+            .collect();
+        let asked = Instant::now();
+        while let Some((id, answer)) = answers.next().await {
+            if let Ok(status) = answer
+                && status.node == id
+            {
+                reign.heard.insert(id, (asked, status));
+            }
+        }
+        reign.heard.insert(self.me, (Instant::now(), self.local.status()));
+        reign.heard.retain(|id, _| view.members.contains_key(id));
+        self.statuses.send_replace(Arc::new(reign.heard.clone()));
+    }
+
+    /// Seals a majority, picks the highest report, and names its process writer.
+    async fn round(&self, view: &ClusterView, trigger: Trigger, reign: &mut Reign) -> Result<(), String> {
+        let current = view.writer.map_or(0, |office| office.epoch);
+        let resigned = match (trigger, view.writer) {
+            // A writer that drains or is full acknowledges nothing that its lease would guard.
+            (Trigger::Drains { .. } | Trigger::DiskTrouble { .. }, Some(office)) => {
+                Some((office.epoch, office.boot))
+            }
+            _ => None,
+        };
+        let seal = Seal { epoch: current + 1, term: view.term, resigned };
+        tracing::info!(?trigger, epoch = seal.epoch, "sealing for a new writer");
+        let reports = self.seal_majority(view, seal).await?;
+        let preferred = match trigger {
+            Trigger::Drains { target } | Trigger::DiskTrouble { target } => target,
+            _ => preferred(view, reign, self.me),
+        };
+        let chosen = decide(&reports, preferred).map_err(|alarm| {
+            tracing::error!(%alarm, ?reports, "refusing to name a writer");
+            alarm.to_string()
+        })?;
+        // The membership under which the majority was counted goes into the command; apply refuses
+        // it under any other.
+        let office =
+            Office { epoch: seal.epoch, node: chosen.node, boot: chosen.boot, membership: view.membership };
+        match self.control.propose(Command::SetWriter(office), self.timing.election_max * 4).await {
+            Ok(Outcome::Done) => {
+                reign.note_office(Some(office), Instant::now());
+                tracing::info!(epoch = office.epoch, writer = %office.node, at = %chosen.durable, "named a writer");
+                Ok(())
+            }
+            // A lost answer is resolved by reading the register at the next tick.
+            Ok(outcome) => Err(outcome.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn ask_to_seal(&self, voter: NodeId, seal: Seal, wait: Duration) -> Result<Sealed, String> {
+        if voter == self.me {
+            return self.local.seal(seal).await;
+        }
+        self.mesh.request(voter, StreamKind::Seal, &seal, wait).await.map_err(|e| e.to_string())
+    }
+
+    async fn seal_majority(&self, view: &ClusterView, seal: Seal) -> Result<Vec<Report>, String> {
+        let voters = view.all_voters();
+        let wait = self.timing.election_max * 4;
+        let mut answers: FuturesUnordered<_> = voters
+            .iter()
+            .map(|voter| {
+                let voter = *voter;
+                async move {
+                    let deadline = Instant::now() + wait;
+                    loop {
+                        let answer = self.ask_to_seal(voter, seal, wait).await;
+                        match answer {
+                            // It is bound for a moment yet: the same round asks again, for a dead
+                            // writer's own answer may take as long as the whole round.
+                            Ok(Sealed::LeaseHeld { remaining_ms }) if Instant::now() < deadline => {
+                                tokio::time::sleep(Duration::from_millis(remaining_ms.max(1)).min(wait))
+                                    .await;
+                            }
+                            answer => return (voter, answer),
+                        }
+                    }
+                }
+            })
+            .collect();
+        let (mut reports, mut have, mut refusals) = (Vec::new(), BTreeSet::new(), Vec::new());
+        let mut grace = std::pin::pin!(None::<tokio::time::Sleep>);
+        loop {
+            let answer = tokio::select! {
+                answer = answers.next() => answer,
+                // A majority is enough; a moment more lets the others be chosen too.
+                () = async { match grace.as_mut().as_pin_mut() { Some(sleep) => sleep.await, None => std::future::pending().await } } => None,
+            };
+            let Some((voter, answer)) = answer else { break };
+            match answer {
+                Ok(Sealed::Report(report)) if report.node == voter && report.promise == seal.epoch => {
+                    have.insert(voter);
+                    reports.push(report);
+                }
+                Ok(other) => refusals.push(format!("{}: {other:?}", voter.short())),
+                Err(error) => refusals.push(format!("{}: {error}", voter.short())),
+            }
+            if view.is_quorum(&have) && grace.is_none() {
+                grace.set(Some(tokio::time::sleep(self.timing.heartbeat / 5)));
+            }
+        }
+        if view.is_quorum(&have) {
+            Ok(reports)
+        } else {
+            Err(format!("{} of {} voters sealed ({})", have.len(), voters.len(), refusals.join("; ")))
+        }
+    }
+}
+
+/// What a leader knows since it became one.
+#[derive(Debug, Clone)]
+pub struct Reign {
+    since: Instant,
+    heard: BTreeMap<NodeId, (Instant, NodeStatus)>,
+    /// The register, and since when this leader has known it.
+    office: Option<(Office, Instant)>,
+    /// When this node, as a follower, last heard the writer in the register.
+    followed: Option<Instant>,
+}
+
+impl Reign {
+    /// A leader that has heard nobody yet.
+    pub fn begin(now: Instant) -> Self {
+        Self { since: now, heard: BTreeMap::new(), office: None, followed: None }
+    }
+
+    fn note_office(&mut self, office: Option<Office>, now: Instant) {
+        if self.office.map(|known| known.0) != office {
+            self.office = office.map(|office| (office, now));
+        }
+    }
+}
+
+/// Whether the writer must be replaced, and why.
+pub fn due(view: &ClusterView, reign: &Reign, now: Instant, silence: Duration) -> Option<Trigger> {
+    if view.voters.is_empty() {
+        return None;
+    }
+    let Some(office) = view.writer else { return Some(Trigger::NoWriter) };
+    let named = reign.office.filter(|known| known.0 == office).map_or(now, |known| known.1);
+    let patience = named.max(reign.since) + silence;
+    if !view.is_voter(office.node) {
+        return Some(Trigger::NotVoter);
+    }
+    let above = |status: &NodeStatus| view.is_voter(status.node) && status.promise > office.epoch;
+    if now > patience && reign.heard.values().any(|(_, status)| above(status)) {
+        return Some(Trigger::PromisedAbove);
+    }
+    // A new leader that followed the writer knows already since when it is silent; another one has to
+    // listen for L first.
+    let heard = reign.heard.get(&office.node).map(|(heard, _)| *heard);
+    let silent_since = match reign.followed {
+        Some(followed) => heard.map_or(followed, |heard| heard.max(followed)),
+        None => heard.unwrap_or(patience - silence).max(patience - silence),
+    };
+    if now > silent_since + silence {
+        return Some(Trigger::Silent);
+    }
+    match reign.heard.get(&office.node) {
+        Some((_, status)) if status.boot != office.boot => Some(Trigger::OtherBoot),
+        Some((_, status)) if status.office.map(|o| o.0) != Some(office.epoch) && now > patience => {
+            Some(Trigger::NotInOffice)
+        }
+        Some((_, status)) if status.draining => {
+            level(view, reign, status).map(|target| Trigger::Drains { target })
+        }
+        Some((_, status)) if status.disk_troubled && now > patience => {
+            level(view, reign, status).map(|target| Trigger::DiskTrouble { target })
+        }
+        _ => None,
+    }
+}
+
+/// Who wins a tie: the leader itself, unless it is about to stop or its disk is in trouble.
+fn preferred(view: &ClusterView, reign: &Reign, me: NodeId) -> NodeId {
+    let sound = |status: &NodeStatus| !status.draining && !status.disk_troubled;
+    let heard = || reign.heard.values().map(|(_, status)| status);
+    if heard().any(|status| status.node == me && sound(status)) {
+        return me;
+    }
+    heard().find(|status| view.is_voter(status.node) && sound(status)).map_or(me, |status| status.node)
+}
+
+/// A healthy voter, other than the writer, that has everything the writer has.
+fn level(view: &ClusterView, reign: &Reign, writer: &NodeStatus) -> Option<NodeId> {
+    reign
+        .heard
+        .values()
+        .map(|(_, status)| status)
+        .filter(|s| s.node != writer.node && view.is_voter(s.node) && !s.draining && !s.disk_troubled)
+        .find(|s| s.durable == writer.durable)
+        .map(|s| s.node)
+}
+
+/// A report contradicts what was committed: never go on from here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Alarm {
+    /// The best log of a majority lacks a record that somebody knows to be committed.
+    #[error(
+        "the highest log reported ends at {chosen}, but {commit} was committed: acknowledged data is missing"
+    )]
+    CommittedMissing {
+        /// Best report.
+        chosen: Lsn,
+        /// Commit position named by some report.
+        commit: Lsn,
+    },
+    /// No reports.
+    #[error("no reports")]
+    Empty,
+}
+
+/// Highest (epoch, seq) of durable records wins; `preferred` wins ties, then the smallest id.
+pub fn decide(reports: &[Report], preferred: NodeId) -> Result<&Report, Alarm> {
+    let chosen = reports
+        .iter()
+        .max_by_key(|report| (report.durable, report.node == preferred, std::cmp::Reverse(report.node)))
+        .ok_or(Alarm::Empty)?;
+    match reports.iter().map(|report| report.commit).max() {
+        Some(commit) if commit > chosen.durable => {
+            Err(Alarm::CommittedMissing { chosen: chosen.durable, commit })
+        }
+        _ => Ok(chosen),
+    }
+}
+
+/// For status pages: who holds office by what the view says.
+pub fn office_of(view: &ClusterView) -> Option<(Epoch, NodeId, BootId)> {
+    view.writer.map(|office| (office.epoch, office.node, office.boot))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Addresses, MembershipId};
+
+    const L: Duration = Duration::from_millis(300);
+
+    fn id(n: u8) -> NodeId {
+        NodeId([n; 16])
+    }
+
+    fn report(node: u8, epoch: u64, seq: u64, commit: (u64, u64)) -> Report {
+        Report {
+            node: id(node),
+            boot: BootId(node.into()),
+            promise: 9,
+            durable: Lsn::new(epoch, seq),
+            commit: Lsn::new(commit.0, commit.1),
+        }
+    }
+
+    #[test]
+    fn highest_epoch_then_seq_wins_and_ties_go_to_the_preferred() {
+        // A longer log of an older epoch loses.
+        let reports = [report(1, 1, 90, (0, 0)), report(2, 2, 50, (0, 0)), report(3, 2, 50, (0, 0))];
+        assert_eq!(decide(&reports, id(3)).unwrap().node, id(3));
+        assert_eq!(decide(&reports, id(1)).unwrap().node, id(2));
+    }
+
+    #[test]
+    fn a_committed_record_that_nobody_reports_is_an_alarm() {
+        let reports = [report(1, 2, 50, (2, 51)), report(2, 2, 49, (2, 40))];
+        assert!(matches!(decide(&reports, id(1)), Err(Alarm::CommittedMissing { .. })));
+        assert_eq!(decide(&[], id(1)), Err(Alarm::Empty));
+    }
+
+    fn status(node: u8, boot: u64, office: Option<u64>, promise: u64) -> NodeStatus {
+        NodeStatus {
+            node: id(node),
+            boot: BootId(boot),
+            promise,
+            office: office.map(|e| (e, true)),
+            durable: Lsn::new(1, 5),
+            commit: Lsn::ZERO,
+            applied: Lsn::ZERO,
+            flushed: Lsn::ZERO,
+            disk_troubled: false,
+            marked: MembershipId::default(),
+            linked: Vec::new(),
+            linked_at: Vec::new(),
+            addresses: Addresses::default(),
+            version: String::new(),
+            cert_days_left: 30,
+            draining: false,
+        }
+    }
+
+    fn view() -> ClusterView {
+        ClusterView {
+            voters: vec![[id(1), id(2), id(3)].into()],
+            writer: Some(Office {
+                epoch: 4,
+                node: id(2),
+                boot: BootId(2),
+                membership: MembershipId::default(),
+            }),
+            ..ClusterView::default()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_trigger_and_none_too_early() {
+        let view = view();
+        let start = Instant::now();
+        let reign = |statuses: &[NodeStatus]| {
+            let mut reign = Reign::begin(start);
+            reign.note_office(view.writer, start);
+            for status in statuses {
+                reign.heard.insert(status.node, (start, status.clone()));
+            }
+            reign
+        };
+        let soon = start + L / 2;
+        let late = start + L + Duration::from_millis(1);
+        let healthy = status(2, 2, Some(4), 4);
+        assert_eq!(
+            due(&ClusterView { writer: None, ..view.clone() }, &reign(&[]), soon, L),
+            Some(Trigger::NoWriter)
+        );
+        assert_eq!(due(&view, &reign(&[]), soon, L), None);
+        assert_eq!(due(&view, &reign(&[]), late, L), Some(Trigger::Silent));
+        assert_eq!(due(&view, &reign(std::slice::from_ref(&healthy)), soon, L), None);
+        assert_eq!(due(&view, &reign(std::slice::from_ref(&healthy)), late, L), Some(Trigger::Silent));
+        assert_eq!(due(&view, &reign(&[status(2, 7, None, 4)]), soon, L), Some(Trigger::OtherBoot));
+        // Named but not in office: only after L; and it was heard just now.
+        let mut waiting = reign(&[]);
+        waiting.heard.insert(id(2), (late, status(2, 2, None, 4)));
+        assert_eq!(due(&view, &waiting, late, L), Some(Trigger::NotInOffice));
+        // A leader that followed the writer need not listen for L again.
+        let followed = Reign { followed: Some(start - L), ..reign(&[]) };
+        assert_eq!(due(&view, &followed, start + Duration::from_millis(1), L), Some(Trigger::Silent));
+        let followed = Reign { followed: Some(start), ..reign(&[]) };
+        assert_eq!(due(&view, &followed, soon, L), None);
+        // A promise above the register starves a healthy writer.
+        let mut starved = reign(&[status(3, 3, None, 5)]);
+        starved.heard.insert(id(2), (late, healthy.clone()));
+        assert_eq!(due(&view, &starved, late, L), Some(Trigger::PromisedAbove));
+        // A draining writer is relieved by a voter that is level, not before.
+        let draining = NodeStatus { draining: true, ..healthy.clone() };
+        let behind = NodeStatus { durable: Lsn::new(1, 4), ..status(3, 3, None, 4) };
+        assert_eq!(due(&view, &reign(&[draining.clone(), behind]), soon, L), None);
+        assert_eq!(
+            due(&view, &reign(&[draining, status(3, 3, None, 4)]), soon, L),
+            Some(Trigger::Drains { target: id(3) })
+        );
+    }
+}

@@ -1,0 +1,283 @@
+//! The log over a real disk in a temporary directory, and over a simulated one that loses power.
+
+use openraft::{
+    StorageError, Vote as RaftVote,
+    async_runtime::Oneshot,
+    entry::RaftEntry,
+    testing::log::{StoreBuilder, Suite},
+    type_config::alias::OneshotOf,
+    vote::leader_id_std::CommittedLeaderId,
+};
+
+use super::{
+    super::{applied::Board, snapshot::Snapshots, state_machine::StateMachine, type_config::TypeConfig},
+    *,
+};
+use crate::{disk::RealDisk, types::NodeId};
+
+/// openraft's suite numbers its nodes.
+impl From<u64> for NodeId {
+    fn from(number: u64) -> Self {
+        let mut id = [0; 16];
+        id[8..].copy_from_slice(&number.to_be_bytes());
+        Self(id)
+    }
+}
+
+fn id(term: u64, index: u64) -> LogId {
+    LogId::new(CommittedLeaderId::new(term), index)
+}
+
+fn blank(term: u64, index: u64) -> Entry {
+    Entry::new_blank(id(term, index))
+}
+
+async fn append(store: &mut LogStore, entries: Vec<Entry>) -> io::Result<()> {
+    let (tx, rx) = OneshotOf::<TypeConfig>::channel();
+    store.append(entries, IOFlushed::signal(tx)).await?;
+    rx.await.map_err(|_| stopped())?
+}
+
+/// Opens a log and spawns its writer.
+async fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<LogStore, LogError> {
+    let (store, writer) = LogStore::open(disk, dir, watch::Sender::new(None)).await?;
+    tokio::spawn(writer.run());
+    Ok(store)
+}
+
+fn indices(store: &LogStore) -> Vec<(u64, u64)> {
+    let memory = store.memory();
+    memory.entries.values().map(|h| (h.entry.log_id.leader_id.term, h.entry.log_id.index)).collect()
+}
+
+struct Builder;
+
+impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Builder {
+    async fn build(&self) -> Result<(tempfile::TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+        let store = open(disk.clone(), dir.path()).await.unwrap();
+        let (snapshots, applied) = Snapshots::open(disk, dir.path().join("snapshot")).await.unwrap();
+        let board = Board::new(applied.clone());
+        Ok((dir, store, StateMachine::new(applied, board, snapshots)))
+    }
+}
+
+// On a paused clock: the suite sleeps for eight seconds in all.
+#[tokio::test(start_paused = true)]
+async fn openraft_suite_passes() {
+    Suite::test_all(Builder).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(Arc::new(RealDisk), dir.path()).await.unwrap();
+    let vote = RaftVote::new_committed(2, NodeId::from(1));
+    store.save_vote(&vote).await.unwrap();
+    append(&mut store, (1..=9).map(|i| blank(1, i)).collect()).await.unwrap();
+    store.truncate_after(Some(id(1, 7))).await.unwrap();
+    append(&mut store, vec![blank(2, 8)]).await.unwrap();
+    store.purge(id(1, 3)).await.unwrap();
+    store.save_committed(Some(id(2, 8))).await.unwrap();
+    append(&mut store, vec![blank(2, 9)]).await.unwrap();
+    let mut again = open(Arc::new(RealDisk), dir.path()).await.unwrap();
+    assert_eq!(indices(&again), vec![(1, 4), (1, 5), (1, 6), (1, 7), (2, 8), (2, 9)]);
+    assert_eq!(again.read_vote().await.unwrap(), Some(vote));
+    assert_eq!(again.read_committed().await.unwrap(), Some(id(2, 8)));
+    let state = again.get_log_state().await.unwrap();
+    assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(id(1, 3)), Some(id(2, 9))));
+}
+
+#[tokio::test]
+async fn a_committed_position_is_written_without_help_from_other_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(Arc::new(RealDisk), dir.path()).await.unwrap();
+    store.save_committed(Some(id(0, 5))).await.unwrap();
+    let mut found = None;
+    for _ in 0..100 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        found = open(Arc::new(RealDisk), dir.path()).await.unwrap().read_committed().await.unwrap();
+        if found.is_some() {
+            break;
+        }
+    }
+    assert_eq!(found, Some(id(0, 5)));
+}
+
+#[tokio::test]
+async fn purging_rewrites_a_file_of_garbage() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(Arc::new(RealDisk), dir.path()).await.unwrap();
+    store.save_vote(&RaftVote::new(1, NodeId::from(1))).await.unwrap();
+    let len = || std::fs::metadata(dir.path().join("log")).unwrap().len();
+    let mut index = 0;
+    while len() < 2 * GARBAGE {
+        append(&mut store, (index..index + 4000).map(|i| blank(1, i)).collect()).await.unwrap();
+        index += 4000;
+    }
+    store.purge(id(1, index - 3)).await.unwrap();
+    assert!(len() < 1024, "{} bytes left", len());
+    append(&mut store, vec![blank(1, index)]).await.unwrap();
+    let again = open(Arc::new(RealDisk), dir.path()).await.unwrap();
+    assert_eq!(indices(&again), vec![(1, index - 2), (1, index - 1), (1, index)]);
+}
+
+#[tokio::test]
+async fn damage_below_the_last_group_refuses_to_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(Arc::new(RealDisk), dir.path()).await.unwrap();
+    store.save_vote(&RaftVote::new(1, NodeId::from(1))).await.unwrap();
+    for index in 1..=3 {
+        append(&mut store, vec![blank(1, index)]).await.unwrap();
+    }
+    let path = dir.path().join("log");
+    let whole = std::fs::read(&path).unwrap();
+    let mut bent = whole.clone();
+    bent[MAGIC.len() + 20] ^= 1;
+    std::fs::write(&path, &bent).unwrap();
+    assert!(matches!(open(Arc::new(RealDisk), dir.path()).await, Err(LogError::Damaged { .. })));
+    std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    let cut = open(Arc::new(RealDisk), dir.path()).await.unwrap();
+    assert_eq!(indices(&cut), vec![(1, 1), (1, 2)]);
+    std::fs::write(dir.path().join("vote"), b"nonsense").unwrap();
+    assert!(matches!(open(Arc::new(RealDisk), dir.path()).await, Err(LogError::Damaged { .. })));
+    std::fs::remove_file(dir.path().join("vote")).unwrap();
+    assert!(matches!(open(Arc::new(RealDisk), dir.path()).await, Err(LogError::Damaged { .. })));
+}
+
+#[tokio::test]
+async fn reads_for_replication_fit_in_a_message() {
+    use crate::raft::types::Command;
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(Arc::new(RealDisk), dir.path()).await.unwrap();
+    let big = |index| {
+        let sealed = serde_bytes::ByteBuf::from(vec![7; 3 * 1024 * 1024]);
+        Entry::new_normal(id(1, index), Command::SealCa { node: NodeId::default(), sealed })
+    };
+    append(&mut store, (1..=5).map(big).collect()).await.unwrap();
+    assert_eq!(store.limited_get_log_entries(1, 6).await.unwrap().len(), 2);
+    assert_eq!(store.try_get_log_entries(1..6).await.unwrap().len(), 5);
+}
+
+#[cfg(feature = "testing")]
+mod crash {
+    use rand::{Rng, SeedableRng, rngs::StdRng};
+
+    use super::*;
+    use crate::testing::{Fault, SimDisk};
+
+    /// What must and what may be found after a power cut.
+    #[derive(Clone, Default, PartialEq, Debug)]
+    struct Model {
+        log: Vec<(u64, u64)>,
+        purged: u64,
+        term: u64,
+    }
+
+    /// Runs random work until the power goes; returns the model before and after the call that
+    /// it hit.
+    async fn work(store: &mut LogStore, random: &mut StdRng, mut sure: Model) -> (Model, Model) {
+        loop {
+            let mut next = sure.clone();
+            let last = next.log.last().map_or(next.purged, |e| e.1);
+            let result = match random.random_range(0..10) {
+                0 => {
+                    next.term += 1;
+                    store.save_vote(&RaftVote::new(next.term, NodeId::from(1))).await
+                }
+                1 if !next.log.is_empty() => {
+                    let keep = random.random_range(0..=next.log.len());
+                    next.log.truncate(keep);
+                    let upto = next.log.last().map_or(id(0, next.purged), |e| id(e.0, e.1));
+                    store.truncate_after(Some(upto)).await
+                }
+                2 if !next.log.is_empty() => {
+                    let gone = random.random_range(0..next.log.len());
+                    let upto = next.log[gone];
+                    next.log.drain(..=gone);
+                    next.purged = upto.1;
+                    if random.random_range(0..2) == 0 {
+                        // Pretend much garbage, so that rewriting is exercised.
+                        store.memory().written += 2 * GARBAGE;
+                    }
+                    store.purge(id(upto.0, upto.1)).await
+                }
+                _ => {
+                    let count = random.random_range(1..6);
+                    let new = (last + 1..=last + count).map(|index| (next.term, index));
+                    next.log.extend(new.clone());
+                    append(store, new.map(|(term, index)| blank(term, index)).collect()).await
+                }
+            };
+            if result.is_err() {
+                return (sure, next);
+            }
+            sure = next;
+        }
+    }
+
+    fn found(store: &LogStore) -> Model {
+        let (purged, term) = {
+            let memory = store.memory();
+            let term = memory.vote.as_ref().map_or(0, |vote| vote.leader_id.term);
+            (memory.purged.as_ref().map_or(0, |id| id.index), term)
+        };
+        Model { log: indices(store), purged, term }
+    }
+
+    /// True when `state` lies between `sure` and `maybe`: an append may be there in part.
+    fn between(state: &Model, sure: &Model, maybe: &Model) -> bool {
+        let partial = maybe.log.starts_with(&state.log) && state.log.starts_with(&sure.log);
+        state == sure || state == maybe || (partial && (state.purged, state.term) == (sure.purged, sure.term))
+    }
+
+    #[tokio::test]
+    async fn nothing_acknowledged_is_lost_to_power_cuts() {
+        let dir = Path::new("/data/raft");
+        for seed in 0..150 {
+            let mut random = StdRng::seed_from_u64(seed);
+            let disk = SimDisk::new();
+            let mut model = Model { term: 1, ..Model::default() };
+            for life in 0..4 {
+                let mut store = open(Arc::new(disk.boot()), dir).await.unwrap();
+                if life == 0 {
+                    store.save_vote(&RaftVote::new(1, NodeId::from(1))).await.unwrap();
+                    append(&mut store, vec![blank(1, 1)]).await.unwrap();
+                    model.log = vec![(1, 1)];
+                }
+                disk.fail_at(disk.calls() + random.random_range(1..40), Fault::PowerCut, false);
+                let (sure, maybe) = work(&mut store, &mut random, model).await;
+                disk.crash(random.random());
+                // Reopening is itself cut once, and must come to the same.
+                disk.fail_at(disk.calls() + random.random_range(1..8), Fault::PowerCut, false);
+                let _ = open(Arc::new(disk.boot()), dir).await;
+                disk.crash(random.random());
+                let again = open(Arc::new(disk.boot()), dir).await.unwrap();
+                model = found(&again);
+                assert!(
+                    between(&model, &sure, &maybe),
+                    "seed {seed} life {life}: {model:?} is not between {sure:?} and {maybe:?}"
+                );
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failed_write_is_final() {
+        let disk = SimDisk::new();
+        let failed = watch::Sender::new(None);
+        let (mut store, writer) =
+            LogStore::open(Arc::new(disk.boot()), Path::new("/raft"), failed.clone()).await.unwrap();
+        tokio::spawn(writer.run());
+        store.save_vote(&RaftVote::new(1, NodeId::from(1))).await.unwrap();
+        append(&mut store, vec![blank(1, 0)]).await.unwrap();
+        disk.fail_at(disk.calls() + 1, Fault::Eio, false);
+        assert!(append(&mut store, vec![blank(1, 1)]).await.is_err());
+        assert!(failed.borrow().is_some());
+        let calls = disk.calls();
+        assert!(append(&mut store, vec![blank(1, 2)]).await.is_err());
+        assert!(store.save_vote(&RaftVote::new(2, NodeId::from(1))).await.is_err());
+        assert_eq!(disk.calls(), calls, "nothing is tried again");
+    }
+}

@@ -1,0 +1,27 @@
+//! Agreement on members, roles, writer and epoch (openraft).
+
+mod applied;
+mod change;
+mod control;
+pub mod failover;
+mod log_record;
+mod log_store;
+mod log_writer;
+pub mod membership;
+mod network;
+mod propose;
+mod rpc;
+mod runtime;
+mod snapshot;
+mod state_machine;
+mod type_config;
+mod types;
+
+pub use control::{Control, ControlDriver, ControlError, RaftConfig};
+pub use log_store::LogError;
+pub use network::MeshSlot;
+pub use propose::{ProposeError, forward_command};
+pub use types::{ApiToken, Command, Outcome, State, TokenRecord};
+
+/// openraft's handle for our types.
+type Raft = openraft::Raft<type_config::TypeConfig, state_machine::StateMachine>;

@@ -1,0 +1,153 @@
+//! openraft's way out: RPCs to one peer over the mesh.
+
+use std::{
+    future::Future,
+    sync::{Arc, OnceLock},
+};
+
+use bytes::Bytes;
+use openraft::{
+    EmptyNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2,
+    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
+    network::RPCOption,
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+        TransferLeaderResponse, VoteRequest, VoteResponse,
+    },
+};
+
+use super::{
+    rpc::{ExchangeError, Request, Response, exchange},
+    type_config::{Snapshot, TypeConfig, Vote},
+};
+use crate::{
+    protocol::{Lane, StreamKind, frame::MAX_CHUNK},
+    transport::Mesh,
+    types::NodeId,
+};
+
+/// Where the mesh is put once it is bound: its router needs raft's handlers first.
+pub type MeshSlot = Arc<OnceLock<Mesh>>;
+
+/// Makes a [`Link`] per peer.
+pub(super) struct Network {
+    pub(super) mesh: MeshSlot,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Link;
+
+    async fn new_client(&mut self, peer: NodeId, _: &EmptyNode) -> Link {
+        Link { peer, mesh: self.mesh.clone() }
+    }
+}
+
+/// RPCs to one peer.
+pub(super) struct Link {
+    peer: NodeId,
+    mesh: MeshSlot,
+}
+
+impl Link {
+    async fn call(
+        &self,
+        request: &Request,
+        chunks: Vec<Bytes>,
+        option: &RPCOption,
+    ) -> Result<Response, RPCError<TypeConfig>> {
+        let Some(mesh) = self.mesh.get() else { return Err(unreachable("the mesh is not bound yet")) };
+        let lane = if chunks.is_empty() { Lane::Consensus } else { Lane::Bulk };
+        let call = exchange(mesh, self.peer, (StreamKind::Raft, lane), request, chunks);
+        match tokio::time::timeout(option.soft_ttl(), call).await {
+            Ok(Ok(Response::Refused(reason))) => Err(broken(&reason)),
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error @ ExchangeError::NotLinked(_))) => Err(unreachable(&error.to_string())),
+            Ok(Err(error)) => Err(broken(&error.to_string())),
+            Err(_) => Err(broken("no answer in time")),
+        }
+    }
+}
+
+/// Makes openraft back off: only for a peer without a link.
+fn unreachable(reason: &str) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::from_string(reason))
+}
+
+/// Makes openraft try again at once.
+fn broken(reason: &str) -> RPCError<TypeConfig> {
+    RPCError::Network(NetworkError::from_string(reason))
+}
+
+fn misplaced() -> RPCError<TypeConfig> {
+    broken("the answer does not belong to the question")
+}
+
+impl RaftNetworkV2<TypeConfig> for Link {
+    type SnapshotData = Bytes;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(&Request::Append(request), Vec::new(), &option).await? {
+            Response::Append(response) => Ok(response),
+            _ => Err(misplaced()),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(&Request::Vote(request), Vec::new(), &option).await? {
+            Response::Vote(response) => Ok(response),
+            _ => Err(misplaced()),
+        }
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(&Request::PreVote(request), Vec::new(), &option).await? {
+            Response::Vote(response) => Ok(response),
+            _ => Err(misplaced()),
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let Snapshot { meta, snapshot: mut state } = snapshot;
+        let request = Request::Snapshot { vote, meta, len: state.len() as u64 };
+        let mut chunks = Vec::new();
+        while !state.is_empty() {
+            chunks.push(state.split_to(state.len().min(MAX_CHUNK)));
+        }
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            response = self.call(&request, chunks, &option) => match response? {
+                Response::Snapshot(response) => Ok(response),
+                _ => Err(misplaced().into()),
+            },
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        match self.call(&Request::Transfer(request), Vec::new(), &option).await? {
+            Response::Transfer(response) => Ok(response),
+            _ => Err(misplaced()),
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Raft's messages on `Raft` streams, and answering them: one request, one answer per stream.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
+use openraft::{
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+        TransferLeaderResponse, VoteRequest, VoteResponse,
+    },
+    type_config::alias::SnapshotOf,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{
+    Raft,
+    snapshot::MAX_SNAPSHOT,
+    type_config::{SnapshotMeta, TypeConfig, Vote},
+};
+use crate::{
+    protocol::{
+        Lane, StreamKind,
+        frame::{MAX_CHUNK, MAX_RAFT},
+    },
+    transport::{Handler, Mesh, OpenError, Peer, Stream, StreamError},
+    types::NodeId,
+};
+
+/// A peer may take this long over one stream, a snapshot included.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum Request {
+    /// Entries, or a heartbeat.
+    Append(AppendEntriesRequest<TypeConfig>),
+    /// A candidate asks for a vote.
+    Vote(VoteRequest<TypeConfig>),
+    /// Would you vote for me? Changes nothing.
+    PreVote(VoteRequest<TypeConfig>),
+    /// A snapshot; frames of `MAX_CHUNK` bytes follow until `len` is reached.
+    Snapshot {
+        /// Of the leader that sends it.
+        vote: Vote,
+        /// What it holds.
+        meta: SnapshotMeta,
+        /// Bytes of the state.
+        len: u64,
+    },
+    /// Start an election now: the leader hands over.
+    Transfer(TransferLeaderRequest<TypeConfig>),
+}
+
+/// The answer to the request of that name, or why there is none.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum Response {
+    Append(AppendEntriesResponse<TypeConfig>),
+    Vote(VoteResponse<TypeConfig>),
+    Snapshot(SnapshotResponse<TypeConfig>),
+    Transfer(TransferLeaderResponse<TypeConfig>),
+    Refused(String),
+}
+
+impl Request {
+    /// The node that speaks, as the message claims.
+    fn claimed(&self) -> NodeId {
+        match self {
+            Self::Append(request) => request.vote.leader_id.voted_for,
+            Self::Vote(request) | Self::PreVote(request) => request.vote.leader_id.voted_for,
+            Self::Snapshot { vote, .. } => vote.leader_id.voted_for,
+            Self::Transfer(request) => request.from_leader().leader_id.voted_for,
+        }
+    }
+}
+
+/// Why a request to a peer has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ExchangeError {
+    /// There is no link: nothing was sent.
+    #[error("not linked: {0}")]
+    NotLinked(#[from] OpenError),
+    /// The peer does not serve such streams, or not yet: it did nothing.
+    #[error("not served")]
+    NotServed,
+    /// Sent, at least in part.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// Sends a request with `chunks` behind it and reads the answer. Dropping it resets the stream.
+pub(super) async fn exchange<Q: Serialize + Sync, A: DeserializeOwned>(
+    mesh: &Mesh,
+    peer: NodeId,
+    (kind, lane): (StreamKind, Lane),
+    request: &Q,
+    chunks: Vec<Bytes>,
+) -> Result<A, ExchangeError> {
+    let mut stream = mesh.open(peer, kind, lane).await?;
+    let exchanged = async {
+        stream.send.write_message(request).await?;
+        for chunk in chunks {
+            stream.send.write_frame(chunk).await?;
+        }
+        stream.send.finish()?;
+        stream.recv.read_message::<A>(MAX_RAFT).await
+    };
+    exchanged.await.map_err(|error| match error {
+        StreamError::NotServed => ExchangeError::NotServed,
+        other => ExchangeError::Broken(other.to_string()),
+    })
+}
+
+/// Serves `Raft` streams.
+pub(super) struct RpcHandler {
+    pub(super) raft: Raft,
+}
+
+impl Handler for RpcHandler {
+    fn handle(&self, peer: Peer, stream: Stream) -> BoxFuture<'static, ()> {
+        let raft = self.raft.clone();
+        Box::pin(async move {
+            let node = peer.node();
+            match tokio::time::timeout(PATIENCE, serve(&raft, node, stream)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%node, %error, "raft stream broke"),
+                Err(_) => tracing::debug!(%node, "raft stream took too long"),
+            }
+        })
+    }
+}
+
+async fn serve(raft: &Raft, peer: NodeId, mut stream: Stream) -> Result<(), StreamError> {
+    let request = stream.recv.read_message::<Request>(MAX_RAFT).await?;
+    let response = if request.claimed() == peer {
+        answer(raft, request, &mut stream).await?
+    } else {
+        tracing::warn!(%peer, claimed = %request.claimed(), "refused a raft message in another node's name");
+        Response::Refused("a raft message must come from the node whose name it bears".into())
+    };
+    stream.send.write_message(&response).await?;
+    stream.send.finish()
+}
+
+async fn answer(raft: &Raft, request: Request, stream: &mut Stream) -> Result<Response, StreamError> {
+    let refused = |e: &dyn std::fmt::Display| Response::Refused(e.to_string());
+    Ok(match request {
+        Request::Append(request) => {
+            raft.append_entries(request).await.map_or_else(|e| refused(&e), Response::Append)
+        }
+        Request::Vote(request) => raft.vote(request).await.map_or_else(|e| refused(&e), Response::Vote),
+        Request::PreVote(request) => {
+            raft.pre_vote(request).await.map_or_else(|e| refused(&e), Response::Vote)
+        }
+        Request::Transfer(request) => {
+            raft.handle_transfer_leader(request).await.map_or_else(|e| refused(&e), Response::Transfer)
+        }
+        Request::Snapshot { vote, meta, len } => {
+            if len > MAX_SNAPSHOT as u64 {
+                return Ok(refused(&"the snapshot is over the limit"));
+            }
+            let mut state = BytesMut::new();
+            while (state.len() as u64) < len {
+                let chunk = stream.recv.read_frame(MAX_CHUNK).await?;
+                if chunk.is_empty() {
+                    return Ok(refused(&"a chunk of the snapshot is empty"));
+                }
+                state.extend_from_slice(&chunk);
+            }
+            if state.len() as u64 != len {
+                return Ok(refused(&"the snapshot is longer than announced"));
+            }
+            let snapshot = SnapshotOf::<TypeConfig, Bytes> { meta, snapshot: state.freeze() };
+            raft.install_full_snapshot(vote, snapshot).await.map_or_else(|e| refused(&e), Response::Snapshot)
+        }
+    })
+}
+
+/// `Arc<dyn Handler>` of the RPC server.
+pub(super) fn handler(raft: Raft) -> Arc<dyn Handler> {
+    Arc::new(RpcHandler { raft })
+}

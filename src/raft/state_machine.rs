@@ -1,0 +1,238 @@
+//! Applies commands. Deterministic: the same entries make the same state on every node, whatever
+//! the time and wherever it runs.
+
+use std::{io, sync::Arc};
+
+use bytes::Bytes;
+use futures::{Stream, TryStreamExt};
+use openraft::{
+    EntryPayload, OptionalSend,
+    storage::{EntryResponder, RaftStateMachine},
+};
+
+use super::{
+    applied::{Applied, Board},
+    snapshot::{SnapshotBuilder, Snapshots, decode_state},
+    type_config::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, membership_id},
+    types::{Command, Outcome, State, TokenRecord},
+};
+use crate::{
+    protocol::join::Refusal,
+    types::{Member, NodeId, Office, Role},
+};
+
+/// The state, where it is published, and its snapshots.
+pub(super) struct StateMachine {
+    applied: Applied,
+    board: Board,
+    snapshots: Snapshots,
+}
+
+impl StateMachine {
+    /// A state machine that goes on from `applied`, which is what `board` shows.
+    pub(super) fn new(applied: Applied, board: Board, snapshots: Snapshots) -> Self {
+        Self { applied, board, snapshots }
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = Bytes;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.applied.last, self.applied.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut published = true;
+        while let Some((entry, responder)) = entries.try_next().await? {
+            self.applied.last = Some(entry.log_id);
+            let outcome = match entry.payload {
+                EntryPayload::Blank => Outcome::Done,
+                EntryPayload::Membership(membership) => {
+                    self.applied.membership = StoredMembership::new(Some(entry.log_id), membership);
+                    Outcome::Done
+                }
+                EntryPayload::Normal(command) => {
+                    apply(Arc::make_mut(&mut self.applied.state), &self.applied.membership, command)
+                }
+            };
+            published = responder.is_some();
+            if let Some(responder) = responder {
+                self.board.publish_applied(self.applied.clone());
+                responder.send(outcome);
+            }
+        }
+        if !published {
+            self.board.publish_applied(self.applied.clone());
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        SnapshotBuilder { applied: self.applied.clone(), snapshots: self.snapshots.clone() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Bytes) -> Result<(), io::Error> {
+        let applied = decode_state(meta, &snapshot)?;
+        self.snapshots.save(Snapshot { meta: meta.clone(), snapshot }).await?;
+        self.applied = applied;
+        self.board.publish_applied(self.applied.clone());
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        Ok(self.snapshots.current().await)
+    }
+}
+
+/// What `command` does to `state` under the membership in force.
+fn apply(state: &mut State, membership: &StoredMembership, command: Command) -> Outcome {
+    match command {
+        Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token } => {
+            if state.cluster.is_some() {
+                return rejected("the cluster has been founded before");
+            }
+            *state = State {
+                cluster: Some(cluster),
+                name,
+                roots: vec![root],
+                sealed_ca: [(member.id, sealed_ca)].into(),
+                members: [(member.id, member)].into(),
+                tokens: [(token.id, token)].into(),
+                api_tokens: [(api_token.name.clone(), api_token)].into(),
+                profile,
+                ..State::default()
+            };
+            Outcome::Done
+        }
+        Command::Admit { member, token, at_ms } => admit(state, member, token, at_ms),
+        Command::Update { node, addresses, certificate, version, features } => {
+            let Some(member) = state.members.get_mut(&node) else { return not_a_member(node) };
+            member.addresses = addresses;
+            if let Some((serial, not_after)) = certificate {
+                (member.serial, member.not_after) = (serial, not_after);
+            }
+            (member.version, member.features) = (version, features);
+            Outcome::Done
+        }
+        Command::Retire { node } => {
+            if membership.voter_ids().all(|voter| voter == node) {
+                return rejected("the node is the only voter: the cluster would be gone with it");
+            }
+            let Some(member) = state.members.get_mut(&node) else { return not_a_member(node) };
+            member.role = Role::Reader;
+            Outcome::Done
+        }
+        Command::Remove { node, at_ms } => {
+            if state.removed.contains_key(&node) {
+                return Outcome::Done;
+            }
+            if !state.members.contains_key(&node) {
+                return not_a_member(node);
+            }
+            // Voters leave raft first, one step at a time (`membership.rs`), while they still answer:
+            // without it two voters could remove one of them and never commit anything again.
+            if membership.voter_ids().any(|voter| voter == node) {
+                return rejected("the node is still a voter");
+            }
+            state.members.remove(&node);
+            state.admitted_by.remove(&node);
+            state.sealed_ca.remove(&node);
+            state.removed.insert(node, at_ms);
+            Outcome::Done
+        }
+        Command::SetWriter(office) => set_writer(state, membership, office),
+        Command::CreateToken(token) => match state.tokens.get(&token.id) {
+            Some(there) if *there != token => rejected("there is another join token of this id"),
+            _ => {
+                state.tokens.insert(token.id, token);
+                Outcome::Done
+            }
+        },
+        Command::RevokeToken { token } => match state.tokens.get_mut(&token) {
+            Some(record) => {
+                record.revoked = true;
+                Outcome::Done
+            }
+            None => rejected("there is no such join token"),
+        },
+        Command::SealCa { node, sealed } => {
+            if !state.members.contains_key(&node) {
+                return not_a_member(node);
+            }
+            state.sealed_ca.insert(node, sealed);
+            Outcome::Done
+        }
+        Command::CreateApiToken(token) => match state.api_tokens.get(&token.name) {
+            Some(there) if *there != token => rejected("there is another API token of this name"),
+            _ => {
+                state.api_tokens.insert(token.name.clone(), token);
+                Outcome::Done
+            }
+        },
+    }
+}
+
+/// Spends a use of the token; a member that asks again (it lost the answer) spends nothing.
+fn admit(state: &mut State, member: Member, token: crate::types::TokenId, at_ms: u64) -> Outcome {
+    if state.removed.contains_key(&member.id) {
+        return Outcome::Refused(Refusal::Removed);
+    }
+    if state.members.contains_key(&member.id) {
+        return Outcome::Done;
+    }
+    let Some(record) = state.tokens.get_mut(&token) else {
+        return Outcome::Refused(Refusal::UnknownToken);
+    };
+    if let Some(refusal) = refusal(record, &member, at_ms) {
+        return Outcome::Refused(refusal);
+    }
+    record.uses_left = record.uses_left.map(|uses| uses.saturating_sub(1));
+    state.admitted_by.insert(member.id, token);
+    state.members.insert(member.id, member);
+    Outcome::Done
+}
+
+/// Why this token does not admit this member, if so.
+fn refusal(token: &TokenRecord, member: &Member, at_ms: u64) -> Option<Refusal> {
+    if token.revoked {
+        Some(Refusal::Revoked)
+    } else if token.expires_ms.is_some_and(|expires| expires <= at_ms) {
+        Some(Refusal::Expired)
+    } else if token.uses_left == Some(0) {
+        Some(Refusal::Spent)
+    } else if token.role != member.role {
+        Some(Refusal::OtherRole)
+    } else {
+        None
+    }
+}
+
+/// Rule 3 of section 6.4: only the next epoch, only under the membership whose majority was
+/// counted, only a voter. Each clause has a counterexample without it; the tests name them.
+fn set_writer(state: &mut State, membership: &StoredMembership, office: Office) -> Outcome {
+    let current = state.writer.map_or(0, |writer| writer.epoch);
+    let takes = current.checked_add(1) == Some(office.epoch)
+        && office.membership == membership_id(membership)
+        && membership.voter_ids().any(|voter| voter == office.node);
+    if !takes {
+        return Outcome::Stale(state.writer);
+    }
+    state.writer = Some(office);
+    Outcome::Done
+}
+
+fn rejected(reason: &str) -> Outcome {
+    Outcome::Rejected(reason.into())
+}
+
+fn not_a_member(node: NodeId) -> Outcome {
+    Outcome::Rejected(format!("node {node} is not a member"))
+}
+
+#[cfg(test)]
+mod tests;

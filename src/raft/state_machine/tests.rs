@@ -1,0 +1,249 @@
+//! One test per rule of apply.
+
+use std::collections::BTreeSet;
+
+use openraft::{Membership, vote::leader_id_std::CommittedLeaderId};
+
+use super::{super::types::ApiToken, *};
+use crate::types::{Addresses, BootId, ClusterId, MembershipId, Role, TimingProfile, TokenId};
+
+fn node(n: u8) -> NodeId {
+    NodeId([n; 16])
+}
+
+fn member(n: u8, role: Role) -> Member {
+    Member {
+        id: node(n),
+        name: format!("n{n}"),
+        role,
+        addresses: Addresses::default(),
+        spki: vec![n],
+        seal_key: vec![n],
+        seal_key_signature: vec![n],
+        serial: "1".into(),
+        not_after: 1,
+        version: "0".into(),
+        features: 0,
+    }
+}
+
+fn token(id: u64, role: Role, uses: Option<u32>, expires_ms: Option<u64>) -> TokenRecord {
+    TokenRecord {
+        id: TokenId(id),
+        role,
+        public_key: vec![1],
+        mac_key: None,
+        expires_ms,
+        uses_left: uses,
+        revoked: false,
+        created_ms: 0,
+    }
+}
+
+fn bytes(n: u8) -> serde_bytes::ByteBuf {
+    serde_bytes::ByteBuf::from(vec![n])
+}
+
+fn found(n: u8) -> Command {
+    Command::Found {
+        cluster: ClusterId([n; 16]),
+        name: "demo".into(),
+        root: bytes(n),
+        member: member(n, Role::Voter),
+        sealed_ca: bytes(n),
+        profile: TimingProfile::Wan,
+        token: token(1, Role::Voter, Some(2), Some(1000)),
+        api_token: ApiToken { name: "first".into(), hash: vec![9], admin: true, created_ms: 0 },
+    }
+}
+
+fn membership(index: u64, sets: &[&[u8]], learners: &[u8]) -> StoredMembership {
+    let set = |ids: &&[u8]| ids.iter().map(|n| node(*n)).collect::<BTreeSet<_>>();
+    let learners = learners.iter().map(|n| node(*n));
+    StoredMembership::new(
+        Some(LogId::new(CommittedLeaderId::new(3), index)),
+        Membership::new_with_defaults(sets.iter().map(set).collect(), learners),
+    )
+}
+
+/// A founded cluster of node 1, and the membership in force.
+fn founded() -> (State, StoredMembership) {
+    let (mut state, membership) = (State::default(), membership(0, &[&[1]], &[]));
+    assert_eq!(apply(&mut state, &membership, found(1)), Outcome::Done);
+    (state, membership)
+}
+
+fn admit_command(n: u8, role: Role, token: u64, at_ms: u64) -> Command {
+    Command::Admit { member: member(n, role), token: TokenId(token), at_ms }
+}
+
+#[test]
+fn a_cluster_is_founded_once() {
+    let (mut state, membership) = founded();
+    let before = state.clone();
+    assert!(matches!(apply(&mut state, &membership, found(2)), Outcome::Rejected(_)));
+    assert_eq!(state, before);
+    assert_eq!(state.profile, TimingProfile::Wan);
+    assert!(state.sealed_ca.contains_key(&node(1)));
+}
+
+#[test]
+fn admitting_spends_one_use_per_node_and_asking_again_spends_none() {
+    let (mut state, m) = founded();
+    for _ in 0..3 {
+        assert_eq!(apply(&mut state, &m, admit_command(2, Role::Voter, 1, 10)), Outcome::Done);
+        assert_eq!(state.tokens[&TokenId(1)].uses_left, Some(1));
+    }
+    assert_eq!(apply(&mut state, &m, admit_command(3, Role::Voter, 1, 10)), Outcome::Done);
+    assert_eq!(apply(&mut state, &m, admit_command(4, Role::Voter, 1, 10)), Outcome::Refused(Refusal::Spent));
+    // Its token is spent, but node 3 is in.
+    assert_eq!(apply(&mut state, &m, admit_command(3, Role::Voter, 1, 10)), Outcome::Done);
+    assert_eq!(state.members.len(), 3);
+}
+
+#[test]
+fn a_token_refuses_for_each_reason_and_is_not_spent_by_it() {
+    let (mut state, m) = founded();
+    let before = state.clone();
+    let refused = |state: &mut State, command| match apply(state, &m, command) {
+        Outcome::Refused(refusal) => refusal,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(&mut state, admit_command(2, Role::Voter, 99, 10)), Refusal::UnknownToken);
+    assert_eq!(refused(&mut state, admit_command(2, Role::Voter, 1, 1000)), Refusal::Expired);
+    assert_eq!(refused(&mut state, admit_command(2, Role::Reader, 1, 10)), Refusal::OtherRole);
+    assert_eq!(state, before);
+    apply(&mut state, &m, Command::RevokeToken { token: TokenId(1) });
+    assert_eq!(refused(&mut state, admit_command(2, Role::Voter, 1, 10)), Refusal::Revoked);
+    assert_eq!(state.tokens[&TokenId(1)].uses_left, Some(2));
+    assert_eq!(state.members.len(), 1);
+}
+
+#[test]
+fn a_token_without_limits_admits_any_number() {
+    let (mut state, m) = founded();
+    apply(&mut state, &m, Command::CreateToken(token(2, Role::Reader, None, None)));
+    for n in 2..40 {
+        assert_eq!(apply(&mut state, &m, admit_command(n, Role::Reader, 2, u64::MAX)), Outcome::Done);
+    }
+}
+
+#[test]
+fn a_removed_node_never_comes_back() {
+    let (mut state, m) = founded();
+    apply(&mut state, &m, admit_command(2, Role::Voter, 1, 10));
+    apply(&mut state, &m, Command::SealCa { node: node(2), sealed: bytes(2) });
+    let remove = || Command::Remove { node: node(2), at_ms: 77 };
+    // A voter retires first, and only if another is left.
+    let retire = || Command::Retire { node: node(2) };
+    assert!(matches!(apply(&mut state, &membership(4, &[&[2]], &[]), retire()), Outcome::Rejected(_)));
+    let both = membership(5, &[&[1, 2]], &[]);
+    assert_eq!(apply(&mut state, &both, retire()), Outcome::Done);
+    assert_eq!(state.members[&node(2)].role, Role::Reader);
+    for voting in [both, membership(6, &[&[1, 2], &[1]], &[])] {
+        assert!(matches!(apply(&mut state, &voting, remove()), Outcome::Rejected(_)));
+    }
+    assert_eq!(apply(&mut state, &membership(7, &[&[1]], &[2]), remove()), Outcome::Done);
+    assert!(!state.members.contains_key(&node(2)) && !state.sealed_ca.contains_key(&node(2)));
+    assert_eq!(state.removed[&node(2)], 77);
+    assert_eq!(apply(&mut state, &m, Command::Remove { node: node(2), at_ms: 99 }), Outcome::Done);
+    assert_eq!(state.removed[&node(2)], 77);
+    assert_eq!(
+        apply(&mut state, &m, admit_command(2, Role::Voter, 1, 10)),
+        Outcome::Refused(Refusal::Removed)
+    );
+    let stranger = Command::Remove { node: node(9), at_ms: 1 };
+    assert!(matches!(apply(&mut state, &m, stranger), Outcome::Rejected(_)));
+}
+
+#[test]
+fn only_members_are_updated_and_sealed_to() {
+    let (mut state, m) = founded();
+    let update = |n, certificate| Command::Update {
+        node: node(n),
+        addresses: Addresses { mesh: vec!["127.0.0.1:1".parse().unwrap()], http: None },
+        certificate,
+        version: "2".into(),
+        features: 5,
+    };
+    assert!(matches!(apply(&mut state, &m, update(2, None)), Outcome::Rejected(_)));
+    let seal = Command::SealCa { node: node(2), sealed: bytes(2) };
+    assert!(matches!(apply(&mut state, &m, seal), Outcome::Rejected(_)));
+    assert_eq!(apply(&mut state, &m, update(1, None)), Outcome::Done);
+    assert_eq!((state.members[&node(1)].serial.as_str(), state.members[&node(1)].features), ("1", 5));
+    assert_eq!(apply(&mut state, &m, update(1, Some(("ff".into(), 9)))), Outcome::Done);
+    assert_eq!(state.members[&node(1)].not_after, 9);
+}
+
+#[test]
+fn tokens_are_created_once() {
+    let (mut state, m) = founded();
+    let create = |uses| Command::CreateToken(token(2, Role::Reader, uses, None));
+    assert_eq!(apply(&mut state, &m, create(Some(1))), Outcome::Done);
+    assert_eq!(apply(&mut state, &m, create(Some(1))), Outcome::Done);
+    apply(&mut state, &m, admit_command(2, Role::Reader, 2, 0));
+    // The proposer of the first one asks again after a use: that must not give the use back.
+    assert!(matches!(apply(&mut state, &m, create(Some(1))), Outcome::Rejected(_)));
+    let api = |hash| ApiToken { name: "x".into(), hash: vec![hash], admin: false, created_ms: 0 };
+    assert_eq!(apply(&mut state, &m, Command::CreateApiToken(api(1))), Outcome::Done);
+    assert!(matches!(apply(&mut state, &m, Command::CreateApiToken(api(2))), Outcome::Rejected(_)));
+    let revoke = Command::RevokeToken { token: TokenId(42) };
+    assert!(matches!(apply(&mut state, &m, revoke), Outcome::Rejected(_)));
+}
+
+fn office(epoch: u64, n: u8, index: u64) -> Office {
+    Office { epoch, node: node(n), boot: BootId(1), membership: MembershipId { term: 3, index } }
+}
+
+#[test]
+fn an_epoch_is_neither_skipped_nor_given_twice() {
+    let (mut state, m) = founded();
+    assert_eq!(apply(&mut state, &m, Command::SetWriter(office(2, 1, 0))), Outcome::Stale(None));
+    assert_eq!(apply(&mut state, &m, Command::SetWriter(office(0, 1, 0))), Outcome::Stale(None));
+    assert_eq!(apply(&mut state, &m, Command::SetWriter(office(1, 1, 0))), Outcome::Done);
+    let holds = state.writer;
+    let rival = Office { boot: BootId(2), ..office(1, 1, 0) };
+    for late in [rival, office(1, 1, 0), office(3, 1, 0), office(0, 1, 0)] {
+        assert_eq!(apply(&mut state, &m, Command::SetWriter(late)), Outcome::Stale(holds));
+    }
+    assert_eq!(apply(&mut state, &m, Command::SetWriter(office(2, 1, 0))), Outcome::Done);
+}
+
+#[test]
+fn an_office_counted_under_another_membership_is_stale() {
+    let (mut state, _) = founded();
+    // The majority was counted among {1, 2, 3} (entry 5); node 4 came in before this applied.
+    let now = membership(8, &[&[1, 2, 3], &[1, 2, 3, 4]], &[]);
+    assert_eq!(apply(&mut state, &now, Command::SetWriter(office(1, 1, 5))), Outcome::Stale(None));
+    // Same index, other term: another entry.
+    let other_term = Office { membership: MembershipId { term: 2, index: 8 }, ..office(1, 1, 8) };
+    assert_eq!(apply(&mut state, &now, Command::SetWriter(other_term)), Outcome::Stale(None));
+    // The joint entry and the uniform one behind it are two memberships.
+    assert_eq!(apply(&mut state, &now, Command::SetWriter(office(1, 4, 8))), Outcome::Done);
+    let uniform = membership(9, &[&[1, 2, 3, 4]], &[]);
+    assert!(matches!(apply(&mut state, &uniform, Command::SetWriter(office(2, 4, 8))), Outcome::Stale(_)));
+    assert_eq!(apply(&mut state, &uniform, Command::SetWriter(office(2, 4, 9))), Outcome::Done);
+}
+
+#[test]
+fn only_a_voter_takes_office() {
+    let (mut state, _) = founded();
+    let m = membership(6, &[&[1, 2]], &[3]);
+    for n in [3, 9] {
+        assert_eq!(apply(&mut state, &m, Command::SetWriter(office(1, n, 6))), Outcome::Stale(None));
+    }
+    assert_eq!(apply(&mut state, &m, Command::SetWriter(office(1, 2, 6))), Outcome::Done);
+}
+
+#[test]
+fn a_snapshot_carries_the_whole_state() {
+    let (mut state, m) = founded();
+    apply(&mut state, &m, admit_command(2, Role::Voter, 1, 10));
+    apply(&mut state, &m, Command::SetWriter(office(1, 1, 0)));
+    let bytes = crate::protocol::frame::encode(&state);
+    let meta = SnapshotMeta { last_log_id: *m.log_id(), last_membership: m.clone() };
+    let back = decode_state(&meta, &bytes).unwrap();
+    assert_eq!(*back.state, state);
+    assert_eq!(back.membership, m);
+    assert!(decode_state(&meta, &bytes[..bytes.len() - 1]).is_err());
+}

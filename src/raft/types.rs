@@ -1,0 +1,198 @@
+//! What raft agrees on: commands, their outcomes and the state they make.
+//!
+//! Commands carry their own timestamps; apply never reads a clock and draws nothing at random.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    protocol::join::Refusal,
+    types::{Addresses, ClusterId, Member, NodeId, Office, Role, TimingProfile, TokenId},
+};
+
+/// A change of the small truth.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "the large one is proposed once in a cluster's life")]
+pub enum Command {
+    /// First command of a cluster. Refused if the cluster has been founded.
+    Found {
+        /// Drawn at random by the first node.
+        cluster: ClusterId,
+        /// For people.
+        name: String,
+        /// The cluster CA's certificate (DER).
+        root: serde_bytes::ByteBuf,
+        /// The first member.
+        member: Member,
+        /// The CA key sealed to it.
+        sealed_ca: serde_bytes::ByteBuf,
+        /// Cluster-wide timeouts.
+        profile: TimingProfile,
+        /// The token shown at bootstrap.
+        token: TokenRecord,
+        /// The cluster's first API token.
+        api_token: ApiToken,
+    },
+    /// Admit a node and spend a use of its token. Idempotent per node id.
+    Admit {
+        /// The new member.
+        member: Member,
+        /// The token it came with.
+        token: TokenId,
+        /// Milliseconds since 1970.
+        at_ms: u64,
+    },
+    /// New addresses, certificate, version or features of a member, said by itself.
+    Update {
+        /// Who.
+        node: NodeId,
+        /// Where it listens now.
+        addresses: Addresses,
+        /// Newest certificate: serial and expiry (seconds since 1970), if it changed.
+        certificate: Option<(String, u64)>,
+        /// Software version.
+        version: String,
+        /// Feature bits.
+        features: u64,
+    },
+    /// A voter shall be a reader from now on: the leader takes it out of the voters. First step of a
+    /// removal.
+    Retire {
+        /// Who.
+        node: NodeId,
+    },
+    /// Take a member out for ever: peers cut it off at once. Rejected while it is a voter: the others
+    /// might not be able to commit its leaving without it.
+    Remove {
+        /// Who.
+        node: NodeId,
+        /// Milliseconds since 1970.
+        at_ms: u64,
+    },
+    /// Give office: taken only for the current epoch + 1, only under the membership in force, only
+    /// for a voter.
+    SetWriter(Office),
+    /// Add a join token.
+    CreateToken(TokenRecord),
+    /// Take a join token back.
+    RevokeToken {
+        /// Which.
+        token: TokenId,
+    },
+    /// Give a voter (to be) the CA key, sealed to its X25519 key.
+    SealCa {
+        /// To whom.
+        node: NodeId,
+        /// Ciphertext.
+        sealed: serde_bytes::ByteBuf,
+    },
+    /// Add an API token.
+    CreateApiToken(ApiToken),
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Found { cluster, .. } => write!(f, "found {cluster}"),
+            Self::Admit { member, .. } => write!(f, "admit {}", member.id),
+            Self::Update { node, .. } => write!(f, "update {node}"),
+            Self::Retire { node } => write!(f, "retire {node}"),
+            Self::Remove { node, .. } => write!(f, "remove {node}"),
+            Self::SetWriter(office) => write!(f, "writer {} epoch {}", office.node, office.epoch),
+            Self::CreateToken(token) => write!(f, "create token {}", token.id),
+            Self::RevokeToken { token } => write!(f, "revoke token {token}"),
+            Self::SealCa { node, .. } => write!(f, "seal CA key for {node}"),
+            Self::CreateApiToken(token) => write!(f, "create API token {}", token.name),
+        }
+    }
+}
+
+/// What applying a command came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Done (or it was so already).
+    Done,
+    /// The node may not come in.
+    Refused(Refusal),
+    /// `SetWriter` came too late or under another membership; the register stands as it is.
+    Stale(Option<Office>),
+    /// Nothing was changed, and why.
+    Rejected(String),
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done => f.write_str("done"),
+            Self::Refused(refusal) => f.write_str(refusal.explain()),
+            Self::Stale(_) => f.write_str("another writer was named first"),
+            Self::Rejected(reason) => f.write_str(reason),
+        }
+    }
+}
+
+/// A join token as raft stores it. Nothing here lets anyone join.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// Public part of the token.
+    pub id: TokenId,
+    /// Role it admits to.
+    pub role: Role,
+    /// Ed25519 public key derived from the secret: verifies the joiner's proof.
+    #[serde(with = "serde_bytes")]
+    pub public_key: Vec<u8>,
+    /// Key of the server's own proof, only for tokens without CA fingerprint.
+    pub mac_key: Option<serde_bytes::ByteBuf>,
+    /// Milliseconds since 1970; `None` for no expiry.
+    pub expires_ms: Option<u64>,
+    /// Uses left; `None` for no limit.
+    pub uses_left: Option<u32>,
+    /// Taken back by an operator.
+    pub revoked: bool,
+    /// Milliseconds since 1970.
+    pub created_ms: u64,
+}
+
+/// An API token as raft stores it: a hash, never the token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiToken {
+    /// For people.
+    pub name: String,
+    /// SHA-256 of the token (32 random bytes in base32, so no slow hash is needed).
+    #[serde(with = "serde_bytes")]
+    pub hash: Vec<u8>,
+    /// True for tokens that may change members, tokens and data policy.
+    pub admin: bool,
+    /// Milliseconds since 1970.
+    pub created_ms: u64,
+}
+
+/// The state that the log of commands makes: all of it, as it stands in a raft snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// `None` until `Found` is applied.
+    pub cluster: Option<ClusterId>,
+    /// Cluster name.
+    pub name: String,
+    /// Roots that sign members.
+    pub roots: Vec<serde_bytes::ByteBuf>,
+    /// Members.
+    pub members: BTreeMap<NodeId, Member>,
+    /// Which token each member came with, so that `Admit` is idempotent.
+    pub admitted_by: BTreeMap<NodeId, TokenId>,
+    /// Removed members and when (ms).
+    pub removed: BTreeMap<NodeId, u64>,
+    /// The register.
+    pub writer: Option<Office>,
+    /// Join tokens.
+    pub tokens: BTreeMap<TokenId, TokenRecord>,
+    /// CA key per voter, sealed.
+    pub sealed_ca: BTreeMap<NodeId, serde_bytes::ByteBuf>,
+    /// API tokens by name.
+    pub api_tokens: BTreeMap<String, ApiToken>,
+    /// Timeouts.
+    pub profile: TimingProfile,
+    /// Feature bits in use.
+    pub feature_level: u64,
+}
