@@ -1,0 +1,459 @@
+//! Joining over real connections on loopback: a founder, joiners, a relay, renewal.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use rand::{SeedableRng, rngs::StdRng};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+
+use super::*;
+use crate::{
+    disk::RealDisk,
+    identity::{ClusterCa, Identity, JoinToken, NodeKey, PeerCertificate, SealKey, Store, seal},
+    protocol::{
+        StreamKind, frame,
+        join::{AdmitRequest, JoinRequest, JoinResponse, Refusal, RelayedJoin},
+    },
+    raft::{ApiToken, Command, Control, MeshSlot, Outcome, RaftConfig},
+    transport::{Mesh, MeshConfig, Router, Socket},
+    types::{Addresses, BootId, ClusterId, ClusterView, Member, NodeId, Role, TimingProfile, TokenId},
+};
+
+const NOW: u64 = 1_800_000_000;
+const DAY: u64 = 86_400;
+const SOON: Duration = Duration::from_secs(5);
+
+/// A node: mesh and keys always, raft and a door once `serve`d.
+struct Node {
+    identity: Arc<Identity>,
+    seal_key: Arc<SealKey>,
+    clock: Arc<AtomicU64>,
+    control: Control,
+    mesh: Mesh,
+    view: watch::Sender<Arc<ClusterView>>,
+    store: Store,
+    _tasks: JoinSet<()>,
+    said: Mutex<Vec<Waiting>>,
+}
+
+impl Node {
+    async fn new(dir: &Path, n: u8) -> Self {
+        let identity = Arc::new(Identity::stranger(NodeKey::from_seed(&[n; 32]).unwrap(), NOW).unwrap());
+        let dir = dir.join(identity.node().to_string());
+        std::fs::create_dir_all(&dir).unwrap();
+        let slot = MeshSlot::default();
+        let timing = TimingProfile::Lan.timing();
+        let raft = RaftConfig { id: identity.node(), dir: dir.join("raft"), timing, seed: n.into() };
+        let (control, driver) = Control::start(raft, Arc::new(RealDisk), slot.clone()).await.unwrap();
+        let view = watch::Sender::new(Arc::new(ClusterView::default()));
+        let clock = Arc::new(AtomicU64::new(NOW));
+        let now = clock.clone();
+        let seal_key = Arc::new(SealKey::from_bytes([n; 32]));
+        let door = Door::new(signer(&identity, &seal_key, &clock), control.clone(), slot.clone());
+        let router = Router::new()
+            .on(StreamKind::Raft, control.rpc_handler())
+            .on(StreamKind::Control, control.control_handler())
+            .on(StreamKind::Join, Arc::new(door));
+        let config = MeshConfig {
+            socket: Socket::Bind(SocketAddr::from(([127, 0, 0, 1], 0))),
+            timing,
+            addresses: watch::channel(Addresses::default()).1,
+            version: "0".into(),
+            features: 0,
+            boot: BootId(n.into()),
+            clock: Arc::new(move || now.load(Ordering::Relaxed)),
+        };
+        let (mesh, mesh_driver) = Mesh::bind(config, identity.clone(), view.subscribe(), router).unwrap();
+        assert!(slot.set(mesh.clone()).is_ok());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(mesh_driver.run());
+        tasks.spawn(driver.run());
+        // What raft has applied is the view, as soon as it knows a cluster.
+        let (mut applied, to) = (control.view(), view.clone());
+        tasks.spawn(async move {
+            while applied.changed().await.is_ok() {
+                let now = applied.borrow_and_update().clone();
+                if now.cluster != ClusterId::default() {
+                    to.send_replace(now);
+                }
+            }
+        });
+        let store = Store::new(Arc::new(RealDisk), &dir);
+        let said = Mutex::default();
+        Self { identity, seal_key, clock, control, mesh, view, store, _tasks: tasks, said }
+    }
+
+    fn id(&self) -> NodeId {
+        self.identity.node()
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.mesh.local_addr().unwrap()
+    }
+
+    /// Makes this node the first of a cluster that knows `token`.
+    async fn found(&self, cluster: ClusterId, ca: &ClusterCa, token: &JoinToken, uses: u32) {
+        let issued = ca.issue(&self.identity.csr().unwrap(), cluster, [1; 16], NOW).unwrap();
+        self.identity.set_certificate(&issued.certificate, &[ca.certificate()]).unwrap();
+        self.control.initialize().await.unwrap();
+        let seal_key = seal::seal_key_public(&self.seal_key).unwrap();
+        let rng = &mut StdRng::seed_from_u64(1);
+        let sealed = seal::seal(ca.private_key(), &seal_key, cluster, self.id(), rng).unwrap();
+        let message = seal::seal_key_message(Some(cluster), self.id(), &seal_key);
+        let limits = TokenLimits { expires_ms: Some((NOW + DAY) * 1000), uses: Some(uses), created_ms: 1 };
+        let member = Member {
+            id: self.id(),
+            name: "first".into(),
+            role: Role::Voter,
+            addresses: Addresses { mesh: vec![self.address()], http: None },
+            spki: self.identity.spki().to_vec(),
+            seal_key,
+            seal_key_signature: self.identity.sign(&message).to_vec(),
+            serial: issued.serial,
+            not_after: issued.not_after,
+            version: "0".into(),
+            features: 0,
+        };
+        let found = Command::Found {
+            cluster,
+            name: "test".into(),
+            root: ca.certificate().to_vec().into(),
+            member,
+            sealed_ca: sealed.into(),
+            profile: TimingProfile::Lan,
+            token: token_record(token, token.verifier().unwrap(), limits),
+            api_token: ApiToken { name: "admin".into(), hash: vec![0; 32], admin: true, created_ms: 1 },
+        };
+        assert_eq!(self.control.propose(found, SOON).await, Ok(Outcome::Done));
+        self.sees(|view| view.is_voter(self.id())).await;
+    }
+
+    async fn join(&self, token: &JoinToken, doors: &[SocketAddr]) -> Result<Joined, JoinError> {
+        let joiner = Joiner {
+            mesh: &self.mesh,
+            identity: &self.identity,
+            seal_key: &self.seal_key,
+            clock: &|| self.clock.load(Ordering::Relaxed),
+            jitter: &|| 0.0,
+            report: &|waiting| self.said.lock().unwrap().push(waiting.clone()),
+        };
+        let applicant = Applicant {
+            name: "joiner".into(),
+            role: token.role(),
+            addresses: Addresses { mesh: vec![self.address()], http: None },
+            version: "0".into(),
+            features: 0,
+        };
+        let seeds = doors.iter().map(|door| door.to_string().parse().unwrap()).collect();
+        let sources = Sources { seeds, ..Sources::default() };
+        timeout(2 * SOON, super::join(&joiner, token, &applicant, sources)).await.expect("never let in")
+    }
+
+    /// Does what a node does with its admission.
+    async fn enter(&self, joined: Joined) -> NodeId {
+        let record = joined.record();
+        self.store.set_cluster(&record).await.unwrap();
+        self.identity.set_certificate(&record.certificate, &record.roots).unwrap();
+        self.view.send_replace(Arc::new(joined.first_view()));
+        joined.link.admitted().await.unwrap()
+    }
+
+    async fn sees(&self, test: impl Fn(&ClusterView) -> bool) {
+        let mut view = self.view.subscribe();
+        let seen = timeout(SOON, view.wait_for(|view| test(view))).await;
+        assert!(seen.is_ok(), "{:?}", *self.view.borrow());
+    }
+
+    /// What the door at `door` answers to a request made for the exporter of that connection.
+    async fn knock(&self, door: SocketAddr, request: impl FnOnce([u8; 32]) -> JoinRequest) -> JoinResponse {
+        let link = self.mesh.dial_stranger(door).await.unwrap();
+        let request = request(link.exporter().unwrap());
+        link.open_join().await.unwrap().exchange(&request, frame::MAX_MESSAGE).await.unwrap()
+    }
+
+    fn request(&self, token: &JoinToken, exporter: [u8; 32]) -> AdmitRequest {
+        let csr = self.identity.csr().unwrap();
+        let seal_key = seal::seal_key_public(&self.seal_key).unwrap();
+        let message = seal::seal_key_message(None, self.id(), &seal_key);
+        let said = proof::transcript(&exporter, &csr, token.role(), token.id());
+        AdmitRequest {
+            token: token.id(),
+            cluster: ClusterId::default(),
+            proof: proof::joiner_proof(&token.keys().unwrap(), &said),
+            csr,
+            role: token.role(),
+            name: "by hand".into(),
+            addresses: Addresses::default(),
+            seal_key,
+            seal_key_signature: self.identity.sign(&message).to_vec(),
+            version: "0".into(),
+            features: 0,
+            clock: NOW,
+        }
+    }
+}
+
+fn signer(identity: &Arc<Identity>, seal_key: &Arc<SealKey>, clock: &Arc<AtomicU64>) -> Signer {
+    let (now, serial) = (clock.clone(), AtomicU64::new(100));
+    Signer {
+        identity: identity.clone(),
+        seal_key: seal_key.clone(),
+        clock: Arc::new(move || now.load(Ordering::Relaxed) * 1000),
+        serials: Arc::new(move || u128::from(serial.fetch_add(1, Ordering::Relaxed)).to_be_bytes()),
+    }
+}
+
+const CLUSTER: ClusterId = ClusterId([7; 16]);
+
+fn ca(n: u8, cluster: ClusterId) -> ClusterCa {
+    ClusterCa::create(cluster, &[n; 32], NOW).unwrap()
+}
+
+fn pinned(role: Role, ca: &ClusterCa) -> JoinToken {
+    JoinToken::for_cluster(role, CLUSTER, ca.certificate(), vec![], &mut StdRng::seed_from_u64(3)).unwrap()
+}
+
+fn refused(answer: JoinResponse) -> Refusal {
+    match answer {
+        JoinResponse::Refused(refusal) => refusal,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pinned_token_lets_in_and_the_connection_becomes_the_link() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second, third) =
+        (Node::new(dir.path(), 1).await, Node::new(dir.path(), 2).await, Node::new(dir.path(), 3).await);
+    let (right, other) = (ca(1, CLUSTER), ca(2, CLUSTER));
+    let token = pinned(Role::Voter, &right);
+    first.found(CLUSTER, &right, &token, 1).await;
+    let evil = Node::new(dir.path(), 4).await;
+    evil.found(CLUSTER, &other, &token, 9).await;
+
+    // A cluster that only pretends gets no proof; the search goes on.
+    let joined = second.join(&token, &[evil.address(), third.address(), first.address()]).await.unwrap();
+    assert!(!evil.control.state().members.contains_key(&second.id()));
+    assert_eq!((joined.admitted.node, joined.door), (second.id(), first.address()));
+    assert!(joined.admitted.server_proof.is_empty());
+    // The answer is lost: asking again costs no second use.
+    drop(joined);
+    let joined = second.join(&token, &[first.address()]).await.unwrap();
+    // Views of entries before its admission, which raft still has to send, must not replace this.
+    let view = joined.first_view();
+    assert!(view.members.contains_key(&first.id()) && view.members.contains_key(&second.id()));
+    assert_eq!(view.applied_index, first.control.view().borrow().applied_index);
+    assert_eq!(second.enter(joined).await, first.id());
+    let mut links = first.mesh.links();
+    assert!(timeout(SOON, links.wait_for(|links| links.contains_key(&second.id()))).await.is_ok());
+    let state = first.control.state();
+    let member = &state.members[&second.id()];
+    let shown = second.identity.certificate();
+    assert_eq!((&member.serial, member.not_after), (&shown.serial, shown.not_after));
+    assert_eq!((member.role, &member.addresses.mesh[..]), (Role::Voter, &[second.address()][..]));
+
+    // Spent is the cluster's last word.
+    let refused = third.join(&token, &[first.address()]).await;
+    assert!(matches!(refused, Err(JoinError::Refused(Refusal::Spent))), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chosen_token_makes_the_cluster_prove_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let rng = &mut StdRng::seed_from_u64(5);
+    let (token, unknown) = (
+        JoinToken::generate(Role::Reader, vec![], rng).unwrap(),
+        JoinToken::generate(Role::Reader, vec![], rng).unwrap(),
+    );
+    let (first, second, stranger) =
+        (Node::new(dir.path(), 11).await, Node::new(dir.path(), 12).await, Node::new(dir.path(), 13).await);
+    first.found(CLUSTER, &ca(1, CLUSTER), &token, 4).await;
+    let other_cluster = ClusterId([8; 16]);
+    stranger.found(other_cluster, &ca(2, other_cluster), &unknown, 4).await;
+
+    // Another cluster in sight that does not know the token is no reason to give up.
+    let joined = second.join(&token, &[stranger.address(), first.address()]).await.unwrap();
+    assert_eq!((joined.admitted.cluster, joined.admitted.server_proof.len()), (CLUSTER, 32));
+    let refused = second.join(&token, &[stranger.address()]).await;
+    assert!(matches!(refused, Err(JoinError::Refused(Refusal::UnknownToken))), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn proofs_and_requests_cannot_be_bent() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = JoinToken::generate(Role::Reader, vec![], &mut StdRng::seed_from_u64(6)).unwrap();
+    let (first, joiner) = (Node::new(dir.path(), 21).await, Node::new(dir.path(), 22).await);
+    first.found(CLUSTER, &ca(1, CLUSTER), &token, 4).await;
+    let door = first.address();
+    let knock = |request: fn(&Node, &JoinToken, [u8; 32]) -> JoinRequest| {
+        let (joiner, token) = (&joiner, &token);
+        async move { joiner.knock(door, |exporter| request(joiner, token, exporter)).await }
+    };
+    // The exporter of another connection, as a relaying third party would have.
+    let relayed = knock(|me, token, mut exporter| {
+        exporter[0] ^= 1;
+        JoinRequest::Admit(Box::new(me.request(token, exporter)))
+    });
+    assert_eq!(refused(relayed.await), Refusal::WrongSecret);
+    let dressed_up = knock(|me, token, exporter| {
+        let request = JoinRequest::Admit(Box::new(me.request(token, exporter)));
+        let (exporter, spki) = (exporter.to_vec(), me.identity.spki().to_vec());
+        JoinRequest::Relayed(Box::new(RelayedJoin { request, exporter, spki }))
+    });
+    assert_eq!(refused(dressed_up.await), Refusal::Malformed, "only members relay");
+    let other_key = knock(|me, token, exporter| {
+        let key = NodeKey::from_seed(&[99; 32]).unwrap();
+        let mut request = me.request(token, exporter);
+        request.csr = Identity::stranger(key, NOW).unwrap().csr().unwrap();
+        let said = proof::transcript(&exporter, &request.csr, token.role(), token.id());
+        request.proof = proof::joiner_proof(&token.keys().unwrap(), &said);
+        JoinRequest::Admit(Box::new(request))
+    });
+    assert_eq!(refused(other_key.await), Refusal::Malformed, "a certificate only for the key shown");
+    let other_role = knock(|me, token, exporter| {
+        let mut request = me.request(token, exporter);
+        request.role = Role::Voter;
+        let said = proof::transcript(&exporter, &request.csr, Role::Voter, token.id());
+        request.proof = proof::joiner_proof(&token.keys().unwrap(), &said);
+        JoinRequest::Admit(Box::new(request))
+    });
+    assert_eq!(refused(other_role.await), Refusal::OtherRole);
+    let other_cluster = knock(|me, token, exporter| {
+        JoinRequest::Admit(Box::new(AdmitRequest {
+            cluster: ClusterId([1; 16]),
+            ..me.request(token, exporter)
+        }))
+    });
+    assert_eq!(refused(other_cluster.await), Refusal::OtherCluster);
+    let sealing = knock(|me, token, exporter| {
+        JoinRequest::Admit(Box::new(AdmitRequest { seal_key: vec![1; 32], ..me.request(token, exporter) }))
+    });
+    assert_eq!(refused(sealing.await), Refusal::Malformed, "an exchanged sealing key");
+    let late = knock(|me, token, exporter| {
+        JoinRequest::Admit(Box::new(AdmitRequest { clock: NOW - 7_200, ..me.request(token, exporter) }))
+    });
+    let answer = late.await;
+    assert!(
+        matches!(&answer, JoinResponse::Retry { reason } if reason.contains("7200 s behind")),
+        "{answer:?}"
+    );
+    let unlisted = knock(|me, _, _| JoinRequest::Renew { csr: me.identity.csr().unwrap() });
+    assert!(matches!(unlisted.await, JoinResponse::Retry { .. }));
+    let state = first.control.state();
+    assert_eq!((state.members.len(), state.tokens[&token.id()].uses_left), (1, Some(4)), "nothing was spent");
+
+    assert_eq!(
+        first.control.propose(Command::RevokeToken { token: token.id() }, SOON).await,
+        Ok(Outcome::Done)
+    );
+    let revoked = knock(|me, token, exporter| JoinRequest::Admit(Box::new(me.request(token, exporter))));
+    assert_eq!(refused(revoked.await), Refusal::Revoked);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_without_ca_key_relays_and_gets_its_own_certificate_renewed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, reader, third) =
+        (Node::new(dir.path(), 31).await, Node::new(dir.path(), 32).await, Node::new(dir.path(), 33).await);
+    let root = ca(1, CLUSTER);
+    let token = pinned(Role::Reader, &root);
+    first.found(CLUSTER, &root, &token, 2).await;
+    let joined = reader.join(&token, &[first.address()]).await.unwrap();
+    reader.enter(joined).await;
+    first.control.add_learner(reader.id()).await.unwrap();
+    reader.sees(|view| view.learners.contains(&reader.id()) && view.leader == Some(first.id())).await;
+
+    // The third knows only the reader's door.
+    let joined = third.join(&token, &[reader.address()]).await.unwrap();
+    assert_eq!(third.enter(joined).await, reader.id());
+    assert!(first.control.state().members.contains_key(&third.id()));
+    // A refusal by way of the relay is final as well, a lagging reader's own would not be.
+    let fourth = Node::new(dir.path(), 34).await;
+    let spent = fourth.join(&token, &[reader.address()]).await;
+    assert!(matches!(spent, Err(JoinError::Refused(Refusal::Spent))), "{spent:?}");
+    let unknown = JoinToken::for_cluster(
+        Role::Reader,
+        CLUSTER,
+        root.certificate(),
+        vec![],
+        &mut StdRng::seed_from_u64(77),
+    )
+    .unwrap();
+    let refused = fourth.join(&unknown, &[reader.address()]).await;
+    assert!(matches!(refused, Err(JoinError::Refused(Refusal::UnknownToken))), "{refused:?}");
+
+    // Half of its life is over: the reader asks a voter.
+    for node in [&first, &reader] {
+        node.clock.store(NOW + 20 * DAY, Ordering::Relaxed);
+    }
+    let before = reader.identity.certificate().not_after;
+    let renewal = renewal(&reader);
+    let renewed = async {
+        while reader.identity.certificate().not_after == before {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = renewal.run() => panic!("renewal goes on for ever"),
+        done = timeout(SOON, renewed) => assert!(done.is_ok(), "not renewed"),
+    }
+    let shown = reader.identity.certificate();
+    assert_eq!(shown.not_after, NOW + 50 * DAY);
+    assert_eq!(first.control.state().members[&reader.id()].serial, shown.serial);
+    let stored = reader.store.cluster().await.unwrap().unwrap();
+    assert_eq!(PeerCertificate::parse(&stored.certificate).unwrap().serial, shown.serial);
+}
+
+fn renewal(node: &Node) -> Renewal {
+    Renewal {
+        signer: signer(&node.identity, &node.seal_key, &node.clock),
+        control: Some(node.control.clone()),
+        view: node.view.subscribe(),
+        mesh: node.mesh.clone(),
+        store: node.store.clone(),
+        jitter: 0.5,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_slept_for_a_year_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (Node::new(dir.path(), 41).await, Node::new(dir.path(), 42).await);
+    let root = ca(1, CLUSTER);
+    let token = pinned(Role::Gateway, &root);
+    first.found(CLUSTER, &root, &token, 1).await;
+    let joined = second.join(&token, &[first.address()]).await.unwrap();
+    second.enter(joined).await;
+    for node in [&first, &second] {
+        node.clock.store(NOW + 365 * DAY, Ordering::Relaxed);
+    }
+    let (own, asked) = (renewal(&first), Renewal { control: None, ..renewal(&second) });
+    let fresh = |node: &Node| node.identity.certificate().not_after == NOW + 395 * DAY;
+    let told =
+        |node: &Node| first.control.state().members[&node.id()].serial == node.identity.certificate().serial;
+    let both = async {
+        while ![&first, &second].into_iter().all(|node| fresh(node) && told(node)) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let asked = async {
+        // The second asks again until the first has signed itself a certificate.
+        while !fresh(&first) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        asked.run().await;
+    };
+    tokio::select! {
+        () = own.run() => panic!("renewal goes on for ever"),
+        () = asked => panic!("nobody stops asking"),
+        done = timeout(2 * SOON, both) => assert!(done.is_ok(), "no new certificates"),
+    }
+    assert!(first.control.state().tokens[&token.id()].uses_left == Some(0) && token.id() != TokenId(0));
+}
