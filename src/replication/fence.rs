@@ -1,0 +1,304 @@
+//! What a promise stops, on this node.
+//!
+//! A [`Fence`] is the one place that decides whether a record may enter the log, whether an ack
+//! may leave, and what a voter answers when it is asked to seal (sections 6.4.2 and 6.4.5). Its
+//! order on disk is: promise, orphan file, watermark, cut, appends.
+//!
+//! Two locks. `steps` (asynchronous) makes seal, adoption of a stream and taking office exclude
+//! each other, because each of them fsyncs. `state` (never held across an await) is what every
+//! append and every ack checks: raising `promised` in it is the moment from which nothing of a
+//! lower stream epoch passes, and it happens before the position that a report states is read.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{Mutex as AsyncMutex, MutexGuard as AsyncGuard, watch},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    protocol::replication::{Report, Seal, Sealed},
+    types::{BootId, ClusterView, Epoch, Lsn, NodeId},
+    wal::{Draft, Record, Wal, WalError},
+};
+
+/// Guards the log of this process against messages of past epochs.
+#[derive(Debug)]
+pub struct Fence {
+    wal: Wal,
+    node: NodeId,
+    boot: BootId,
+    steps: AsyncMutex<()>,
+    state: Mutex<State>,
+    promised: watch::Sender<Epoch>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Highest epoch promised, or about to be: never behind the promise on disk.
+    promised: Epoch,
+    /// The adopted stream; its records alone may enter.
+    session: Option<Session>,
+    next_session: u64,
+    lease: Option<Lease>,
+    /// A restarted voter does not know what it granted before.
+    hold_off: Option<Instant>,
+    /// Newest raft term a seal came with, and from whom.
+    newest: (u64, Option<NodeId>),
+}
+
+/// The right to append records of one stream, ended by a newer session, seal or office.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Session {
+    /// Stream epoch.
+    pub epoch: Epoch,
+    number: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Lease {
+    epoch: Epoch,
+    boot: BootId,
+    until: Instant,
+}
+
+/// Why something did not pass.
+#[derive(Debug, thiserror::Error)]
+pub enum FenceError {
+    /// A higher epoch was promised, or the session was replaced.
+    #[error("fenced: promised epoch {promised}, this was of epoch {epoch}")]
+    Fenced {
+        /// Highest promise.
+        promised: Epoch,
+        /// What was tried.
+        epoch: Epoch,
+    },
+    /// A cut at or below an applied record was asked for: a bug somewhere. Stop and alarm.
+    #[error("told to cut the log behind {keep}, but record {applied} is applied: refusing to serve")]
+    CutsApplied {
+        /// Last seq that would be kept.
+        keep: u64,
+        /// Last applied seq.
+        applied: Lsn,
+    },
+    /// The log failed.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+}
+
+impl Fence {
+    /// A fence before `wal`. `hold_off`: how long a restarted voter waits before it answers a
+    /// seal, because a lease it granted in its former life may still bind.
+    pub fn new(wal: Wal, node: NodeId, boot: BootId, hold_off: Option<Duration>) -> Self {
+        let promised = wal.promise();
+        Self {
+            wal,
+            node,
+            boot,
+            steps: AsyncMutex::new(()),
+            state: Mutex::new(State {
+                promised,
+                session: None,
+                next_session: 1,
+                lease: None,
+                hold_off: hold_off.map(|wait| Instant::now() + wait),
+                newest: (0, None),
+            }),
+            promised: watch::Sender::new(promised),
+        }
+    }
+
+    /// Highest epoch promised, also while its fsync runs.
+    pub fn promised(&self) -> Epoch {
+        self.state().promised
+    }
+
+    /// Tells of every rise of the promise.
+    pub fn watch_promised(&self) -> watch::Receiver<Epoch> {
+        self.promised.subscribe()
+    }
+
+    /// The single answer a voter gives to a leader that asks it to seal.
+    pub async fn seal(
+        &self,
+        from: NodeId,
+        seal: Seal,
+        view: &ClusterView,
+        commit: Lsn,
+    ) -> Result<Sealed, WalError> {
+        let _step = self.steps.lock().await;
+        if let Some(refusal) = self.judge(from, &seal, view) {
+            return Ok(refusal);
+        }
+        self.raise(seal.epoch);
+        // Intake is stopped by now; what was queued before may still reach the disk and must be
+        // covered by the report.
+        self.wal.settle().await?;
+        self.wal.set_promise(seal.epoch).await?;
+        Ok(Sealed::Report(Report {
+            node: self.node,
+            boot: self.boot,
+            promise: seal.epoch,
+            durable: self.wal.durable(),
+            commit,
+        }))
+    }
+
+    fn judge(&self, from: NodeId, seal: &Seal, view: &ClusterView) -> Option<Sealed> {
+        let mut state = self.state();
+        let (mut term, mut leader) = state.newest;
+        if view.term > term {
+            (term, leader) = (view.term, view.leader);
+        } else if view.term == term && leader.is_none() {
+            leader = view.leader;
+        }
+        if seal.term > term {
+            (term, leader) = (seal.term, Some(from));
+        }
+        state.newest = (term, leader);
+        if seal.term < term || leader.is_some_and(|known| known != from) {
+            return Some(Sealed::NotLeader { term });
+        }
+        state.newest.1 = Some(from);
+        if state.promised > seal.epoch {
+            return Some(Sealed::Promised { promise: state.promised });
+        }
+        let only_voter = view.all_voters().len() <= 1;
+        let now = Instant::now();
+        let resigned = |lease: &Lease| seal.resigned == Some((lease.epoch, lease.boot));
+        let lease =
+            state.lease.filter(|lease| lease.epoch < seal.epoch && !resigned(lease)).map(|lease| lease.until);
+        let hold_off = state.hold_off.filter(|_| seal.resigned.is_none());
+        let bound = if only_voter { None } else { lease.max(hold_off) };
+        bound.filter(|until| *until > now).map(|until| Sealed::LeaseHeld {
+            remaining_ms: u64::try_from((until - now).as_millis()).unwrap_or(u64::MAX).saturating_add(1),
+        })
+    }
+
+    /// Accepts a stream of `epoch`: a promise too. Fsyncs the promise, then cuts the log behind
+    /// `keep`, and only then lets records of the stream in.
+    pub async fn adopt(&self, epoch: Epoch, keep: u64, applied: Lsn) -> Result<Session, FenceError> {
+        let _step = self.steps.lock().await;
+        self.check(epoch)?;
+        self.raise(epoch);
+        self.wal.settle().await?;
+        self.wal.set_promise(epoch).await?;
+        if keep < applied.seq {
+            return Err(FenceError::CutsApplied { keep, applied });
+        }
+        #[cfg(feature = "testing")]
+        let keep =
+            if crate::types::planted::is("keep_the_tail") { keep.max(self.wal.end().seq) } else { keep };
+        if keep < self.wal.end().seq {
+            let report = self.wal.cut(keep).await?;
+            tracing::warn!(
+                keep,
+                epoch,
+                ?report,
+                "cut records that were never committed; they are kept in orphan/"
+            );
+        }
+        let mut state = self.state();
+        let session = Session { epoch, number: state.next_session };
+        state.next_session += 1;
+        state.session = Some(session);
+        Ok(session)
+    }
+
+    /// Replaces the whole log by the position of an engine snapshot, under the same exclusion.
+    pub async fn reset(
+        &self,
+        epoch: Epoch,
+        base: Lsn,
+        chain: u32,
+        epochs: crate::types::EpochTable,
+    ) -> Result<(), FenceError> {
+        let _step = self.steps.lock().await;
+        self.check(epoch)?;
+        self.raise(epoch);
+        self.wal.settle().await?;
+        self.wal.set_promise(epoch).await?;
+        self.wal.reset_to(base, chain, epochs).await?;
+        Ok(())
+    }
+
+    /// Takes office: promises the epoch and appends its first record. From here on nothing of an
+    /// older epoch enters this log.
+    pub async fn take_office(&self, epoch: Epoch, start: Draft) -> Result<Record, FenceError> {
+        let _step = self.steps.lock().await;
+        self.check(epoch)?;
+        self.raise(epoch);
+        self.wal.settle().await?;
+        self.wal.set_promise(epoch).await?;
+        self.append(epoch, start)
+    }
+
+    /// Appends a record of the writer's own, unless its epoch is fenced.
+    pub fn append(&self, epoch: Epoch, draft: Draft) -> Result<Record, FenceError> {
+        let state = self.state();
+        if state.promised != epoch {
+            return Err(FenceError::Fenced { promised: state.promised, epoch });
+        }
+        // The lock is held over the append: a seal that raises the promise after this call finds
+        // the record queued, and settles it.
+        Ok(self.wal.append(epoch, draft)?)
+    }
+
+    /// Appends records of an adopted stream, unless the session has ended.
+    pub fn append_replica(&self, session: Session, records: Bytes) -> Result<Lsn, FenceError> {
+        let state = self.state();
+        if state.session != Some(session) || state.promised > session.epoch {
+            return Err(FenceError::Fenced { promised: state.promised, epoch: session.epoch });
+        }
+        Ok(self.wal.append_replica(records)?)
+    }
+
+    /// True while records and commit notices of this session may be believed.
+    pub fn is_current(&self, session: Session) -> bool {
+        let state = self.state();
+        state.session == Some(session) && state.promised == session.epoch
+    }
+
+    /// What this node has durable, for an ack of stream epoch `epoch` that is about to be sent or
+    /// counted; `None` once a higher epoch is promised.
+    pub fn durable_for(&self, epoch: Epoch) -> Option<Lsn> {
+        let state = self.state();
+        (state.promised <= epoch).then(|| self.wal.durable())
+    }
+
+    /// Binds this voter to the writer of `epoch` for `term` from now; called before the ack that
+    /// carries it leaves. False once a higher epoch is promised.
+    pub fn grant_lease(&self, epoch: Epoch, boot: BootId, term: Duration) -> bool {
+        let mut state = self.state();
+        if state.promised > epoch {
+            return false;
+        }
+        state.lease = Some(Lease { epoch, boot, until: Instant::now() + term });
+        true
+    }
+
+    fn check(&self, epoch: Epoch) -> Result<(), FenceError> {
+        let promised = self.state().promised;
+        if promised > epoch { Err(FenceError::Fenced { promised, epoch }) } else { Ok(()) }
+    }
+
+    /// From here on no record and no ack of a lower epoch passes.
+    fn raise(&self, epoch: Epoch) {
+        let mut state = self.state();
+        state.promised = state.promised.max(epoch);
+        state.session = None;
+        let promised = state.promised;
+        drop(state);
+        self.promised.send_if_modified(|seen| std::mem::replace(seen, promised) != promised);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until no seal, adoption or office is being worked on. For tests and shutdown.
+    pub async fn quiet(&self) -> AsyncGuard<'_, ()> {
+        self.steps.lock().await
+    }
+}

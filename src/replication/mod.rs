@@ -1,0 +1,258 @@
+//! Copying the log: the writer sends, followers append, acks come back, the commit position
+//! goes out. Replication never asks raft: it is handed an epoch.
+//!
+//! - [`fence`]: promises, and what may still pass after one;
+//! - [`acks`]: the commit position and the lease, from what followers acknowledge;
+//! - [`sender`] and [`receiver`]: the two ends of an `Append` stream;
+//! - [`catch_up`]: an engine snapshot for a follower that is behind retention;
+//! - [`read_index`]: the position a linearizable read must reach.
+
+pub mod acks;
+pub mod catch_up;
+pub mod fence;
+pub mod read_index;
+pub mod receiver;
+pub mod sender;
+pub mod voter;
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    future::Future,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::{
+    sync::watch,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    engine::{EngineError, Export},
+    types::{BootId, ClusterView, Epoch, Lsn, MembershipId, NodeId},
+    wal::Wal,
+};
+
+use acks::Acks;
+use fence::Fence;
+
+/// The replicated log of one process: what sender, receiver, commit and apply share.
+#[derive(Debug)]
+pub struct Replica {
+    /// This node.
+    pub node: NodeId,
+    /// This process run.
+    pub boot: BootId,
+    /// The log.
+    pub wal: Wal,
+    /// What stands before it.
+    pub fence: Fence,
+    /// The cluster, as the applied raft state has it.
+    pub view: watch::Receiver<Arc<ClusterView>>,
+    /// L: how long a writer may be silent, and how long a lease lasts.
+    pub lease_term: Duration,
+    commit: watch::Sender<Lsn>,
+    contact: watch::Sender<Option<Contact>>,
+    tenure: watch::Sender<Option<Arc<Tenure>>>,
+    snapshots: Mutex<Vec<(u64, Instant)>>,
+}
+
+/// The last message heard from a writer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Contact {
+    /// Its stream epoch.
+    pub epoch: Epoch,
+    /// When it came.
+    pub heard: Instant,
+    /// When a majority last confirmed the writer, by this node's clock.
+    pub confirmed: Option<Instant>,
+}
+
+/// One term of office of this process.
+#[derive(Debug)]
+pub struct Tenure {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Seq of its `EpochStart`.
+    pub start: u64,
+    acks: Mutex<Acks>,
+    membership: watch::Sender<MembershipId>,
+    pulse: watch::Sender<u64>,
+    opened: watch::Sender<bool>,
+}
+
+/// The part of the node that applies records, as catch-up needs it.
+pub trait Applier: fmt::Debug + Send + Sync + 'static {
+    /// Last applied position.
+    fn applied(&self) -> Lsn;
+    /// Replaces everything applied by an engine snapshot whose files lie under `from`.
+    fn install(&self, from: PathBuf) -> Pin<Box<dyn Future<Output = Result<Lsn, EngineError>> + Send>>;
+    /// Files of the newest checkpoint.
+    fn export(&self) -> Pin<Box<dyn Future<Output = Result<Export, EngineError>> + Send>>;
+}
+
+impl Replica {
+    /// Puts the parts together. `commit` is what the watermark knew.
+    pub fn new(
+        fence: Fence,
+        wal: Wal,
+        (node, boot): (NodeId, BootId),
+        commit: Lsn,
+        view: watch::Receiver<Arc<ClusterView>>,
+        lease_term: Duration,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            node,
+            boot,
+            wal,
+            fence,
+            view,
+            lease_term,
+            commit: watch::Sender::new(commit),
+            contact: watch::Sender::new(None),
+            tenure: watch::Sender::new(None),
+            snapshots: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Last position known committed.
+    pub fn commit(&self) -> Lsn {
+        *self.commit.borrow()
+    }
+
+    /// Follows the commit position.
+    pub fn watch_commit(&self) -> watch::Receiver<Lsn> {
+        self.commit.subscribe()
+    }
+
+    /// Takes note of a commit position that may be believed (6.4.6). It never goes back.
+    pub fn note_commit(&self, commit: Lsn) {
+        let advanced = self.commit.send_if_modified(|known| {
+            let higher = commit.seq > known.seq;
+            if higher {
+                *known = commit;
+            }
+            higher
+        });
+        if advanced {
+            self.wal.note_commit(commit);
+        }
+    }
+
+    /// Keeps the log behind `seq` until then: a follower is given a snapshot that ends there, and will
+    /// ask for what follows.
+    pub fn keep_behind(&self, seq: u64, until: Instant) {
+        let mut snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        snapshots.retain(|kept| kept.1 > Instant::now() && kept.0 != seq);
+        snapshots.push((seq, until));
+    }
+
+    /// The last seq that no follower with a snapshot will ask for.
+    pub fn free_through(&self) -> u64 {
+        let mut snapshots = self.snapshots.lock().unwrap_or_else(PoisonError::into_inner);
+        snapshots.retain(|kept| kept.1 > Instant::now());
+        snapshots.iter().map(|kept| kept.0).min().unwrap_or(u64::MAX)
+    }
+
+    /// The writer this node last heard.
+    pub fn watch_contact(&self) -> watch::Receiver<Option<Contact>> {
+        self.contact.subscribe()
+    }
+
+    pub(crate) fn note_contact(&self, contact: Contact) {
+        self.contact.send_replace(Some(contact));
+    }
+
+    /// The office this process holds, if any.
+    pub fn tenure(&self) -> Option<Arc<Tenure>> {
+        self.tenure.borrow().clone()
+    }
+
+    /// Follows the office of this process.
+    pub fn watch_tenure(&self) -> watch::Receiver<Option<Arc<Tenure>>> {
+        self.tenure.subscribe()
+    }
+
+    /// Begins a term of office. Its `EpochStart` is in the log already (6.4.4: no subscription is
+    /// served before).
+    pub fn begin_tenure(
+        &self,
+        epoch: Epoch,
+        start: u64,
+        membership: MembershipId,
+        voters: Vec<BTreeSet<NodeId>>,
+    ) -> Arc<Tenure> {
+        let tenure = Arc::new(Tenure {
+            epoch,
+            start,
+            acks: Mutex::new(Acks::new(epoch, start, self.node, voters)),
+            membership: watch::Sender::new(membership),
+            pulse: watch::Sender::new(0),
+            opened: watch::Sender::new(false),
+        });
+        self.tenure.send_replace(Some(tenure.clone()));
+        tenure
+    }
+
+    /// Ends the term of office of `epoch`, if it is the one in force.
+    pub fn end_tenure(&self, epoch: Epoch) {
+        self.tenure.send_if_modified(|held| {
+            let ours = held.as_ref().is_some_and(|tenure| tenure.epoch == epoch);
+            if ours {
+                *held = None;
+            }
+            ours
+        });
+    }
+
+    /// Recounts the commit position after an ack, an fsync or a change of voters.
+    pub fn recount(&self, tenure: &Tenure) {
+        // Read under the fence: a fenced writer no longer counts its own vote, and what it has
+        // counted before the promise is covered by the report it gives after.
+        let own = self.fence.durable_for(tenure.epoch);
+        let commit = tenure.acks().commit(own);
+        if let Some(commit) = commit {
+            self.note_commit(commit);
+        }
+    }
+}
+
+impl Tenure {
+    /// Acks of this office.
+    pub fn acks(&self) -> MutexGuard<'_, Acks> {
+        self.acks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The membership this office counts with.
+    pub fn membership(&self) -> MembershipId {
+        *self.membership.borrow()
+    }
+
+    /// Counts with another membership from now on.
+    pub fn set_membership(&self, membership: MembershipId, voters: Vec<BTreeSet<NodeId>>) {
+        self.acks().set_voters(voters);
+        self.membership.send_replace(membership);
+    }
+
+    /// Lets writes in: everything earlier offices committed is applied.
+    pub fn open(&self) {
+        self.opened.send_replace(true);
+    }
+
+    /// Turns true when writes are let in.
+    pub fn watch_opened(&self) -> watch::Receiver<bool> {
+        self.opened.subscribe()
+    }
+
+    /// Starts a lease round: every sender carries it to its follower at once.
+    pub fn beat(&self) {
+        let round = self.acks().begin_round(Instant::now());
+        self.pulse.send_replace(round);
+    }
+
+    pub(crate) fn watch_pulse(&self) -> watch::Receiver<u64> {
+        self.pulse.subscribe()
+    }
+}
