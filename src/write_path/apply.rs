@@ -1,0 +1,326 @@
+//! Applying: every node hands committed records to its engine, in order, once.
+//!
+//! A record is applied only at or below both the known commit position and this node's durable
+//! position (6.4.6), on the writer too and for every ack level, so that no cut ever has to be
+//! undone.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::{
+    sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    engine::{EngineError, Export, Operation, StorageEngine, Work},
+    protocol::{frame, replication::Mark},
+    replication::{Applier, Replica},
+    types::{Lsn, MembershipId},
+    wal::{DedupKey, ReadError, Record, RecordKind, WalReader},
+};
+
+use super::dedup::{Dedup, Seen};
+
+/// Bytes of records read from the log at a time.
+const BATCH: usize = 4 * 1024 * 1024;
+/// How often an idle node asks its engine whether a checkpoint is due.
+const CHECKPOINT_TICK: Duration = Duration::from_secs(1);
+
+/// The applied state of one node.
+#[derive(Debug)]
+pub struct Apply {
+    engine: Arc<dyn StorageEngine>,
+    applied: watch::Sender<Lsn>,
+    marked: watch::Sender<MembershipId>,
+    ledger: Mutex<Ledger>,
+    /// Held while records are applied, and while a snapshot replaces everything.
+    exclusive: AsyncMutex<()>,
+    checkpoints: mpsc::UnboundedSender<(Work<Lsn>, OwnedSemaphorePermit)>,
+    /// One checkpoint at a time.
+    one_checkpoint: Arc<Semaphore>,
+}
+
+/// What is known of keys, and who waits for which record.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    pub(super) dedup: Dedup,
+    /// Keys of records of this office that are in the log and not yet applied.
+    pub(super) in_flight: BTreeMap<DedupKey, u64>,
+    waiters: BTreeMap<u64, Vec<oneshot::Sender<Lsn>>>,
+}
+
+impl Ledger {
+    /// Resolves when the record at `seq` has been applied; fails when the office ends before.
+    pub(super) fn wait_for(&mut self, seq: u64) -> oneshot::Receiver<Lsn> {
+        let (tell, told) = oneshot::channel();
+        self.waiters.entry(seq).or_default().push(tell);
+        told
+    }
+
+    /// The office is over: what its records come to is the next writer's business.
+    pub(super) fn abandon(&mut self) {
+        self.in_flight.clear();
+        self.waiters.clear();
+    }
+}
+
+/// Applying cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The log could not be read.
+    #[error("cannot read the log at {seq}: {error}")]
+    Read {
+        /// Next seq to apply.
+        seq: u64,
+        /// Why.
+        error: ReadError,
+    },
+    /// The engine failed, or did not take what the writer had let in.
+    #[error("cannot apply {at}: {error}")]
+    Engine {
+        /// Which record.
+        at: Lsn,
+        /// Why.
+        error: EngineError,
+    },
+    /// A record does not follow the one before it.
+    #[error("record {got} where {want} was due")]
+    Gap {
+        /// Expected seq.
+        want: u64,
+        /// What came.
+        got: Lsn,
+    },
+}
+
+impl Apply {
+    /// Starts from the engine's last checkpoint. The second value runs checkpoints.
+    pub fn new(engine: Arc<dyn StorageEngine>) -> Result<(Arc<Self>, Checkpointer), EngineError> {
+        let (at, sidecar) = engine.recovered();
+        let dedup = load_sidecar(&sidecar)?;
+        // Unbounded, but each job holds the one permit.
+        let (checkpoints, jobs) = mpsc::unbounded_channel();
+        let apply = Arc::new(Self {
+            engine: engine.clone(),
+            applied: watch::Sender::new(at),
+            marked: watch::Sender::new(MembershipId::default()),
+            ledger: Mutex::new(Ledger { dedup, ..Ledger::default() }),
+            exclusive: AsyncMutex::new(()),
+            checkpoints,
+            one_checkpoint: Arc::new(Semaphore::new(1)),
+        });
+        let flushed = watch::Sender::new(at);
+        Ok((apply, Checkpointer { jobs, flushed }))
+    }
+
+    /// Follows the applied position.
+    pub fn watch(&self) -> watch::Receiver<Lsn> {
+        self.applied.subscribe()
+    }
+
+    /// Membership id of the newest `EpochStart` or `ConfigMark` applied, and so committed.
+    pub fn marked(&self) -> MembershipId {
+        *self.marked.borrow()
+    }
+
+    /// Applies for as long as the process runs.
+    pub async fn run(self: Arc<Self>, replica: Arc<Replica>) -> Result<(), ApplyError> {
+        let (mut commit, mut durable) = (replica.watch_commit(), replica.wal.watch_durable());
+        let mut reader: Option<WalReader> = None;
+        let mut tick = tokio::time::interval(CHECKPOINT_TICK);
+        loop {
+            let limit = commit.borrow_and_update().seq.min(durable.borrow_and_update().seq);
+            let next = self.applied.borrow().seq + 1;
+            if limit < next {
+                tokio::select! {
+                    changed = commit.changed() => if changed.is_err() { return Ok(()) },
+                    changed = durable.changed() => if changed.is_err() { return Ok(()) },
+                    _ = tick.tick() => {}
+                }
+            } else {
+                let _exclusive = self.exclusive.lock().await;
+                // A snapshot may have been installed while this waited.
+                let next = self.applied.borrow().seq + 1;
+                let from_here = reader.take().filter(|reader| reader.position() == next);
+                let mut here = from_here.unwrap_or_else(|| replica.wal.reader(next));
+                let records = match here.read(BATCH).await {
+                    Ok(records) => records,
+                    // A cut behind the commit position moved the end: start over from the log.
+                    Err(ReadError::Cut { .. }) => continue,
+                    Err(error) => return Err(ApplyError::Read { seq: next, error }),
+                };
+                let (mut took, all) = (0, records.len());
+                for record in records.into_iter().take_while(|record| record.lsn.seq <= limit) {
+                    self.apply(&record)?;
+                    took += 1;
+                }
+                reader = (took == all).then_some(here);
+            }
+            self.checkpoint_if_due();
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn apply(&self, record: &Record) -> Result<(), ApplyError> {
+        let at = record.lsn;
+        let want = self.applied.borrow().seq + 1;
+        if at.seq != want {
+            return Err(ApplyError::Gap { want, got: at });
+        }
+        // What has left the window was refused when it was admitted, if it was too old then.
+        let twice = record
+            .key
+            .is_some_and(|key| matches!(self.ledger().dedup.look_up(&key), Seen::At(_) | Seen::OtherBody));
+        let operation = match record.kind {
+            // The writer's own check makes this impossible; applying twice is what it guards.
+            RecordKind::Batch if twice => {
+                tracing::error!(%at, "a batch is in the log a second time; not applied again");
+                Operation::Nothing
+            }
+            RecordKind::Batch => {
+                Operation::Batch { encoding: record.encoding, payload: record.payload.clone() }
+            }
+            RecordKind::Control => control(record).map_err(|error| ApplyError::Engine { at, error })?,
+            RecordKind::EpochStart | RecordKind::ConfigMark => Operation::Nothing,
+        };
+        self.engine.apply(at, &operation).map_err(|error| ApplyError::Engine { at, error })?;
+        if matches!(record.kind, RecordKind::EpochStart | RecordKind::ConfigMark)
+            && let Ok(mark) = frame::decode::<Mark>(&record.payload, frame::MAX_MESSAGE)
+        {
+            self.marked.send_replace(mark.membership);
+        }
+        let mut ledger = self.ledger();
+        if let Some(key) = record.key {
+            ledger.dedup.feed(&key, at, record.timestamp);
+            ledger.in_flight.remove(&key);
+        }
+        self.applied.send_replace(at);
+        let later = ledger.waiters.split_off(&(at.seq + 1));
+        let due = std::mem::replace(&mut ledger.waiters, later);
+        drop(ledger);
+        for waiter in due.into_values().flatten() {
+            // Whoever waited may have given up.
+            let _ = waiter.send(at);
+        }
+        Ok(())
+    }
+
+    fn checkpoint_if_due(&self) {
+        if !self.engine.checkpoint_due() {
+            return;
+        }
+        if let Ok(permit) = self.one_checkpoint.clone().try_acquire_owned() {
+            let sidecar = self.ledger().dedup.save();
+            // Fails only when the checkpointer is gone, and then the node is stopping.
+            let _ = self.checkpoints.send((self.engine.checkpoint(sidecar), permit));
+        }
+    }
+
+    /// Makes everything applied so far durable, for a graceful stop.
+    pub async fn checkpoint_now(&self) -> Result<Lsn, EngineError> {
+        // The semaphore is never closed.
+        let _permit = self.one_checkpoint.acquire().await;
+        let checkpoint = {
+            let _exclusive = self.exclusive.lock().await;
+            let sidecar = self.ledger().dedup.save();
+            self.engine.checkpoint(sidecar)
+        };
+        checkpoint.await
+    }
+
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn replace_all(&self, from: PathBuf) -> Result<Lsn, EngineError> {
+        // A checkpoint that runs would save what is about to be replaced. The semaphore is never closed.
+        let _permit = self.one_checkpoint.acquire().await;
+        let _exclusive = self.exclusive.lock().await;
+        let at = self.engine.install(from).await?;
+        let (_, sidecar) = self.engine.recovered();
+        self.ledger().dedup = load_sidecar(&sidecar)?;
+        self.applied.send_replace(at);
+        Ok(at)
+    }
+}
+
+/// What a control record asks of the engine.
+fn control(record: &Record) -> Result<Operation, EngineError> {
+    let broken = |e: frame::DecodeError| EngineError::Broken(format!("control record: {e}"));
+    let database = frame::decode(&record.payload, frame::MAX_MESSAGE).map_err(broken)?;
+    Ok(Operation::DropDatabase { database })
+}
+
+fn load_sidecar(sidecar: &bytes::Bytes) -> Result<Dedup, EngineError> {
+    Dedup::load(sidecar)
+        .map_err(|e| EngineError::Damaged("the checkpoint's dedup table".into(), e.to_string()))
+}
+
+/// [`Applier`] for the replication layer.
+#[derive(Debug, Clone)]
+pub struct AppliedState(pub Arc<Apply>);
+
+impl Applier for AppliedState {
+    fn applied(&self) -> Lsn {
+        *self.0.applied.borrow()
+    }
+
+    fn install(&self, from: PathBuf) -> Pin<Box<dyn Future<Output = Result<Lsn, EngineError>> + Send>> {
+        let apply = self.0.clone();
+        // On a task of its own, and whoever waits may go: engine and position change together or not
+        // at all.
+        let done = tokio::spawn(async move { apply.replace_all(from).await });
+        Box::pin(async move {
+            done.await.unwrap_or_else(|e| Err(EngineError::Broken(format!("the install was cut short: {e}"))))
+        })
+    }
+
+    fn export(&self) -> Pin<Box<dyn Future<Output = Result<Export, EngineError>> + Send>> {
+        self.0.engine.export()
+    }
+}
+
+/// Runs checkpoints beside the apply loop and lets the log go behind them.
+#[derive(Debug)]
+pub struct Checkpointer {
+    jobs: mpsc::UnboundedReceiver<(Work<Lsn>, OwnedSemaphorePermit)>,
+    flushed: watch::Sender<Lsn>,
+}
+
+impl Checkpointer {
+    /// Follows the flushed position.
+    pub fn watch(&self) -> watch::Receiver<Lsn> {
+        self.flushed.subscribe()
+    }
+
+    /// Runs until the apply loop is gone. A failed checkpoint is logged and tried again when the
+    /// engine next asks: the records stay in the log until one succeeds. `keep_bytes` of the log
+    /// stay behind a checkpoint for followers that were away.
+    pub async fn run(mut self, replica: Arc<Replica>, keep_bytes: u64) {
+        while let Some((job, permit)) = self.jobs.recv().await {
+            let started = Instant::now();
+            match job.await {
+                Ok(at) => {
+                    self.flushed.send_replace(at);
+                    tracing::info!(flushed = %at, millis = started.elapsed().as_millis() as u64, "checkpoint");
+                    if let Err(error) =
+                        replica.wal.retire_keeping(at.seq.min(replica.free_through()), keep_bytes).await
+                    {
+                        tracing::warn!(%error, "could not retire log segments");
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "checkpoint failed; it is tried again");
+                    tokio::time::sleep(CHECKPOINT_TICK).await;
+                }
+            }
+            drop(permit);
+        }
+    }
+}

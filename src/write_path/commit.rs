@@ -1,0 +1,357 @@
+//! The writer: lets a batch in, gives it its position, and answers when the wanted level is
+//! reached. What it answers is never more than what happened.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    engine::{Refused, StorageEngine},
+    protocol::{forward::AckLevel, frame::MAX_PAYLOAD, replication::Mark},
+    replication::{Replica, Tenure, fence::FenceError},
+    types::{Epoch, Lsn, MembershipId, Office},
+    wal::{DedupKey, Draft, RecordKind, WalError},
+};
+
+use super::{apply::Apply, dedup::Seen};
+
+/// Wall clock for record timestamps: nanoseconds since 1970. Never used for an order.
+pub type WallClock = Arc<dyn Fn() -> i64 + Send + Sync>;
+
+/// How long a writer that hands over lets nothing in.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// A batch as it reaches the writer.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Makes a retry harmless.
+    pub key: DedupKey,
+    /// Encoding byte of the payload.
+    pub encoding: u8,
+    /// The bytes.
+    pub payload: Bytes,
+    /// Level wanted; `None` for the default of this cluster.
+    pub ack: Option<AckLevel>,
+    /// When whoever asked gives up.
+    pub deadline: Instant,
+}
+
+/// Why the writer did not acknowledge.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// Not in office: nothing was written here.
+    #[error("this process is not the writer")]
+    NotWriter,
+    /// In the log, but the office ended before the level was reached: the next writer knows what
+    /// became of it, if it is asked with the same key.
+    #[error("this process lost office before the write was acknowledged")]
+    LostOffice,
+    /// Parse again against this schema; nothing was written.
+    #[error("the schema has changed")]
+    SchemaChanged(Bytes),
+    /// Malformed, or over a limit; nothing was written.
+    #[error("{0}")]
+    Invalid(String),
+    /// No space; nothing was written.
+    #[error("the writer's disk is full")]
+    Full,
+    /// The key was used with another body; nothing was written.
+    #[error("this idempotency key came with another body before")]
+    KeyReused,
+    /// In the log, but the level was not reached in time.
+    #[error("not acknowledged in time: the outcome is unknown")]
+    Unknown,
+}
+
+/// The writing side of a node.
+#[derive(Debug)]
+pub struct Writer {
+    replica: Arc<Replica>,
+    apply: Arc<Apply>,
+    engine: Arc<dyn StorageEngine>,
+    clock: ClockBox,
+    draining: Mutex<Option<Instant>>,
+}
+
+struct ClockBox(WallClock);
+
+impl std::fmt::Debug for ClockBox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WallClock")
+    }
+}
+
+enum Admission {
+    Applied(Lsn),
+    Pending { at: Lsn, told: oneshot::Receiver<Lsn> },
+}
+
+impl Writer {
+    /// A writer that is not in office yet.
+    pub fn new(
+        replica: Arc<Replica>,
+        apply: Arc<Apply>,
+        engine: Arc<dyn StorageEngine>,
+        clock: WallClock,
+    ) -> Arc<Self> {
+        Arc::new(Self { replica, apply, engine, clock: ClockBox(clock), draining: Mutex::new(None) })
+    }
+
+    /// Commits one batch in the office of `epoch`.
+    ///
+    /// Cancel-safe in that dropping the future never un-writes: a batch that was let in stays in
+    /// the log and may commit.
+    pub async fn commit(&self, epoch: Epoch, batch: Batch) -> Result<(Lsn, AckLevel), CommitError> {
+        let tenure =
+            self.replica.tenure().filter(|held| held.epoch == epoch).ok_or(CommitError::NotWriter)?;
+        self.until_open(&tenure, batch.deadline).await?;
+        let voters = self.replica.view.borrow().all_voters().len();
+        let default = if voters >= 2 { AckLevel::Quorum } else { AckLevel::Local };
+        let wanted = batch.ack.unwrap_or(default);
+        match self.admit(&tenure, &batch)? {
+            Admission::Applied(at) => Ok((at, wanted)),
+            // A lone voter's own fdatasync is the majority: waiting until it is applied costs
+            // nothing and makes the write visible.
+            Admission::Pending { at, told } if wanted == AckLevel::Local && voters >= 2 => {
+                self.until_local(&tenure, at, told, batch.deadline).await.map(|at| (at, AckLevel::Local))
+            }
+            Admission::Pending { at, told } => match timeout_at(batch.deadline, told).await {
+                // A record of another epoch at this seq is not this batch.
+                Ok(Ok(applied)) if applied == at => Ok((at, wanted)),
+                Ok(_) => Err(CommitError::LostOffice),
+                Err(_) => Err(CommitError::Unknown),
+            },
+        }
+    }
+
+    /// Judges a batch that another node has encoded, before it is let in.
+    pub fn validate(&self, encoding: u8, payload: &Bytes) -> Result<(), String> {
+        self.engine.validate(encoding, payload)
+    }
+
+    /// Whether this process has begun to hand over.
+    pub fn is_draining(&self) -> bool {
+        self.until().is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Lets nothing more in, so that another voter can draw level and take over. If none does
+    /// within a few seconds, writes are let in again. Nothing happens while another process writes.
+    pub fn drain(&self) {
+        if self.replica.tenure().is_some() {
+            *self.until() = Some(Instant::now() + DRAIN);
+        }
+    }
+
+    /// Lets writes in again.
+    pub fn stop_draining(&self) {
+        *self.until() = None;
+    }
+
+    fn until(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.draining.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// No write is admitted before `EpochStart` is applied: only then do the dedup table and the
+    /// schemas cover everything that earlier offices have committed.
+    async fn until_open(&self, tenure: &Tenure, deadline: Instant) -> Result<(), CommitError> {
+        let mut opened = tenure.watch_opened();
+        let mut office = self.replica.watch_tenure();
+        let open = async {
+            tokio::select! {
+                open = opened.wait_for(|open| *open) => open.is_ok(),
+                _ = office.wait_for(|held| held.as_ref().is_none_or(|held| held.epoch != tenure.epoch)) => false,
+            }
+        };
+        match timeout_at(deadline, open).await {
+            Ok(true) => Ok(()),
+            _ => Err(CommitError::NotWriter),
+        }
+    }
+
+    /// Everything after this may only fail by losing office, time or the disk.
+    fn admit(&self, tenure: &Tenure, batch: &Batch) -> Result<Admission, CommitError> {
+        if batch.payload.len() > MAX_PAYLOAD {
+            return Err(CommitError::Invalid(format!(
+                "a batch of {} bytes, limit {MAX_PAYLOAD}: send smaller bodies",
+                batch.payload.len()
+            )));
+        }
+        // One lock from the look at the table to the append: the order in which batches are
+        // admitted is the order of their positions.
+        let mut ledger = self.apply.ledger();
+        // The office may have ended since it was looked up, and its waiters been let go under this
+        // very lock: who came after that would wait for somebody else's record.
+        if self.replica.tenure().is_none_or(|held| held.epoch != tenure.epoch) {
+            return Err(CommitError::NotWriter);
+        }
+        match ledger.dedup.look_up(&batch.key) {
+            Seen::At(at) => return Ok(Admission::Applied(at)),
+            Seen::OtherBody => return Err(CommitError::KeyReused),
+            Seen::TooOld => return Err(CommitError::Unknown),
+            Seen::New => {}
+        }
+        if let Some(&seq) = ledger.in_flight.get(&batch.key) {
+            return Ok(Admission::Pending { at: Lsn::new(tenure.epoch, seq), told: ledger.wait_for(seq) });
+        }
+        if let DedupKey::Client { key, .. } = batch.key {
+            // The same key with this body was looked for above: whatever is here has another.
+            let any_body =
+                DedupKey::Client { key, body: [0; 16] }..=DedupKey::Client { key, body: [255; 16] };
+            if ledger.in_flight.range(any_body).next().is_some() {
+                return Err(CommitError::KeyReused);
+            }
+        }
+        if self.is_draining() {
+            return Err(CommitError::NotWriter);
+        }
+        self.engine.admit(batch.encoding, &batch.payload).map_err(|refused| match refused {
+            Refused::SchemaChanged(schema) => CommitError::SchemaChanged(schema),
+            Refused::Invalid(reason) => CommitError::Invalid(reason),
+        })?;
+        let draft = Draft {
+            kind: RecordKind::Batch,
+            encoding: batch.encoding,
+            timestamp: (self.clock.0)(),
+            key: Some(batch.key),
+            payload: batch.payload.clone(),
+        };
+        let record = self.replica.fence.append(tenure.epoch, draft).map_err(|error| match error {
+            FenceError::Wal(WalError::Full) => CommitError::Full,
+            error => {
+                tracing::debug!(%error, "append refused");
+                CommitError::NotWriter
+            }
+        })?;
+        let at = record.lsn;
+        ledger.in_flight.insert(batch.key, at.seq);
+        Ok(Admission::Pending { at, told: ledger.wait_for(at.seq) })
+    }
+
+    /// `local`: on this disk, and the lease live **after** the fdatasync. Whatever comes first of
+    /// that and a commit is acknowledged.
+    async fn until_local(
+        &self,
+        tenure: &Tenure,
+        at: Lsn,
+        mut told: oneshot::Receiver<Lsn>,
+        deadline: Instant,
+    ) -> Result<Lsn, CommitError> {
+        let mut durable = self.replica.wal.watch_durable();
+        let mut retry = tokio::time::interval(Duration::from_millis(5));
+        loop {
+            let on_disk = self.replica.fence.durable_for(tenure.epoch).is_some_and(|d| d.seq >= at.seq);
+            if on_disk && tenure.acks().lease_live(Instant::now(), self.replica.lease_term) {
+                return Ok(at);
+            }
+            tokio::select! {
+                committed = &mut told => {
+                    return committed.ok().filter(|applied| *applied == at).ok_or(CommitError::LostOffice);
+                }
+                _ = durable.changed(), if !on_disk => {}
+                _ = retry.tick() => {}
+                () = tokio::time::sleep_until(deadline) => return Err(CommitError::Unknown),
+            }
+        }
+    }
+
+    /// Takes office when raft says so, counts, marks changes of membership, and steps down.
+    /// Runs as long as the process.
+    pub async fn hold_office(self: Arc<Self>, heartbeat: Duration) -> Result<(), WalError> {
+        let mut view = self.replica.view.clone();
+        let mut promised = self.replica.fence.watch_promised();
+        let mut last_taken = 0;
+        loop {
+            let now = view.borrow_and_update().clone();
+            let mine = |office: &Office| office.node == self.replica.node && office.boot == self.replica.boot;
+            let fresh = now.writer.filter(|o| mine(o) && o.epoch > last_taken);
+            if let Some(office) = fresh.filter(|o| o.epoch >= *promised.borrow_and_update()) {
+                last_taken = office.epoch;
+                match self
+                    .serve(office, now.membership, now.voters.clone(), heartbeat, &mut view, &mut promised)
+                    .await
+                {
+                    Ok(()) => tracing::info!(epoch = office.epoch, "left office"),
+                    // Another voter has space, or this one will: the leader tries again.
+                    Err(FenceError::Wal(error @ (WalError::Full | WalError::Closed))) => {
+                        tracing::warn!(epoch = office.epoch, %error, "cannot hold office");
+                    }
+                    Err(FenceError::Wal(error)) => return Err(error),
+                    Err(error) => tracing::warn!(epoch = office.epoch, %error, "could not take office"),
+                }
+                self.replica.end_tenure(office.epoch);
+                self.apply.ledger().abandon();
+                self.stop_draining();
+                continue;
+            }
+            tokio::select! {
+                changed = view.changed() => if changed.is_err() { return Ok(()) },
+                changed = promised.changed() => if changed.is_err() { return Ok(()) },
+            }
+        }
+    }
+
+    async fn serve(
+        &self,
+        office: Office,
+        membership: MembershipId,
+        voters: Vec<std::collections::BTreeSet<crate::types::NodeId>>,
+        heartbeat: Duration,
+        view: &mut watch::Receiver<Arc<crate::types::ClusterView>>,
+        promised: &mut watch::Receiver<Epoch>,
+    ) -> Result<(), FenceError> {
+        // What is in flight belongs to an office that is over.
+        self.apply.ledger().abandon();
+        let start = self.mark(RecordKind::EpochStart, membership);
+        let start = self.replica.fence.take_office(office.epoch, start).await?;
+        let tenure = self.replica.begin_tenure(office.epoch, start.lsn.seq, membership, voters);
+        tracing::info!(epoch = office.epoch, start = %start.lsn, "took office as writer");
+        let mut durable = self.replica.wal.watch_durable();
+        let mut applied = self.apply.watch();
+        let mut pulse = tokio::time::interval(heartbeat);
+        let mut opened = false;
+        loop {
+            if *promised.borrow_and_update() > office.epoch {
+                return Ok(());
+            }
+            let now = view.borrow_and_update().clone();
+            if now.writer.is_some_and(|w| w.epoch > office.epoch) {
+                return Ok(());
+            }
+            if now.membership > tenure.membership() {
+                // Register and voters come from one view, so this office is still in force under
+                // the new membership.
+                tenure.set_membership(now.membership, now.voters.clone());
+                let mark = self.mark(RecordKind::ConfigMark, now.membership);
+                self.replica.fence.append(office.epoch, mark)?;
+            }
+            durable.mark_unchanged();
+            self.replica.recount(&tenure);
+            if !opened && applied.borrow_and_update().seq >= tenure.start {
+                // Nothing has been admitted in this office yet, so no reservation of it is lost.
+                self.engine.forget_reservations();
+                tenure.open();
+                opened = true;
+            }
+            tokio::select! {
+                _ = durable.changed() => {}
+                _ = applied.changed(), if !opened => {}
+                _ = pulse.tick() => tenure.beat(),
+                changed = view.changed() => if changed.is_err() { return Ok(()) },
+                changed = promised.changed() => if changed.is_err() { return Ok(()) },
+            }
+        }
+    }
+
+    fn mark(&self, kind: RecordKind, membership: MembershipId) -> Draft {
+        let mark = Mark { membership, node: self.replica.node, boot: self.replica.boot };
+        let payload = crate::protocol::frame::encode(&mark);
+        Draft { kind, encoding: 0, timestamp: (self.clock.0)(), key: None, payload }
+    }
+}

@@ -1,0 +1,243 @@
+//! What happens to a write. [`Submitter::submit`] is the whole path on one screen.
+
+pub mod apply;
+pub mod commit;
+pub mod dedup;
+pub mod forward;
+pub mod serve;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
+
+use crate::{
+    protocol::{
+        forward::{AckLevel, BatchId},
+        frame::MAX_PAYLOAD,
+    },
+    replication::Replica,
+    transport::Mesh,
+    types::{Lsn, NodeId, Office},
+    wal::DedupKey,
+};
+
+use commit::{Batch, CommitError, Writer};
+use forward::{ForwardError, forward};
+
+/// Bytes of writes an edge holds at a time while they wait for a writer or an answer.
+const HELD_BYTES: usize = 64 * 1024 * 1024;
+/// Before an unanswered question is asked again of a writer that may just have begun.
+/// Doubles from the first to the last.
+const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
+
+/// Takes writes on any node and brings them to the writer.
+#[derive(Debug)]
+pub struct Submitter {
+    replica: Arc<Replica>,
+    writer: Arc<Writer>,
+    mesh: Mesh,
+    counter: AtomicU64,
+    held: Arc<Semaphore>,
+    stopping: watch::Receiver<bool>,
+}
+
+/// A write, parsed and encoded at the edge.
+#[derive(Debug, Clone)]
+pub struct Write {
+    /// Encoding byte of the payload.
+    pub encoding: u8,
+    /// The bytes.
+    pub payload: Bytes,
+    /// Level wanted; `None` for the default.
+    pub ack: Option<AckLevel>,
+    /// How long to wait for a writer and for the level.
+    pub timeout: Duration,
+    /// The client's idempotency key, if it sent one.
+    pub key: Option<ClientKey>,
+}
+
+impl Write {
+    /// A write at the cluster's default level, without an idempotency key of its own.
+    pub fn new(encoding: u8, payload: impl Into<Bytes>, timeout: Duration) -> Self {
+        Self { encoding, payload: payload.into(), ack: None, timeout, key: None }
+    }
+}
+
+/// A client's idempotency key: hashes of the key and of the body it came with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientKey {
+    /// First 128 bits of the SHA-256 of the key.
+    pub key: [u8; 16],
+    /// First 128 bits of the SHA-256 of the body.
+    pub body: [u8; 16],
+}
+
+/// An acknowledged write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its position.
+    pub at: Lsn,
+    /// Level reached.
+    pub ack: AckLevel,
+    /// Who wrote it.
+    pub writer: NodeId,
+    /// True when that was another node.
+    pub forwarded: bool,
+}
+
+/// Why a write was not acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// Parse the body again against this schema; nothing was written.
+    #[error("the schema has changed")]
+    SchemaChanged(Bytes),
+    /// Malformed, or over a limit; nothing was written.
+    #[error("{0}")]
+    Invalid(String),
+    /// No writer was found in that time; nothing was written.
+    #[error("no writer for {} ms: {}", .waited.as_millis(), "a majority of voters is needed; see `skein status`")]
+    NoWriter {
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// This edge holds as many waiting writes as it may; nothing was written.
+    #[error("too many writes are waiting at this node")]
+    Busy,
+    /// The writer's disk is full; nothing was written.
+    #[error("the writer's disk is full")]
+    Full,
+    /// Sent, but not acknowledged in time: it may or may not have been written.
+    #[error("not acknowledged in time, outcome: unknown; a retry with the same Idempotency-Key is safe")]
+    Unknown,
+    /// The idempotency key came with another body before.
+    #[error("this Idempotency-Key was used with another body")]
+    KeyReused,
+    /// This node is stopping; nothing was written.
+    #[error("this node is stopping")]
+    Stopping,
+}
+
+impl Submitter {
+    /// Submits for one node; `stopping` turns true when it shuts down.
+    pub fn new(
+        replica: Arc<Replica>,
+        writer: Arc<Writer>,
+        mesh: Mesh,
+        stopping: watch::Receiver<bool>,
+    ) -> Arc<Self> {
+        let held = Arc::new(Semaphore::new(HELD_BYTES));
+        Arc::new(Self { replica, writer, mesh, counter: AtomicU64::new(0), held, stopping })
+    }
+
+    /// Brings a write to whoever holds office, wherever that is, until it is acknowledged or
+    /// `write.timeout` has passed. While there is no writer it is held; a batch that was sent and
+    /// not answered is sent again, under the same id, as soon as the view shows a later epoch.
+    ///
+    /// Dropping the future stops waiting, not the write.
+    pub async fn submit(&self, write: Write) -> Result<Receipt, SubmitError> {
+        if write.payload.len() > MAX_PAYLOAD {
+            return Err(SubmitError::Invalid(format!(
+                "a batch of {} bytes, limit {MAX_PAYLOAD}: send smaller ones",
+                write.payload.len()
+            )));
+        }
+        let started = Instant::now();
+        let batch = self.number(&write, started + write.timeout);
+        let size = u32::try_from(write.payload.len()).unwrap_or(u32::MAX);
+        let _held = self.held.try_acquire_many(size.max(1)).map_err(|_| SubmitError::Busy)?;
+        let mut view = self.replica.view.clone();
+        let (mut sent, mut pause) = (false, RETRY.0);
+        loop {
+            let office = view.borrow_and_update().writer;
+            if *self.stopping.borrow() {
+                return Err(if sent { SubmitError::Unknown } else { SubmitError::Stopping });
+            }
+            let attempt = tokio::select! {
+                biased;
+                outcome = self.attempt(office, &batch, &mut sent) => outcome,
+                () = tokio::time::sleep_until(batch.deadline) => Err(CommitError::Unknown),
+                // A later epoch: whoever was asked may never answer.
+                _ = view.wait_for(|view| view.writer.map(|w| w.epoch) > office.map(|o| o.epoch)) => continue,
+            };
+            match attempt {
+                Ok((at, ack)) => {
+                    let writer = office.map_or(self.replica.node, |o| o.node);
+                    return Ok(Receipt { at, ack, writer, forwarded: writer != self.replica.node });
+                }
+                Err(CommitError::NotWriter | CommitError::LostOffice) if Instant::now() < batch.deadline => {
+                    tokio::select! {
+                        _ = view.changed() => pause = RETRY.0,
+                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY.1),
+                    }
+                }
+                Err(error) => return Err(outcome(error, sent, started.elapsed())),
+            }
+        }
+    }
+
+    /// One attempt in one office. `sent` stays true when the future is dropped half-way, or when
+    /// the answer leaves open whether the batch is in a log.
+    async fn attempt(
+        &self,
+        office: Option<Office>,
+        batch: &Batch,
+        sent: &mut bool,
+    ) -> Result<(Lsn, AckLevel), CommitError> {
+        let Some(office) = office else { return Err(CommitError::NotWriter) };
+        let before = std::mem::replace(sent, true);
+        let answer = if office.node == self.replica.node {
+            self.writer.commit(office.epoch, batch.clone()).await
+        } else {
+            match forward(&self.mesh, office, batch).await {
+                Ok(answer) => answer,
+                Err(ForwardError::NotSent(_)) => Err(CommitError::NotWriter),
+                Err(ForwardError::Unanswered(reason)) => {
+                    tracing::debug!(writer = %office.node, reason, "forwarded write unanswered");
+                    Err(CommitError::LostOffice)
+                }
+            }
+        };
+        if !matches!(answer, Err(CommitError::LostOffice | CommitError::Unknown)) {
+            *sent = before;
+        }
+        answer
+    }
+
+    fn number(&self, write: &Write, deadline: Instant) -> Batch {
+        let key = match write.key {
+            Some(ClientKey { key, body }) => DedupKey::Client { key, body },
+            None => DedupKey::Batch(BatchId {
+                edge: self.replica.node,
+                boot: self.replica.boot,
+                counter: self.counter.fetch_add(1, Ordering::Relaxed) + 1,
+            }),
+        };
+        Batch { key, encoding: write.encoding, payload: write.payload.clone(), ack: write.ack, deadline }
+    }
+}
+
+/// What a client is told. `sent`: the batch may be in some writer's log.
+fn outcome(error: CommitError, sent: bool, waited: Duration) -> SubmitError {
+    match error {
+        CommitError::SchemaChanged(schema) => SubmitError::SchemaChanged(schema),
+        CommitError::Invalid(reason) => SubmitError::Invalid(reason),
+        CommitError::Full => SubmitError::Full,
+        CommitError::KeyReused => SubmitError::KeyReused,
+        CommitError::NotWriter | CommitError::LostOffice | CommitError::Unknown if sent => {
+            SubmitError::Unknown
+        }
+        CommitError::NotWriter | CommitError::LostOffice | CommitError::Unknown => {
+            SubmitError::NoWriter { waited }
+        }
+    }
+}
