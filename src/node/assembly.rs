@@ -1,0 +1,409 @@
+//! Putting a node together, bottom up: identity, mesh, raft, log, replication, write path. One
+//! function tells the order, [`assemble`]; the tasks are spawned at its end.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use rand::RngCore;
+use tokio::sync::watch;
+
+use crate::{
+    engine::StorageEngine,
+    identity::{DataDir, Identity, JoinToken, Store},
+    protocol::StreamKind,
+    raft::{Control, ControlDriver, RaftConfig, failover::Failover, membership::Keeper},
+    replication::{
+        Replica,
+        catch_up::{Fetch, SnapshotSource},
+        fence::Fence,
+        read_index::{ReadHandler, ReadIndex},
+        receiver::Receiver,
+        sender::Sender,
+        voter::SealHandler,
+    },
+    transport::{Mesh, MeshConfig, MeshDriver, Socket},
+    types::{Addresses, BootId, ClusterView, Lsn, Role, Timing, TimingProfile},
+    wal::{Wal, WalConfig},
+    write_path::{
+        Submitter,
+        apply::{AppliedState, Apply},
+        commit::Writer,
+        serve::ForwardHandler,
+    },
+};
+
+use super::{
+    NodeError,
+    addresses::Listen,
+    become_member::{self, Place},
+    handle::{Inner, Node},
+    late::LateHandlers,
+    local::{StatusHandler, ThisNode, VERSION},
+    peers::Peers,
+    reads::Reads,
+    surroundings::Surroundings,
+    tasks::Tasks,
+    upkeep,
+};
+
+/// What a node is told at start.
+#[derive(Debug)]
+pub struct NodeConfig {
+    /// The locked data directory.
+    pub dir: DataDir,
+    /// A label for people.
+    pub name: String,
+    /// Role wanted; fixed when the node joins.
+    pub role: Role,
+    /// The join token, on an empty data directory.
+    pub join: Option<JoinToken>,
+    /// Make a new cluster although one is in sight.
+    pub new_cluster: bool,
+    /// How many nodes start together with one token chosen up front.
+    pub bootstrap_expect: Option<u32>,
+    /// Cluster-wide timeouts, if this node makes the cluster.
+    pub profile: TimingProfile,
+    /// The mesh's UDP socket.
+    pub socket: Socket,
+    /// Addresses told to peers instead of those of the interfaces.
+    pub advertise: Vec<SocketAddr>,
+    /// Where the HTTP edge listens, for status.
+    pub http: Option<SocketAddr>,
+    /// `host:port` of peers.
+    pub seeds: Vec<String>,
+    /// Look for peers by mDNS, on which interfaces.
+    pub mdns: Option<MdnsConfig>,
+    /// Bytes of a log segment.
+    pub segment_bytes: u64,
+    /// Bytes of the log kept behind a checkpoint, for followers that were away.
+    pub keep_bytes: u64,
+}
+
+impl NodeConfig {
+    /// A voter with every default: mesh on UDP port 7400 of every address, mDNS on, and, on an empty
+    /// data directory where no cluster is in sight, a new cluster.
+    pub fn new(dir: DataDir) -> Self {
+        Self {
+            dir,
+            name: String::new(),
+            role: Role::Voter,
+            join: None,
+            new_cluster: false,
+            bootstrap_expect: None,
+            profile: TimingProfile::Lan,
+            socket: Socket::Bind(SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, 7400))),
+            advertise: Vec::new(),
+            http: None,
+            seeds: Vec::new(),
+            mdns: Some(MdnsConfig::default()),
+            segment_bytes: 64 << 20,
+            keep_bytes: 1 << 30,
+        }
+    }
+}
+
+/// Interfaces for mDNS; `*` at the end of a name stands for anything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MdnsConfig {
+    /// Only these; empty for the built-in choice.
+    pub allow: Vec<String>,
+    /// Never these.
+    pub deny: Vec<String>,
+}
+
+const KINDS: [StreamKind; 9] = [
+    StreamKind::Raft,
+    StreamKind::Control,
+    StreamKind::Append,
+    StreamKind::Forward,
+    StreamKind::Join,
+    StreamKind::Snapshot,
+    StreamKind::Status,
+    StreamKind::Seal,
+    StreamKind::Read,
+];
+
+/// Parts that exist once the node knows its cluster.
+struct DataPlane {
+    wal: Wal,
+    replica: Arc<Replica>,
+    apply: Arc<Apply>,
+    writer: Arc<Writer>,
+    flushed: watch::Receiver<Lsn>,
+}
+
+/// Starts a node: rejoins, joins or founds a cluster, and returns when its parts run. It is a
+/// member then, but need not have caught up: see [`Node::readiness`].
+pub(super) async fn assemble(
+    config: NodeConfig,
+    surroundings: Surroundings,
+    engine: Arc<dyn StorageEngine>,
+) -> Result<Node, NodeError> {
+    let dir = config.dir.path().to_path_buf();
+    let store = Store::new(surroundings.disk.clone(), &dir);
+    if let Some(reason) = store.tombstone().await? {
+        return Err(NodeError::Removed { reason, dir });
+    }
+    let (node_key, seal_key) = store.keys([surroundings.random(), surroundings.random()]).await?;
+    let boot = BootId(surroundings.rng().next_u64());
+    let record = store.cluster().await?;
+    // Of a joining that was cut short, it says nothing about this node.
+    let saved_view =
+        if record.is_some() { store.view().await?.unwrap_or_default() } else { ClusterView::default() };
+    let identity = Arc::new(match &record {
+        Some(record) => Identity::member(node_key, &record.certificate, &record.roots)?,
+        None => Identity::stranger(node_key, surroundings.unix_seconds())?,
+    });
+
+    // The mesh first: a joiner needs it to ask, and its connections stay when it is let in.
+    let tasks = Tasks::default();
+    let (late, router) = LateHandlers::new(&KINDS);
+    let profile = if record.is_none() { config.profile } else { saved_view.profile };
+    let timing = profile.timing();
+    let (view_out, mesh_view) = watch::channel(Arc::new(ClusterView { writer: None, ..saved_view }));
+    let listen = Listen::new(&config);
+    let (addresses_out, addresses) = watch::channel(Addresses { http: config.http, ..Addresses::default() });
+    let mesh_config = mesh_config(&config, &surroundings, timing, boot, addresses.clone());
+    let (mesh, driver) = Mesh::bind(mesh_config, identity.clone(), mesh_view.clone(), router)?;
+    let port = mesh.local_addr().map_err(crate::transport::MeshError::from)?.port();
+    addresses_out.send_replace(listen.addresses(port)?);
+    spawn_mesh(&tasks, driver);
+    let peers =
+        Peers::start(&config, identity.node(), &listen, port, &mesh, &mesh_view, record.as_ref(), &tasks);
+
+    // Who this node is.
+    let place = become_member::decide(&config, record, &peers).await?;
+    if !matches!(place, Place::Member(_)) {
+        clear_unfinished(&surroundings, &dir).await?;
+    }
+    let newcomer = become_member::Newcomer {
+        config: &config,
+        store: &store,
+        identity: &identity,
+        seal_key: &seal_key,
+        surroundings: &surroundings,
+        addresses: &addresses,
+        mesh: &mesh,
+        peers: &peers,
+        view: &view_out,
+    };
+    let (record, timing, control, founded) = match place {
+        Place::Member(record) => {
+            let control = start_raft(&dir, &identity, timing, &surroundings, &mesh, &tasks).await?;
+            (record, timing, control, None)
+        }
+        Place::Joiner(token) => {
+            let record = newcomer.join(&token).await?;
+            let timing = view_out.borrow().profile.timing();
+            let control = start_raft(&dir, &identity, timing, &surroundings, &mesh, &tasks).await?;
+            (record, timing, control, None)
+        }
+        Place::Founder => {
+            let timing = config.profile.timing();
+            let founding = newcomer.prepare_founding()?;
+            let control = start_raft(&dir, &identity, timing, &surroundings, &mesh, &tasks).await?;
+            let (record, founded) = newcomer.found(founding, &control).await?;
+            (record, timing, control, Some(founded))
+        }
+    };
+    upkeep::spawn_view(&tasks, control.view(), view_out, store.clone());
+
+    // The data plane.
+    let data = open_data(
+        &dir,
+        &config,
+        &surroundings,
+        &identity,
+        boot,
+        record.cluster,
+        timing,
+        &control,
+        engine,
+        &tasks,
+    )
+    .await?;
+    let applier = Arc::new(AppliedState(data.apply.clone()));
+    let index = Arc::new(ReadIndex::new(data.replica.clone(), mesh.clone(), timing.election_min * 2));
+    let this = Arc::new(ThisNode {
+        control: control.clone(),
+        mesh: mesh.clone(),
+        replica: data.replica.clone(),
+        apply: data.apply.clone(),
+        writer: data.writer.clone(),
+        identity: identity.clone(),
+        seal_key: Arc::new(seal_key),
+        addresses: addresses.clone(),
+        flushed: data.flushed.clone(),
+        surroundings: surroundings.clone(),
+        disk_is_slow: AtomicBool::new(false),
+        resigning: AtomicBool::new(false),
+    });
+    let door = upkeep::door(&this);
+    late.fill(StreamKind::Raft, control.rpc_handler());
+    late.fill(StreamKind::Control, control.control_handler());
+    late.fill(StreamKind::Join, door);
+    late.fill(StreamKind::Status, Arc::new(StatusHandler(this.clone())));
+    late.fill(StreamKind::Seal, Arc::new(SealHandler(data.replica.clone())));
+    late.fill(StreamKind::Append, Arc::new(Sender::new(data.replica.clone(), applier.clone())));
+    late.fill(StreamKind::Read, Arc::new(ReadHandler(index.clone())));
+    late.fill(
+        StreamKind::Snapshot,
+        Arc::new(SnapshotSource {
+            replica: data.replica.clone(),
+            applier: applier.clone(),
+            disk: surroundings.disk.clone(),
+        }),
+    );
+    late.fill(
+        StreamKind::Forward,
+        Arc::new(ForwardHandler { writer: data.writer.clone(), replica: data.replica.clone() }),
+    );
+
+    let fetch = Fetch { disk: surroundings.disk.clone(), dir: dir.join("incoming") };
+    let receiver = Receiver::new(data.replica.clone(), applier, mesh.clone(), fetch);
+    tasks.spawn("receiver", async move { Ok(receiver.run().await?) });
+    let (writer, heartbeat) = (data.writer.clone(), timing.heartbeat);
+    tasks.spawn("office", async move { Ok(writer.hold_office(heartbeat).await?) });
+    let failover = Failover::new(control.clone(), mesh.clone(), this.clone(), identity.node(), timing);
+    let statuses = failover.statuses();
+    let keeper = Keeper::new(control.clone(), this.clone(), identity.node(), statuses);
+    tasks.spawn("failover", async move {
+        failover.run().await;
+        Ok(())
+    });
+    tasks.spawn("membership", async move {
+        keeper.run().await;
+        Ok(())
+    });
+    upkeep::spawn(&tasks, &this, &store);
+
+    let (stopping_out, stopping) = watch::channel(false);
+    let submitter = Submitter::new(data.replica.clone(), data.writer, mesh.clone(), stopping);
+    let reads = Reads { replica: data.replica, apply: data.apply, index };
+    Ok(Node::new(Inner {
+        dir: config.dir,
+        this,
+        submitter,
+        reads,
+        tasks,
+        stopping: stopping_out,
+        founded,
+        timing,
+        peers,
+        _late: late,
+        _wal: data.wal,
+    }))
+}
+
+/// A founding that did not come to its end leaves a raft log, and nothing that was acknowledged to
+/// anybody. A WAL without the record of its cluster is something else: this node has promised, and
+/// must not come back without its promises.
+async fn clear_unfinished(surroundings: &Surroundings, dir: &Path) -> Result<(), NodeError> {
+    let disk = &*surroundings.disk;
+    let failed = |source| NodeError::Task(format!("cannot look into {}: {source}", dir.display()));
+    match disk.list(&dir.join("wal")).await {
+        Ok(names) if !names.is_empty() => return Err(NodeError::LostRecord { dir: dir.to_path_buf() }),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => {}
+    }
+    crate::disk::remove_files_below(disk, &dir.join("raft")).await.map_err(failed)
+}
+
+fn mesh_config(
+    config: &NodeConfig,
+    surroundings: &Surroundings,
+    timing: Timing,
+    boot: BootId,
+    addresses: watch::Receiver<Addresses>,
+) -> MeshConfig {
+    let clock = surroundings.clone();
+    MeshConfig {
+        socket: config.socket.clone(),
+        timing,
+        addresses,
+        version: VERSION.to_owned(),
+        features: 0,
+        boot,
+        clock: Arc::new(move || clock.unix_seconds()),
+    }
+}
+
+fn spawn_mesh(tasks: &Tasks, driver: MeshDriver) {
+    tasks.spawn("mesh", async move {
+        driver.run().await;
+        Ok(())
+    });
+}
+
+async fn start_raft(
+    dir: &Path,
+    identity: &Identity,
+    timing: Timing,
+    surroundings: &Surroundings,
+    mesh: &Mesh,
+    tasks: &Tasks,
+) -> Result<Control, NodeError> {
+    let slot = crate::raft::MeshSlot::default();
+    // A fresh slot is empty.
+    let _ = slot.set(mesh.clone());
+    let config = RaftConfig {
+        id: identity.node(),
+        dir: dir.join("raft"),
+        timing,
+        seed: surroundings.rng().next_u64(),
+    };
+    let (control, driver): (Control, ControlDriver) =
+        Control::start(config, surroundings.disk.clone(), slot).await?;
+    tasks.spawn("raft", async move {
+        driver.run().await;
+        Ok(())
+    });
+    Ok(control)
+}
+
+#[allow(clippy::too_many_arguments)]
+async fn open_data(
+    dir: &Path,
+    config: &NodeConfig,
+    surroundings: &Surroundings,
+    identity: &Identity,
+    boot: BootId,
+    cluster: crate::types::ClusterId,
+    timing: Timing,
+    control: &Control,
+    engine: Arc<dyn StorageEngine>,
+    tasks: &Tasks,
+) -> Result<DataPlane, NodeError> {
+    let wal_config = WalConfig { segment_bytes: config.segment_bytes, ..WalConfig::new(dir.join("wal")) };
+    let mut nonces = surroundings.rng();
+    let (wal, driver, recovered) =
+        Wal::open(surroundings.disk.clone(), wal_config, cluster, Box::new(move || nonces.next_u64()))
+            .await?;
+    tasks.spawn("log", async move { Ok(driver.run().await?) });
+    tracing::info!(end = %recovered.end, commit = %recovered.commit, promise = recovered.promise, "log recovered");
+    let (apply, checkpointer) = Apply::new(engine.clone())?;
+    // A restarted voter may have granted a lease in its former life.
+    let hold_off = (!recovered.empty).then_some(timing.election_min);
+    let fence = Fence::new(wal.clone(), identity.node(), boot, hold_off);
+    let replica = Replica::new(
+        fence,
+        wal.clone(),
+        (identity.node(), boot),
+        recovered.commit,
+        control.view(),
+        timing.election_min,
+    );
+    let writer = Writer::new(replica.clone(), apply.clone(), engine, surroundings.clock.clone());
+    let flushed = checkpointer.watch();
+    let (applying, behind, keep) = (replica.clone(), replica.clone(), config.keep_bytes);
+    let apply_task = apply.clone();
+    tasks.spawn("apply", async move { Ok(apply_task.run(applying).await?) });
+    tasks.spawn("checkpoints", async move {
+        checkpointer.run(behind, keep).await;
+        Ok(())
+    });
+    Ok(DataPlane { wal, replica, apply, writer, flushed })
+}

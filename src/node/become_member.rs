@@ -1,0 +1,275 @@
+//! How a node becomes a member: it is one already, is let in by a token, or founds a cluster.
+
+use std::{sync::Arc, time::Duration};
+
+use rand::RngCore;
+use serde_bytes::ByteBuf;
+use tokio::sync::watch;
+
+use crate::{
+    disk::{Create, Durability},
+    identity::{ClusterCa, ClusterRecord, Identity, JoinToken, SealKey, Store, seal},
+    join::{
+        self, TokenLimits,
+        bootstrap::{Decision, Situation, decide as decide_bootstrap, must_look_around},
+        token_record,
+    },
+    raft::{Command, Control, Outcome},
+    transport::Mesh,
+    types::{Addresses, ClusterId, ClusterView, Member, Role},
+};
+
+use super::{NodeConfig, NodeError, local::VERSION, peers::Peers, surroundings::Surroundings};
+
+/// How long a node without any instruction looks for a cluster on the LAN.
+const LOOK_AROUND: Duration = Duration::from_secs(2);
+/// Uses and life of the token shown when a cluster is founded.
+const FIRST_TOKEN_USES: u32 = 4;
+const FIRST_TOKEN_MS: u64 = 3_600_000;
+/// File of the first API token, in the founding node's data directory.
+pub const ADMIN_TOKEN_FILE: &str = "admin.token";
+
+/// What a node is at start.
+pub(super) enum Place {
+    Member(ClusterRecord),
+    Joiner(JoinToken),
+    Founder,
+}
+
+/// Told once, when a cluster is founded.
+#[derive(Debug, Clone)]
+pub struct Founded {
+    /// The token for the next nodes.
+    pub token: JoinToken,
+    /// How many nodes it admits.
+    pub uses: u32,
+    /// For how long.
+    pub ttl: Duration,
+}
+
+/// Which of them this node is, by its data directory, its flags and what is in sight.
+pub(super) async fn decide(
+    config: &NodeConfig,
+    record: Option<ClusterRecord>,
+    peers: &Peers,
+) -> Result<Place, NodeError> {
+    if config.role == Role::Gateway {
+        return Err(NodeError::Usage("--role gateway: not in this release; use voter or reader".into()));
+    }
+    let mut situation = Situation {
+        empty: record.is_none(),
+        token: config.join.as_ref(),
+        seeds: !config.seeds.is_empty(),
+        new_cluster: config.new_cluster,
+        expect: config.bootstrap_expect,
+        sightings: None,
+    };
+    let seen;
+    if must_look_around(&situation)
+        && let Some(sightings) = &peers.sightings
+    {
+        tracing::info!(
+            seconds = LOOK_AROUND.as_secs(),
+            "no token and no seed: looking for a cluster on this network"
+        );
+        tokio::time::sleep(LOOK_AROUND).await;
+        seen = sightings.borrow().clone();
+        situation.sightings = Some(&seen);
+    }
+    let decision = decide_bootstrap(&situation);
+    if let Some(refusal) = decision.refusal() {
+        return Err(NodeError::Usage(refusal));
+    }
+    match (decision, record, &config.join) {
+        (Decision::Rejoin { ignored }, Some(record), _) => {
+            if !ignored.is_empty() {
+                tracing::info!(
+                    flags = ignored.join(" "),
+                    "this node is a member already; these flags are ignored"
+                );
+            }
+            Ok(Place::Member(record))
+        }
+        (Decision::Join, _, Some(token)) => Ok(Place::Joiner(token.clone())),
+        (Decision::Found, ..) if config.role == Role::Voter => Ok(Place::Founder),
+        (Decision::Found, ..) => {
+            Err(NodeError::Usage("the first node of a cluster is a voter: start without --role".into()))
+        }
+        (Decision::Expect { .. }, ..) => Err(NodeError::Usage(
+            "--bootstrap-expect: not in this release; start one node, then the others with --join".into(),
+        )),
+        (other, ..) => Err(NodeError::Usage(format!("cannot start like this: {other:?}"))),
+    }
+}
+
+/// A node that is not a member yet, and what it needs to become one.
+pub(super) struct Newcomer<'a> {
+    pub(super) config: &'a NodeConfig,
+    pub(super) store: &'a Store,
+    pub(super) identity: &'a Arc<Identity>,
+    pub(super) seal_key: &'a SealKey,
+    pub(super) surroundings: &'a Surroundings,
+    pub(super) addresses: &'a watch::Receiver<Addresses>,
+    pub(super) mesh: &'a Mesh,
+    pub(super) peers: &'a Peers,
+    pub(super) view: &'a watch::Sender<Arc<ClusterView>>,
+}
+
+/// A cluster that is about to be: nothing of it is on disk or in raft.
+pub(super) struct Founding {
+    cluster: ClusterId,
+    name: String,
+    ca: ClusterCa,
+    member: Member,
+    certificate: Vec<u8>,
+}
+
+impl Newcomer<'_> {
+    /// Asks to be let in until somebody answers for good. The connection that asked becomes the
+    /// first link.
+    pub(super) async fn join(&self, token: &JoinToken) -> Result<ClusterRecord, NodeError> {
+        let clock = self.surroundings.clone();
+        let jitter = self.surroundings.clone();
+        let joiner = join::Joiner {
+            mesh: self.mesh,
+            identity: self.identity,
+            seal_key: self.seal_key,
+            clock: &move || clock.unix_seconds(),
+            jitter: &move || f64::from(jitter.rng().next_u32()) / f64::from(u32::MAX),
+            report: &|_| {},
+        };
+        let applicant = join::Applicant {
+            name: self.config.name.clone(),
+            role: token.role(),
+            addresses: self.addresses.borrow().clone(),
+            version: VERSION.to_owned(),
+            features: 0,
+        };
+        let (_, interfaces) = watch::channel(self.peers.interfaces.clone());
+        let sources = join::Sources {
+            seeds: self.config.seeds.iter().filter_map(|seed| seed.parse().ok()).collect(),
+            sightings: self.peers.sightings.clone(),
+            interfaces: self.peers.sightings.is_some().then_some(interfaces),
+        };
+        let joined = join::join(&joiner, token, &applicant, sources).await?;
+        let record = joined.record();
+        let view = joined.first_view();
+        // On disk before it counts: from here on a restart rejoins instead of asking again. The view
+        // first: without it a restarted node would let nobody in.
+        self.store.set_view(&view).await?;
+        self.store.set_cluster(&record).await?;
+        self.identity.set_certificate(&record.certificate, &record.roots)?;
+        self.view.send_replace(Arc::new(view));
+        match joined.link.admitted().await {
+            Ok(door) => tracing::info!(cluster = record.name, door = %door, "admitted"),
+            // The dialer finds another way in: this node is a member now.
+            Err(error) => tracing::info!(cluster = record.name, %error, "admitted; linking anew"),
+        }
+        Ok(record)
+    }
+
+    /// Makes the cluster's CA and this node's certificate.
+    pub(super) fn prepare_founding(&self) -> Result<Founding, NodeError> {
+        let cluster = ClusterId(self.surroundings.random());
+        let now = self.surroundings.unix_seconds();
+        let ca = ClusterCa::create(cluster, &self.surroundings.random(), now)?;
+        let issued = ca.issue(&self.identity.csr()?, cluster, self.surroundings.random(), now)?;
+        let seal_key = seal_key_public(self.seal_key)?;
+        let message = seal::seal_key_message(Some(cluster), self.identity.node(), &seal_key);
+        let member = Member {
+            id: self.identity.node(),
+            name: self.config.name.clone(),
+            role: Role::Voter,
+            addresses: self.addresses.borrow().clone(),
+            spki: self.identity.spki().to_vec(),
+            seal_key_signature: self.identity.sign(&message).to_vec(),
+            seal_key,
+            serial: issued.serial.clone(),
+            not_after: issued.not_after,
+            version: VERSION.to_owned(),
+            features: 0,
+        };
+        self.identity.set_certificate(&issued.certificate, &[ca.certificate()])?;
+        let name = format!("skein-{}", cluster.short());
+        Ok(Founding { cluster, name, ca, member, certificate: issued.certificate })
+    }
+
+    /// Makes a raft of one and founds the cluster in it. The record that makes this node a member
+    /// is written last: a crash before it leaves an empty node that starts over.
+    pub(super) async fn found(
+        &self,
+        founding: Founding,
+        control: &Control,
+    ) -> Result<(ClusterRecord, Founded), NodeError> {
+        control.initialize().await?;
+        let now_ms = self.surroundings.unix_ms();
+        let failed = |what: &str, error: &dyn std::fmt::Display| NodeError::Task(format!("{what}: {error}"));
+        let ca_certificate = founding.ca.certificate().to_vec();
+        let mut rng = self.surroundings.rng();
+        let token =
+            JoinToken::for_cluster(Role::Voter, founding.cluster, &ca_certificate, Vec::new(), &mut rng)
+                .map_err(|e| failed("cannot make a join token", &e))?;
+        let limits = TokenLimits {
+            expires_ms: Some(now_ms + FIRST_TOKEN_MS),
+            uses: Some(FIRST_TOKEN_USES),
+            created_ms: now_ms,
+        };
+        let verifier = token.verifier().map_err(|e| failed("cannot make a join token", &e))?;
+        let sealed = seal::seal(
+            founding.ca.private_key(),
+            &founding.member.seal_key,
+            founding.cluster,
+            founding.member.id,
+            &mut rng,
+        )
+        .map_err(|e| failed("cannot seal the CA key", &e))?;
+        let (admin_token, api_token) = super::api_tokens::make("admin", true, self.surroundings);
+        let command = Command::Found {
+            cluster: founding.cluster,
+            name: founding.name.clone(),
+            root: ByteBuf::from(ca_certificate.clone()),
+            member: founding.member,
+            sealed_ca: ByteBuf::from(sealed),
+            profile: self.config.profile,
+            token: token_record(&token, verifier, limits),
+            api_token,
+        };
+        self.keep_admin_token(&admin_token).await?;
+        match control.propose(command, Duration::from_secs(30)).await {
+            Ok(Outcome::Done) => {}
+            Ok(other) => return Err(failed("cannot found the cluster", &other)),
+            Err(error) => return Err(failed("cannot found the cluster", &error)),
+        }
+        let record = ClusterRecord {
+            cluster: founding.cluster,
+            name: founding.name,
+            roots: vec![ca_certificate],
+            certificate: founding.certificate,
+            peers: Vec::new(),
+        };
+        self.store.set_cluster(&record).await?;
+        let ttl = Duration::from_millis(FIRST_TOKEN_MS);
+        tracing::info!(cluster = %record.cluster, name = record.name, "founded a new cluster");
+        Ok((record, Founded { token, uses: FIRST_TOKEN_USES, ttl }))
+    }
+
+    async fn keep_admin_token(&self, token: &str) -> Result<(), NodeError> {
+        let disk = &self.surroundings.disk;
+        let path = self.config.dir.path().join(ADMIN_TOKEN_FILE);
+        let write = async {
+            // Of an unfinished founding, whose cluster never was.
+            match disk.remove(&path).await {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+            let file = disk.open(&path, Create::New).await?;
+            file.write(0, vec![format!("{token}\n").into()], Durability::Now).await?;
+            disk.sync_dir(self.config.dir.path()).await
+        };
+        write.await.map_err(|e| NodeError::Task(format!("cannot write {}: {e}", path.display())))
+    }
+}
+
+fn seal_key_public(key: &SealKey) -> Result<Vec<u8>, NodeError> {
+    seal::seal_key_public(key).map_err(|e| NodeError::Task(format!("the sealing key does not work: {e}")))
+}

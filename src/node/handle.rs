@@ -1,0 +1,445 @@
+//! What an embedder holds: [`Node`].
+
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use futures::future::join_all;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    engine::StorageEngine,
+    identity::{DataDir, JoinToken},
+    join::{TokenLimits, token_record},
+    protocol::{
+        StreamKind,
+        status::{NodeStatus, StatusRequest},
+    },
+    raft::{ApiToken, Command, Outcome, ProposeError, TokenRecord, failover::Local},
+    types::{ClusterView, NodeId, Role, Timing, TokenId},
+    wal::Wal,
+    write_path::{Receipt, SubmitError, Submitter, Write},
+};
+
+use super::{
+    NodeConfig, NodeError, api_tokens,
+    assembly::assemble,
+    become_member::Founded,
+    late::LateHandlers,
+    local::ThisNode,
+    peers::Peers,
+    reads::{Consistency, ReadError, ReadPoint, Reads},
+    status,
+    status_report::ClusterStatus,
+    surroundings::Surroundings,
+    tasks::Tasks,
+};
+
+/// Bound of a change of cluster state.
+const PROPOSAL: Duration = Duration::from_secs(10);
+/// How long a graceful stop waits for office and leadership to move.
+const HAND_OVER: Duration = Duration::from_secs(5);
+const HAND_OVER_LOOK: Duration = Duration::from_millis(50);
+/// How long another voter may take to say whether it stays.
+const WILLING: Duration = Duration::from_millis(300);
+/// How long the closing of connections may take.
+const FAREWELL: Duration = Duration::from_millis(200);
+/// How long a removal waits for leadership to move away from the removed node.
+const DEPOSE: Duration = Duration::from_secs(2);
+
+/// A running node; clones are the same node.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) dir: DataDir,
+    pub(super) this: Arc<ThisNode>,
+    pub(super) submitter: Arc<Submitter>,
+    pub(super) reads: Reads,
+    pub(super) tasks: Tasks,
+    pub(super) stopping: watch::Sender<bool>,
+    pub(super) founded: Option<Founded>,
+    pub(super) timing: Timing,
+    pub(super) peers: Peers,
+    pub(super) _late: LateHandlers,
+    pub(super) _wal: Wal,
+}
+
+/// Why a change of cluster state was not made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControlFailure {
+    /// No leader was found.
+    #[error("the cluster has no leader: a majority of voters is needed; see `skein status`")]
+    NoLeader,
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
+    /// It makes no sense now.
+    #[error("{0}")]
+    Rejected(String),
+    /// It may have been made.
+    #[error("no answer in time, outcome: unknown; look before you try again")]
+    Unknown,
+    /// The node is stopping.
+    #[error("this node is stopping")]
+    Stopping,
+}
+
+/// Whether this node should get requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readiness {
+    /// True when it should.
+    pub ready: bool,
+    /// Otherwise why not, in plain words.
+    pub reasons: Vec<String>,
+}
+
+impl Node {
+    pub(super) fn new(inner: Inner) -> Self {
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Starts a node over an engine that has been opened on its data. Returns when it is a member
+    /// and its parts run; a joiner that nobody lets in waits here, and says what for in the log.
+    pub async fn start(
+        config: NodeConfig,
+        surroundings: Surroundings,
+        engine: Arc<dyn StorageEngine>,
+    ) -> Result<Self, NodeError> {
+        assemble(config, surroundings, engine).await
+    }
+
+    /// This node.
+    pub fn id(&self) -> NodeId {
+        self.inner.this.identity.node()
+    }
+
+    /// Where its data lies.
+    pub fn data_dir(&self) -> &std::path::Path {
+        self.inner.dir.path()
+    }
+
+    /// Its mesh address, as bound.
+    pub fn mesh_addr(&self) -> std::io::Result<std::net::SocketAddr> {
+        self.inner.this.mesh.local_addr()
+    }
+
+    /// Set when this start founded a cluster.
+    pub fn founded(&self) -> Option<&Founded> {
+        self.inner.founded.as_ref()
+    }
+
+    /// The cluster as the applied raft state has it.
+    pub fn view(&self) -> watch::Receiver<Arc<ClusterView>> {
+        self.inner.this.control.view()
+    }
+
+    /// Brings a write to the writer, wherever it is. See [`Submitter::submit`].
+    pub async fn submit(&self, write: Write) -> Result<Receipt, SubmitError> {
+        self.inner.submitter.submit(write).await
+    }
+
+    /// Waits until a query on this node may be answered as asked.
+    pub async fn read_point(
+        &self,
+        consistency: Consistency,
+        timeout: Duration,
+    ) -> Result<ReadPoint, ReadError> {
+        self.inner.reads.point(consistency, timeout).await
+    }
+
+    /// The whole cluster, asked now.
+    pub async fn status(&self) -> ClusterStatus {
+        status::gather(&self.inner.this, &self.inner.reads).await
+    }
+
+    /// Makes a join token, once the cluster has agreed on it.
+    pub async fn create_token(
+        &self,
+        role: Role,
+        ttl: Option<Duration>,
+        uses: Option<u32>,
+    ) -> Result<String, ControlFailure> {
+        if role == Role::Gateway {
+            return Err(ControlFailure::Rejected("role gateway: not in this release".into()));
+        }
+        let this = &self.inner.this;
+        let state = this.control.state();
+        let (Some(cluster), Some(root)) = (state.cluster, state.roots.last()) else {
+            return Err(ControlFailure::NoLeader);
+        };
+        let rejected =
+            |e: &dyn fmt::Display| ControlFailure::Rejected(format!("cannot make a join token: {e}"));
+        let token = JoinToken::for_cluster(role, cluster, root, Vec::new(), &mut this.surroundings.rng())
+            .map_err(|e| rejected(&e))?;
+        let verifier = token.verifier().map_err(|e| rejected(&e))?;
+        let created_ms = this.surroundings.unix_ms();
+        let life = ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+        let limits =
+            TokenLimits { expires_ms: life.map(|ms| created_ms.saturating_add(ms)), uses, created_ms };
+        self.propose(Command::CreateToken(token_record(&token, verifier, limits))).await?;
+        Ok(token.reveal().to_string())
+    }
+
+    /// The join tokens there are. Nothing in them lets anybody join.
+    pub fn tokens(&self) -> Vec<TokenRecord> {
+        self.inner.this.control.state().tokens.values().cloned().collect()
+    }
+
+    /// Takes a join token back.
+    pub async fn revoke_token(&self, token: TokenId) -> Result<(), ControlFailure> {
+        if !self.inner.this.control.state().tokens.contains_key(&token) {
+            return Err(ControlFailure::NotFound(format!("there is no join token {token}")));
+        }
+        self.propose(Command::RevokeToken { token }).await
+    }
+
+    /// Takes a member out for ever. The sitting writer hands over first; a voter leaves raft first,
+    /// while it still answers; then the node is cut off everywhere.
+    pub async fn remove_node(&self, id: NodeId) -> Result<(), ControlFailure> {
+        let mut view = self.view();
+        let now = view.borrow().clone();
+        if !now.members.contains_key(&id) {
+            return Err(ControlFailure::NotFound(format!("there is no member {id}")));
+        }
+        if now.is_voter(id) {
+            if now.writer.is_some_and(|office| office.node == id) && now.all_voters().len() > 1 {
+                self.relieve(id).await?;
+            }
+            self.propose(Command::Retire { node: id }).await?;
+            match timeout(PROPOSAL, view.wait_for(|view| !view.is_voter(id))).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) => return Err(ControlFailure::Stopping),
+                Err(_) => {
+                    return Err(ControlFailure::Rejected(format!(
+                        "{id} is told to leave the voters, but has not left yet: a majority of the voters, and of \
+                         those that stay, must be up. Try again when they are"
+                    )));
+                }
+            }
+        }
+        if self.view().borrow().leader == Some(id) {
+            self.depose(id).await;
+        }
+        let remove = Command::Remove { node: id, at_ms: self.inner.this.surroundings.unix_ms() };
+        match self.propose(remove).await {
+            // A leader that is removed may be cut off before it can answer.
+            Err(ControlFailure::Unknown) => {
+                let mut view = self.view();
+                let removed = view.wait_for(|view| view.removed.contains_key(&id));
+                match timeout(PROPOSAL, removed).await {
+                    Ok(Ok(_)) => Ok(()),
+                    Ok(Err(_)) | Err(_) => Err(ControlFailure::Unknown),
+                }
+            }
+            other => other,
+        }
+    }
+
+    /// Asks the raft leader to let another voter lead, and waits a moment for it. One that does not
+    /// is missed for an election once it is cut off.
+    async fn depose(&self, leader: NodeId) {
+        let this = &self.inner.this;
+        let moved = async {
+            if leader == self.id() {
+                for to in self.willing().await {
+                    if this.control.transfer_leader(to).await.is_ok() {
+                        break;
+                    }
+                }
+            } else {
+                let ask = StatusRequest { resign: true };
+                let asked: Result<NodeStatus, _> =
+                    this.mesh.request(leader, StreamKind::Status, &ask, Duration::from_secs(2)).await;
+                if let Err(error) = asked {
+                    tracing::info!(%leader, %error, "the leader does not answer");
+                }
+            }
+            let _ = self.view().wait_for(|view| view.leader.is_some_and(|now| now != leader)).await;
+        };
+        if timeout(DEPOSE, moved).await.is_err() {
+            tracing::info!(%leader, "leadership has not moved");
+        }
+    }
+
+    /// Asks the writer to hand over, and waits until another holds office.
+    async fn relieve(&self, writer: NodeId) -> Result<(), ControlFailure> {
+        let this = &self.inner.this;
+        if writer == self.id() {
+            this.writer.drain();
+        } else {
+            let ask = StatusRequest { resign: true };
+            let asked: Result<NodeStatus, _> =
+                this.mesh.request(writer, StreamKind::Status, &ask, Duration::from_secs(2)).await;
+            // A writer that does not answer is replaced for its silence.
+            if let Err(error) = asked {
+                tracing::info!(%writer, %error, "the writer does not answer");
+            }
+        }
+        let mut view = self.view();
+        let moved = view.wait_for(|view| view.writer.is_some_and(|office| office.node != writer));
+        match timeout(PROPOSAL, moved).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(ControlFailure::Stopping),
+            Err(_) => {
+                if writer == self.id() {
+                    this.writer.stop_draining();
+                }
+                Err(ControlFailure::Rejected(format!(
+                    "{writer} is the writer, and no other voter is level with it: try again"
+                )))
+            }
+        }
+    }
+
+    /// The API token this text is, if any.
+    pub fn check_api_token(&self, token: &str) -> Option<ApiToken> {
+        api_tokens::check(&self.inner.this.control.state(), token)
+    }
+
+    /// Whether this node should get requests: a member, a leader known, and applied within 10,000
+    /// records of the commit position.
+    pub fn readiness(&self) -> Readiness {
+        let this = &self.inner.this;
+        let view = self.view().borrow().clone();
+        let mut reasons = Vec::new();
+        if *self.inner.stopping.borrow() {
+            reasons.push("stopping".to_owned());
+        }
+        if !view.members.contains_key(&self.id()) {
+            reasons.push("the cluster state has not arrived yet".to_owned());
+        }
+        if view.leader.is_none() {
+            reasons.push("no leader: a majority of voters is needed".to_owned());
+        }
+        if view.writer.is_none() {
+            reasons.push("no writer has been named yet".to_owned());
+        }
+        let behind = this.replica.commit().seq.saturating_sub(this.apply.watch().borrow().seq);
+        if behind > 10_000 {
+            reasons.push(format!("{behind} records behind the commit position"));
+        }
+        let heard = match this.replica.tenure() {
+            Some(_) => Some(Duration::ZERO),
+            None => this.replica.watch_contact().borrow().map(|contact| contact.heard.elapsed()),
+        };
+        if heard.is_none_or(|age| age > 3 * self.inner.timing.election_max) {
+            reasons.push("the writer has not been heard lately".to_owned());
+        }
+        Readiness { ready: reasons.is_empty(), reasons }
+    }
+
+    /// False once the node cannot go on.
+    pub fn live(&self) -> bool {
+        self.inner.this.replica.wal.failed().borrow().is_none()
+    }
+
+    /// Runs until the node cannot go on, and says why. Cancel-safe: stop it with
+    /// [`Self::shutdown`].
+    pub async fn run(&self) -> NodeError {
+        self.inner.tasks.first_end().await
+    }
+
+    /// Hands office and leadership to other voters, if any is there and means to stay. Returns when
+    /// they have moved, or after a few seconds: then the others notice by silence.
+    pub async fn hand_over(&self) {
+        let this = &self.inner.this;
+        // Whoever stops gracefully has done it before: what did not work then will not now.
+        if this.resigning.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let deadline = Instant::now() + HAND_OVER;
+        while Instant::now() < deadline {
+            let willing = self.willing().await;
+            let (writes, leads) = (this.replica.tenure().is_some(), this.control.is_leader());
+            let (Some(to), true) = (willing.first(), writes || leads) else { return };
+            if writes {
+                // The leader, this node or another, sees it in the status and names a voter that is level.
+                this.writer.drain();
+            } else if let Err(error) = this.control.transfer_leader(*to).await {
+                tracing::debug!(%error, "leadership was not handed over yet");
+            }
+            tokio::time::sleep(HAND_OVER_LOOK).await;
+        }
+        tracing::warn!(
+            "office or leadership was not handed over in time; the others take it when they miss it"
+        );
+    }
+
+    /// Voters that answer and are not about to stop themselves.
+    async fn willing(&self) -> Vec<NodeId> {
+        let ask = StatusRequest { resign: false };
+        let asked = self.others_that_vote().into_iter().map(|voter| {
+            let ask = &ask;
+            async move {
+                let status: Result<NodeStatus, _> =
+                    self.this().mesh.request(voter, StreamKind::Status, ask, WILLING).await;
+                status.ok().filter(|status| !status.draining).map(|_| voter)
+            }
+        });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// Stops gracefully: hands over, takes no more writes, makes everything applied durable, closes
+    /// the mesh.
+    pub async fn shutdown(&self) {
+        let this = &self.inner.this;
+        self.hand_over().await;
+        self.inner.stopping.send_replace(true);
+        if let Err(error) = this.apply.checkpoint_now().await {
+            // What is not in a checkpoint is in the log.
+            tracing::warn!(%error, "no checkpoint at shutdown");
+        }
+        if let Err(error) = this.replica.wal.settle().await {
+            tracing::warn!(%error, "the log did not settle");
+        }
+        this.control.shutdown().await;
+        this.mesh.close("stopping");
+        // What is closed is closed; peers that miss it find out by their own timeout.
+        let _ = timeout(FAREWELL, this.mesh.closed()).await;
+        self.inner.tasks.abort_all();
+    }
+
+    fn others_that_vote(&self) -> Vec<NodeId> {
+        let linked = self.inner.this.mesh.links().borrow().clone();
+        let view = self.view().borrow().clone();
+        view.all_voters().into_iter().filter(|id| *id != self.id() && linked.contains_key(id)).collect()
+    }
+
+    async fn propose(&self, command: Command) -> Result<(), ControlFailure> {
+        match self.inner.this.control.propose(command, PROPOSAL).await {
+            Ok(Outcome::Done) => Ok(()),
+            Ok(other) => Err(ControlFailure::Rejected(other.to_string())),
+            Err(ProposeError::NoLeader) => Err(ControlFailure::NoLeader),
+            Err(error) if error.outcome_unknown() => Err(ControlFailure::Unknown),
+            Err(error) => Err(ControlFailure::Rejected(error.to_string())),
+        }
+    }
+
+    pub(super) fn this(&self) -> &ThisNode {
+        &self.inner.this
+    }
+
+    /// What this node says of itself.
+    pub fn own_status(&self) -> NodeStatus {
+        self.inner.this.status()
+    }
+
+    /// True when peers are looked for by mDNS.
+    pub fn looks_around(&self) -> bool {
+        self.inner.peers.sightings.is_some()
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("id", &self.id()).finish_non_exhaustive()
+    }
+}

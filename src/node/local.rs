@@ -1,0 +1,143 @@
+//! What the leader's watch needs of the node it runs on, and what every node says of itself.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use futures::future::BoxFuture;
+
+use crate::{
+    identity::{Identity, SealKey, seal},
+    protocol::{
+        frame::MAX_MESSAGE,
+        replication::{Seal, Sealed},
+        status::{NodeStatus, StatusRequest},
+    },
+    raft::{Control, failover::Local},
+    replication::Replica,
+    transport::{Handler, Mesh, Peer, Stream},
+    types::{Addresses, Epoch, Lsn, Member, NodeId},
+    write_path::{apply::Apply, commit::Writer},
+};
+use tokio::{sync::watch, time::Instant};
+
+use super::surroundings::Surroundings;
+
+/// Software version, as in hello and status.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// This node, for itself.
+#[derive(Debug)]
+pub(super) struct ThisNode {
+    pub(super) control: Control,
+    pub(super) mesh: Mesh,
+    pub(super) replica: Arc<Replica>,
+    pub(super) apply: Arc<Apply>,
+    pub(super) writer: Arc<Writer>,
+    pub(super) identity: Arc<Identity>,
+    pub(super) seal_key: Arc<SealKey>,
+    pub(super) addresses: watch::Receiver<Addresses>,
+    pub(super) flushed: watch::Receiver<Lsn>,
+    pub(super) surroundings: Surroundings,
+    /// True while a record has waited too long for its fsync.
+    pub(super) disk_is_slow: AtomicBool,
+    /// Turns true when the node is asked to hand over.
+    pub(super) resigning: AtomicBool,
+}
+
+impl ThisNode {
+    /// The CA key, if this node holds it sealed.
+    pub(super) fn open_ca(&self) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
+        let state = self.control.state();
+        let cluster = state.cluster.ok_or("this node does not know its cluster yet")?;
+        let sealed = state
+            .sealed_ca
+            .get(&self.identity.node())
+            .ok_or("this node does not hold the CA key: it is not a voter")?;
+        seal::open(sealed, &self.seal_key, cluster, self.identity.node()).map_err(|e| e.to_string())
+    }
+
+    /// Lets the office of writer go, or, without it, raft's leadership to the voter that asks.
+    async fn resign(&self, asker: NodeId) {
+        if self.replica.tenure().is_some() || !self.control.is_leader() {
+            tracing::info!(asked_by = %asker, "asked to hand over the office of writer");
+            self.writer.drain();
+        } else if let Err(error) = self.control.transfer_leader(asker).await {
+            tracing::info!(asked_by = %asker, %error, "leadership was not handed over");
+        }
+    }
+}
+
+impl Local for ThisNode {
+    fn seal(&self, seal: Seal) -> BoxFuture<'_, Result<Sealed, String>> {
+        Box::pin(
+            async move { self.replica.seal(self.identity.node(), seal).await.map_err(|e| e.to_string()) },
+        )
+    }
+
+    fn status(&self) -> NodeStatus {
+        let tenure = self.replica.tenure();
+        let commit = self.replica.commit();
+        let links = self.mesh.links().borrow().clone();
+        let now = i64::try_from(self.surroundings.unix_seconds()).unwrap_or(i64::MAX);
+        let not_after = i64::try_from(self.identity.certificate().not_after).unwrap_or(i64::MAX);
+        NodeStatus {
+            node: self.identity.node(),
+            boot: self.replica.boot,
+            promise: self.replica.fence.promised(),
+            office: tenure.map(|held| (held.epoch, commit.epoch == held.epoch)),
+            durable: self.replica.wal.durable(),
+            commit,
+            applied: *self.apply.watch().borrow(),
+            flushed: *self.flushed.borrow(),
+            disk_troubled: *self.replica.wal.watch_full().borrow()
+                || self.disk_is_slow.load(Ordering::Acquire),
+            marked: self.apply.marked(),
+            linked: links.keys().copied().collect(),
+            linked_at: links.iter().map(|(peer, link)| (*peer, link.reached_at())).collect(),
+            addresses: self.addresses.borrow().clone(),
+            version: VERSION.to_owned(),
+            cert_days_left: (not_after - now).div_euclid(86_400),
+            draining: self.resigning.load(Ordering::Acquire) || self.writer.is_draining(),
+        }
+    }
+
+    fn heard_writer(&self, epoch: Epoch) -> Option<Instant> {
+        let contact = *self.replica.watch_contact().borrow();
+        contact.filter(|contact| contact.epoch == epoch).map(|contact| contact.heard)
+    }
+
+    fn holds(&self, at: Lsn) -> bool {
+        self.replica.wal.epochs().holds(at, self.replica.wal.end().seq)
+    }
+
+    fn seal_ca_for(&self, member: &Member) -> Result<Vec<u8>, String> {
+        let cluster = self.control.state().cluster.ok_or("not founded")?;
+        if !seal::verify_seal_key(&member.spki, cluster, &member.seal_key, &member.seal_key_signature) {
+            return Err(format!("the sealing key of {} is not signed by its node key", member.id));
+        }
+        let key = self.open_ca()?;
+        seal::seal(&key, &member.seal_key, cluster, member.id, &mut self.surroundings.rng())
+            .map_err(|e| e.to_string())
+    }
+}
+
+/// Handles `Status` streams.
+#[derive(Debug, Clone)]
+pub(super) struct StatusHandler(pub(super) Arc<ThisNode>);
+
+impl Handler for StatusHandler {
+    fn handle(&self, peer: Peer, mut stream: Stream) -> BoxFuture<'static, ()> {
+        let this = self.0.clone();
+        Box::pin(async move {
+            let Ok(request) = stream.recv.read_message::<StatusRequest>(MAX_MESSAGE).await else { return };
+            if request.resign && this.replica.view.borrow().is_voter(peer.node()) {
+                this.resign(peer.node()).await;
+            }
+            if stream.send.write_message(&this.status()).await.is_ok() {
+                let _ = stream.send.finish();
+            }
+        })
+    }
+}

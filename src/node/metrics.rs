@@ -1,0 +1,72 @@
+//! What a node counts of itself, for `/metrics`. Read when asked, so that nothing has to be kept
+//! in step.
+
+use crate::{raft::failover::Local, telemetry::Registry};
+
+use super::Node;
+
+impl Node {
+    /// Registers this node's gauges.
+    pub fn register_metrics(&self, registry: &Registry) {
+        let gauge =
+            |name: &'static str, help: &'static str, read: Box<dyn Fn(&Node) -> f64 + Send + Sync>| {
+                let node = self.clone();
+                registry.read_gauge(name, help, &[], move || read(&node));
+            };
+        gauge(
+            "skein_wal_durable_seq",
+            "Seq of the last record on this node's disk.",
+            Box::new(|node| node.own_status().durable.seq as f64),
+        );
+        gauge(
+            "skein_commit_seq",
+            "Seq of the last record this node knows to be committed.",
+            Box::new(|node| node.own_status().commit.seq as f64),
+        );
+        gauge(
+            "skein_applied_seq",
+            "Seq of the last record in this node's engine.",
+            Box::new(|node| node.own_status().applied.seq as f64),
+        );
+        gauge(
+            "skein_flushed_seq",
+            "Seq of the last record in this node's checkpoint.",
+            Box::new(|node| node.own_status().flushed.seq as f64),
+        );
+        gauge(
+            "skein_promised_epoch",
+            "Highest epoch this node has promised.",
+            Box::new(|node| node.own_status().promise as f64),
+        );
+        gauge(
+            "skein_is_writer",
+            "1 while this process holds office as writer.",
+            Box::new(|node| f64::from(u8::from(node.own_status().office.is_some()))),
+        );
+        gauge(
+            "skein_is_leader",
+            "1 while this node is the raft leader.",
+            Box::new(|node| f64::from(u8::from(node.this().control.is_leader()))),
+        );
+        gauge(
+            "skein_links",
+            "Peers this node has a link to.",
+            Box::new(|node| node.this().status().linked.len() as f64),
+        );
+        gauge(
+            "skein_certificate_days_left",
+            "Days until this node's certificate expires.",
+            Box::new(|node| node.own_status().cert_days_left as f64),
+        );
+        gauge(
+            "skein_disk_full",
+            "1 while the log's disk has no space for batches.",
+            Box::new(|node| f64::from(u8::from(node.own_status().disk_troubled))),
+        );
+        gauge(
+            "skein_ready",
+            "1 when /readyz says yes.",
+            Box::new(|node| f64::from(u8::from(node.readiness().ready))),
+        );
+    }
+}

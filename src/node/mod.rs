@@ -1,0 +1,33 @@
+//! Assembly, roles and lifecycle: [`Node`] is what an embedder holds.
+
+mod addresses;
+mod api_tokens;
+mod assembly;
+mod become_member;
+mod error;
+mod handle;
+mod late;
+mod local;
+mod metrics;
+mod peers;
+mod reads;
+mod status;
+mod status_report;
+mod surroundings;
+mod tasks;
+mod upkeep;
+
+pub use assembly::{MdnsConfig, NodeConfig};
+pub use become_member::{ADMIN_TOKEN_FILE, Founded};
+pub use error::NodeError;
+pub use handle::{ControlFailure, Node, Readiness};
+pub use local::VERSION;
+pub use reads::{Consistency, ReadError, ReadPoint};
+pub use status_report::{ClusterStatus, NodeReport};
+pub use surroundings::{Clock, Entropy, EntropyRng, Surroundings};
+
+pub use crate::{
+    protocol::forward::AckLevel,
+    raft::{ApiToken, TokenRecord},
+    write_path::{ClientKey, Receipt, SubmitError, Write},
+};

@@ -1,0 +1,114 @@
+//! `skein status`: every member is asked at once, for a moment.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::future::join_all;
+
+use crate::{
+    protocol::{
+        StreamKind,
+        status::{NodeStatus, StatusRequest},
+    },
+    raft::failover::Local,
+    types::{ClusterView, NodeHealth, NodeId, Role},
+};
+
+use super::{
+    local::ThisNode,
+    reads::Reads,
+    status_report::{ClusterStatus, NodeReport},
+};
+
+/// Who does not answer in that time is shown without positions.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+pub(super) async fn gather(this: &Arc<ThisNode>, reads: &Reads) -> ClusterStatus {
+    let view = this.control.view().borrow().clone();
+    let me = this.identity.node();
+    let ask = StatusRequest { resign: false };
+    let asked = view.members.keys().filter(|id| **id != me).map(|id| {
+        let (mesh, ask) = (&this.mesh, &ask);
+        async move { (*id, mesh.request::<_, NodeStatus>(*id, StreamKind::Status, ask, PATIENCE).await.ok()) }
+    });
+    let mut heard: BTreeMap<NodeId, NodeStatus> =
+        join_all(asked).await.into_iter().filter_map(|(id, status)| Some((id, status?))).collect();
+    heard.insert(me, this.status());
+    let commit = heard.values().map(|status| status.commit).max();
+    let own_lag = reads.staleness().map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+    let links = this.mesh.links().borrow().clone();
+    let nodes = view
+        .members
+        .values()
+        .map(|member| {
+            let status = heard.get(&member.id);
+            let is = if view.is_voter(member.id) { Role::Voter } else { Role::Reader };
+            let lag = status.and_then(|s| Some(commit?.seq.saturating_sub(s.applied.seq)));
+            NodeReport {
+                id: member.id,
+                name: member.name.clone(),
+                role: is,
+                wants: member.role,
+                state: health(&view, member.id, status, is != member.role),
+                mesh_addr: member.addresses.mesh.first().map(ToString::to_string),
+                http_addr: member.addresses.http.map(|at| at.to_string()),
+                version: Some(status.map_or(&member.version, |s| &s.version).clone()),
+                durable: status.map(|s| s.durable),
+                applied: status.map(|s| s.applied),
+                lag_records: lag,
+                lag_ms: if member.id == me { own_lag } else { lag.filter(|records| *records == 0) },
+                rtt_ms: links.get(&member.id).map(|link| link.rtt().as_secs_f64() * 1e3),
+                cert_days_left: status.map(|s| s.cert_days_left),
+                is_leader: view.leader == Some(member.id),
+                is_writer: view.writer.is_some_and(|office| office.node == member.id),
+            }
+        })
+        .collect();
+    ClusterStatus {
+        cluster_id: view.cluster,
+        cluster_name: view.name.clone(),
+        node_id: me,
+        leader: view.leader,
+        writer: view.writer.map(|office| office.node),
+        epoch: view.writer.map(|office| office.epoch),
+        commit,
+        nodes,
+        warnings: warnings(&view, &heard),
+    }
+}
+
+fn health(view: &ClusterView, id: NodeId, status: Option<&NodeStatus>, changing: bool) -> NodeHealth {
+    match status {
+        None => NodeHealth::Down,
+        Some(status) if status.draining => NodeHealth::Draining,
+        // More than five voters are never made: a sixth waits for ever, and that is its state.
+        Some(_) if changing && !view.is_voter(id) && view.all_voters().len() < 5 => NodeHealth::Joining,
+        Some(_) => NodeHealth::Up,
+    }
+}
+
+fn warnings(view: &ClusterView, heard: &BTreeMap<NodeId, NodeStatus>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let voters = view.all_voters();
+    let alive = voters.iter().filter(|id| heard.contains_key(id)).count();
+    let tolerates = alive.saturating_sub(voters.len() / 2 + 1);
+    match (voters.len(), alive) {
+        (1, _) => warnings.push("One voter: losing it stops everything. Add two more nodes.".to_owned()),
+        (2, _) => warnings.push("Two voters: losing either stops writes. Add a third node.".to_owned()),
+        (all, alive) if alive < all && tolerates == 0 => warnings
+            .push(format!("{} of {all} voters do not answer: losing one more stops writes.", all - alive)),
+        _ => {}
+    }
+    for (id, status) in heard {
+        if status.cert_days_left < 7 {
+            warnings.push(format!(
+                "The certificate of {} has {} days left and has not been renewed.",
+                id.short(),
+                status.cert_days_left
+            ));
+        }
+        if status.disk_troubled {
+            warnings.push(format!("The log's disk on {} is full.", id.short()));
+        }
+    }
+    warnings
+}

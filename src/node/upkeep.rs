@@ -1,0 +1,194 @@
+//! What goes on beside the data: the view is passed on and saved, the certificate renewed, own
+//! addresses told, a removal noticed, a failing disk turned into a stop.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use rand::RngCore;
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    identity::Store,
+    join::{Door, Renewal, Signer},
+    raft::{Command, MeshSlot},
+    transport::Handler,
+    types::{ClusterId, ClusterView},
+};
+
+use super::{
+    NodeError,
+    local::{ThisNode, VERSION},
+    tasks::Tasks,
+};
+
+/// Between two looks at whether the cluster knows this node's addresses.
+const TELL: Duration = Duration::from_secs(1);
+/// Between two looks at the log's disk.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Hands each applied view to the mesh and saves it, so that a restarted node knows its peers
+/// before raft has spoken.
+pub(super) fn spawn_view(
+    tasks: &Tasks,
+    mut applied: watch::Receiver<Arc<ClusterView>>,
+    out: watch::Sender<Arc<ClusterView>>,
+    store: Store,
+) {
+    tasks.spawn("view", async move {
+        loop {
+            let view = applied.borrow_and_update().clone();
+            // A state machine that has not been told its cluster yet knows less than what was saved;
+            // neither does a restarted one whose log is still being replayed.
+            let newer =
+                view.cluster != ClusterId::default() && view.applied_index >= out.borrow().applied_index;
+            if newer {
+                let membership_changed = {
+                    let old = out.borrow();
+                    old.members != view.members || old.roots != view.roots || old.profile != view.profile
+                };
+                out.send_replace(view.clone());
+                // Terms and offices change more often than members; they are not worth a save each.
+                // It is a hint for a restart: a full disk is no reason to stop.
+                if membership_changed && let Err(error) = store.set_view(&view).await {
+                    tracing::warn!(%error, "cannot save the cluster view");
+                }
+            }
+            if applied.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    });
+}
+
+/// Who answers at the door.
+pub(super) fn door(this: &Arc<ThisNode>) -> Arc<dyn Handler> {
+    let slot = MeshSlot::default();
+    // A fresh slot is empty.
+    let _ = slot.set(this.mesh.clone());
+    Arc::new(Door::new(signer(this), this.control.clone(), slot))
+}
+
+fn signer(this: &ThisNode) -> Signer {
+    let (clock, serials) = (this.surroundings.clone(), this.surroundings.clone());
+    Signer {
+        identity: this.identity.clone(),
+        seal_key: this.seal_key.clone(),
+        clock: Arc::new(move || clock.unix_ms()),
+        serials: Arc::new(move || serials.random()),
+    }
+}
+
+/// Spawns the rest.
+pub(super) fn spawn(tasks: &Tasks, this: &Arc<ThisNode>, store: &Store) {
+    let renewal = Renewal {
+        signer: signer(this),
+        control: Some(this.control.clone()),
+        view: this.control.view(),
+        mesh: this.mesh.clone(),
+        store: store.clone(),
+        jitter: f64::from(this.surroundings.rng().next_u32()) / f64::from(u32::MAX),
+    };
+    tasks.spawn("renewal", async move {
+        renewal.run().await;
+        Ok(())
+    });
+    tasks.spawn("addresses", tell_addresses(this.clone()));
+    tasks.spawn("removal", notice_removal(this.clone(), store.clone()));
+    tasks.spawn("backoff", reset_backoff(this.clone()));
+    tasks.spawn("disk", watch_disk(this.clone()));
+    tasks.spawn("fail-stop", fail_stop(this.clone()));
+}
+
+/// Keeps the member record true: addresses, version, features.
+async fn tell_addresses(this: Arc<ThisNode>) -> Result<(), NodeError> {
+    loop {
+        let view = this.control.view().borrow().clone();
+        let own = this.addresses.borrow().clone();
+        let known = view.members.get(&this.identity.node());
+        let differs = known.is_some_and(|member| member.addresses != own || member.version != VERSION);
+        if differs && view.leader.is_some() {
+            let update = Command::Update {
+                node: this.identity.node(),
+                addresses: own,
+                certificate: None,
+                version: VERSION.to_owned(),
+                features: 0,
+            };
+            if let Err(error) = this.control.propose(update, Duration::from_secs(5)).await {
+                tracing::debug!(%error, "the cluster has not been told this node's addresses yet");
+            }
+        }
+        tokio::time::sleep(TELL).await;
+    }
+}
+
+/// A node that learns of its own removal leaves a tombstone and stops for good.
+async fn notice_removal(this: Arc<ThisNode>, store: Store) -> Result<(), NodeError> {
+    let me = this.identity.node();
+    let by = tokio::select! {
+        told = until(this.mesh.removed_notice(), Option::is_some) => match told.flatten() {
+            Some(by) => format!(" (said node {by})"),
+            None => return std::future::pending().await,
+        },
+        seen = until(this.control.view(), |view| view.removed.contains_key(&me)) => match seen {
+            Some(_) => String::new(),
+            None => return std::future::pending().await,
+        },
+    };
+    let reason = format!("an operator removed node {me}{by}");
+    store.set_tombstone(&reason).await?;
+    let dir = store.dir().to_path_buf();
+    Err(NodeError::Removed { reason, dir })
+}
+
+/// A peer that is linked again need not wait for raft's backoff.
+async fn reset_backoff(this: Arc<ThisNode>) -> Result<(), NodeError> {
+    let mut links = this.mesh.links();
+    let mut known = std::collections::BTreeSet::new();
+    loop {
+        let now: std::collections::BTreeSet<_> = links.borrow_and_update().keys().copied().collect();
+        for peer in now.difference(&known) {
+            this.control.reset_backoff(*peer);
+        }
+        known = now;
+        if links.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// A disk that keeps a record waiting for its fsync for three times the lease is slow: the leader
+/// moves office away from a writer that has one.
+async fn watch_disk(this: Arc<ThisNode>) -> Result<(), NodeError> {
+    let patience = this.replica.lease_term * 3;
+    let (mut durable, mut moved) = (this.replica.wal.durable(), Instant::now());
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = this.replica.wal.durable();
+        if now != durable || now == this.replica.wal.end() {
+            (durable, moved) = (now, Instant::now());
+        }
+        let slow = moved.elapsed() > patience;
+        if this.disk_is_slow.swap(slow, Ordering::AcqRel) != slow {
+            tracing::warn!(slow, at = %now, "the log's disk is slow, or no longer");
+        }
+    }
+}
+
+/// A failed write or fsync ends the process: the page cache may have lost what a second fsync
+/// would claim.
+async fn fail_stop(this: Arc<ThisNode>) -> Result<(), NodeError> {
+    let (what, reason) = tokio::select! {
+        Some(reason) = until(this.replica.wal.failed(), Option::is_some) => ("the log", reason),
+        Some(reason) = until(this.control.failed(), Option::is_some) => ("the raft log", reason),
+        else => return std::future::pending().await,
+    };
+    Err(NodeError::FailStop { what, reason: reason.unwrap_or_default(), node: this.identity.node() })
+}
+
+/// The first value that fits; `None` when the sender is gone.
+async fn until<T: Clone>(mut values: watch::Receiver<T>, fits: impl FnMut(&T) -> bool) -> Option<T> {
+    values.wait_for(fits).await.ok().map(|value| value.clone())
+}
