@@ -1,0 +1,353 @@
+//! Request bodies: taken in with limits on size, time and memory, and decompressed with the same.
+
+use std::{
+    io::{self, Read},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, header},
+};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+
+use super::error::{ApiError, Fault};
+use crate::config;
+
+/// Memory that all request bodies of the edge may take together.
+#[derive(Debug)]
+pub(super) struct Budget {
+    used: AtomicUsize,
+    max: usize,
+}
+
+impl Budget {
+    /// A budget of `max` bytes.
+    pub(super) fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), max })
+    }
+
+    /// Bytes in use.
+    pub(super) fn used(&self) -> usize {
+        self.used.load(Relaxed)
+    }
+}
+
+/// A share of a [`Budget`]; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Share {
+    fn new(budget: &Arc<Budget>) -> Self {
+        Self { budget: Arc::clone(budget), bytes: 0 }
+    }
+
+    fn grow(&mut self, by: usize) -> Result<(), ApiError> {
+        let max = self.budget.max;
+        let fits = |used: usize| used.checked_add(by).filter(|sum| *sum <= max);
+        match self.budget.used.fetch_update(Relaxed, Relaxed, fits) {
+            Ok(_) => {
+                self.bytes += by;
+                Ok(())
+            }
+            Err(_) => Err(ApiError::new(
+                Fault::Busy,
+                "too many request bodies in memory on this node; send it again later or to another node",
+            )),
+        }
+    }
+
+    fn shrink(&mut self, by: usize) {
+        let by = by.min(self.bytes);
+        self.bytes -= by;
+        self.budget.used.fetch_sub(by, Relaxed);
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.shrink(self.bytes);
+    }
+}
+
+/// A body as the client meant it, and its share of the memory.
+pub(super) struct Taken {
+    /// The bytes, decompressed.
+    pub(super) bytes: Bytes,
+    /// To be kept as long as the bytes.
+    pub(super) share: Share,
+}
+
+/// Takes a body in and decompresses it. Dropping the future leaves the rest of the body unread.
+pub(super) async fn take(
+    mut body: Body,
+    headers: &HeaderMap,
+    limits: &config::Http,
+    budget: &Arc<Budget>,
+) -> Result<Taken, ApiError> {
+    let max = limits.max_body.as_usize();
+    let too_large = || {
+        ApiError::new(
+            Fault::TooLarge,
+            format!("the body is longer than {} (http.max_body): send smaller batches", limits.max_body),
+        )
+    };
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|len| len > limits.max_body.0) {
+        return Err(too_large());
+    }
+    let coding = Coding::of(headers)?;
+    let mut share = Share::new(budget);
+    let mut bytes = BytesMut::new();
+    let whole = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|e| ApiError::invalid(format!("the body broke off: {e}")))?;
+            let Ok(data) = frame.into_data() else { continue };
+            if bytes.len() + data.len() > max {
+                return Err(too_large());
+            }
+            share.grow(data.len())?;
+            bytes.extend_from_slice(&data);
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(limits.body_timeout, whole).await {
+        Ok(done) => done?,
+        Err(_) => {
+            return Err(ApiError::new(
+                Fault::Slow,
+                format!("the body did not arrive within {} s", limits.body_timeout.as_secs_f32()),
+            ));
+        }
+    }
+    let taken = Taken { bytes: bytes.freeze(), share };
+    let coding = coding.or_else(|| Coding::by_magic(&taken.bytes));
+    match coding {
+        None => Ok(taken),
+        Some(coding) => {
+            let limit = limits.max_inflated;
+            off_thread(taken.bytes.len(), move || inflate(coding, taken, limit)).await?
+        }
+    }
+}
+
+/// Runs work on a body of `len` bytes: in place if it is short, else where it holds up nobody.
+pub(super) async fn off_thread<T: Send + 'static>(
+    len: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    if len < 64 * 1024 {
+        return Ok(work());
+    }
+    let broken = |e| ApiError::new(Fault::Internal, format!("work on the request failed: {e}"));
+    tokio::task::spawn_blocking(work).await.map_err(broken)
+}
+
+/// How a body is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Coding {
+    Gzip,
+    Zstd,
+    Deflate,
+}
+
+impl Coding {
+    /// As `Content-Encoding` says; `None` for no or `identity`.
+    fn of(headers: &HeaderMap) -> Result<Option<Self>, ApiError> {
+        let Some(value) = headers.get(header::CONTENT_ENCODING) else { return Ok(None) };
+        match value.to_str().unwrap_or("?").trim().to_ascii_lowercase().as_str() {
+            "" | "identity" => Ok(None),
+            "gzip" | "x-gzip" => Ok(Some(Self::Gzip)),
+            "zstd" => Ok(Some(Self::Zstd)),
+            "deflate" => Ok(Some(Self::Deflate)),
+            _ => Err(ApiError::invalid("this Content-Encoding is not known: use gzip, zstd or deflate")),
+        }
+    }
+
+    /// By the first bytes, for clients that compress and do not say so. No text starts like this.
+    fn by_magic(bytes: &[u8]) -> Option<Self> {
+        match bytes {
+            [0x1f, 0x8b, 8, ..] => Some(Self::Gzip),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+}
+
+/// Largest zstd window taken, as a power of two: what a frame may make the decoder allocate.
+const ZSTD_WINDOW_LOG: u32 = 25;
+
+fn inflate(coding: Coding, taken: Taken, limit: config::ByteSize) -> Result<Taken, ApiError> {
+    let Taken { bytes, mut share } = taken;
+    let input = bytes.as_ref();
+    let out = match coding {
+        Coding::Gzip => read_all(flate2::read::MultiGzDecoder::new(input), limit, &mut share)?,
+        // RFC 9110 means zlib; some clients send raw deflate.
+        Coding::Deflate if is_zlib(input) => {
+            read_all(flate2::read::ZlibDecoder::new(input), limit, &mut share)?
+        }
+        Coding::Deflate => read_all(flate2::read::DeflateDecoder::new(input), limit, &mut share)?,
+        Coding::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(input).map_err(|e| damaged(&e))?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(|e| damaged(&e))?;
+            read_all(decoder, limit, &mut share)?
+        }
+    };
+    share.shrink(bytes.len());
+    Ok(Taken { bytes: Bytes::from(out), share })
+}
+
+/// The two bytes of a zlib header: method 8, and a multiple of 31.
+fn is_zlib(input: &[u8]) -> bool {
+    matches!(input, [a, b, ..] if a & 0x0f == 8 && u16::from_be_bytes([*a, *b]).is_multiple_of(31))
+}
+
+fn damaged(error: &io::Error) -> ApiError {
+    ApiError::invalid(format!("the body cannot be decompressed: {error}"))
+}
+
+fn read_all(mut decoder: impl Read, limit: config::ByteSize, share: &mut Share) -> Result<Vec<u8>, ApiError> {
+    let mut out = Vec::new();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let n = match decoder.read(&mut buffer) {
+            Ok(0) => return Ok(out),
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(damaged(&e)),
+        };
+        if out.len() + n > limit.as_usize() {
+            return Err(ApiError::new(
+                Fault::TooLarge,
+                format!(
+                    "the body is longer than {limit} decompressed (http.max_inflated): send smaller batches"
+                ),
+            ));
+        }
+        share.grow(n)?;
+        out.extend_from_slice(buffer.get(..n).unwrap_or_default());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, time::Duration};
+
+    use flate2::{Compression, write};
+
+    use super::*;
+    use crate::config::ByteSize;
+
+    fn limits() -> config::Http {
+        config::Http {
+            max_body: ByteSize(100_000),
+            max_inflated: ByteSize(1_000_000),
+            ..config::Http::default()
+        }
+    }
+
+    fn gzip(plain: &[u8]) -> Vec<u8> {
+        let mut encoder = write::GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(plain).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn zlib(plain: &[u8]) -> Vec<u8> {
+        let mut encoder = write::ZlibEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(plain).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn raw_deflate(plain: &[u8]) -> Vec<u8> {
+        let mut encoder = write::DeflateEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(plain).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    async fn taken(body: Vec<u8>, coding: &str, budget: &Arc<Budget>) -> Result<Taken, ApiError> {
+        let mut headers = HeaderMap::new();
+        if !coding.is_empty() {
+            headers.insert("content-encoding", coding.parse().unwrap());
+        }
+        take(Body::from(body), &headers, &limits(), budget).await
+    }
+
+    #[tokio::test]
+    async fn every_coding_by_header_and_magic() {
+        let plain = b"cpu,host=a usage=0.5\n".repeat(300);
+        let budget = Budget::new(10_000_000);
+        let mut two = gzip(b"first ");
+        two.extend(gzip(b"second"));
+        for (body, coding, want) in [
+            (plain.clone(), "", plain.clone()),
+            (plain.clone(), "identity", plain.clone()),
+            (gzip(&plain), "gzip", plain.clone()),
+            (gzip(&plain), "", plain.clone()),
+            (zlib(&plain), "deflate", plain.clone()),
+            (raw_deflate(&plain), "deflate", plain.clone()),
+            (zstd::encode_all(&plain[..], 3).unwrap(), "zstd", plain.clone()),
+            (zstd::encode_all(&plain[..], 3).unwrap(), "", plain.clone()),
+            (two, "gzip", b"first second".to_vec()),
+        ] {
+            let got = taken(body, coding, &budget).await.unwrap();
+            assert_eq!(got.bytes, want, "{coding}");
+            assert_eq!(budget.used(), got.bytes.len());
+        }
+        assert_eq!(budget.used(), 0);
+        for (body, coding) in
+            [(plain.clone(), "gzip"), (gzip(&plain)[..40].to_vec(), "gzip"), (plain.clone(), "br")]
+        {
+            assert_eq!(taken(body, coding, &budget).await.err().unwrap().fault(), Fault::Invalid);
+        }
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn bombs_and_floods_are_cut_short() {
+        let budget = Budget::new(10_000_000);
+        let zeros = vec![0; 1_000_001];
+        for (body, coding) in [
+            (gzip(&zeros), "gzip"),
+            (zlib(&zeros), "deflate"),
+            (zstd::encode_all(&zeros[..], 3).unwrap(), "zstd"),
+            (vec![b'a'; 100_001], ""),
+        ] {
+            assert!(body.len() < 2_000 || coding.is_empty());
+            assert_eq!(taken(body, coding, &budget).await.err().unwrap().fault(), Fault::TooLarge);
+        }
+        assert!(taken(gzip(&zeros[1..]), "gzip", &budget).await.is_ok());
+        assert!(taken(vec![b'a'; 100_000], "", &budget).await.is_ok());
+        // No Content-Length, and more than allowed.
+        let chunks = (0..11).map(|_| Ok::<_, io::Error>(Bytes::from(vec![b'a'; 10_000])));
+        let body = Body::from_stream(futures::stream::iter(chunks));
+        let flood = take(body, &HeaderMap::new(), &limits(), &budget).await;
+        assert_eq!(flood.err().unwrap().fault(), Fault::TooLarge);
+        // The memory of all together.
+        let small = Budget::new(50_000);
+        let first = taken(vec![b'a'; 40_000], "", &small).await.unwrap();
+        assert_eq!(taken(vec![b'a'; 40_000], "", &small).await.err().unwrap().fault(), Fault::Busy);
+        drop(first);
+        assert!(taken(vec![b'a'; 40_000], "", &small).await.is_ok());
+        assert_eq!(taken(gzip(&zeros[..60_000]), "gzip", &small).await.err().unwrap().fault(), Fault::Busy);
+        assert_eq!((budget.used(), small.used()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_drips_is_given_up() {
+        let stream = futures::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_secs(7)).await;
+            Some((Ok::<_, io::Error>(Bytes::from_static(b"x")), ()))
+        });
+        let budget = Budget::new(1_000);
+        let slow = take(Body::from_stream(stream), &HeaderMap::new(), &limits(), &budget).await;
+        assert_eq!(slow.err().unwrap().fault(), Fault::Slow);
+        assert_eq!(budget.used(), 0);
+    }
+}

@@ -1,0 +1,305 @@
+//! The HTTP edge: the route table, and what all routes share.
+//!
+//! A route is a line in `routes`: method, path, who may use it, handler. Nothing is reachable
+//! that is not there, and nothing there is without an access class.
+
+mod auth;
+mod body;
+mod cluster;
+mod error;
+mod health;
+mod influx;
+mod params;
+#[cfg(feature = "sql")]
+mod query;
+mod serve;
+mod tokens;
+mod write;
+
+use std::{fmt, sync::Arc};
+
+use axum::{
+    Router,
+    extract::Request,
+    http::Method,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{MethodFilter, MethodRouter, on},
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+
+pub use serve::{Listeners, bind_socket, serve};
+
+use crate::{
+    config,
+    engine::columnar::ColumnarEngine,
+    node::Node,
+    telemetry::{Counter, Histogram, Registry},
+};
+use auth::{Access, Gate, Peer};
+use body::Budget;
+use error::{ApiError, Fault};
+
+/// What the edge works with.
+#[derive(Clone)]
+pub struct AppState {
+    /// The node it is the edge of.
+    pub node: Node,
+    /// The engine that parses writes and answers queries.
+    pub engine: Arc<ColumnarEngine>,
+    /// Where it counts.
+    pub metrics: Arc<Registry>,
+    /// Section `http` of the configuration.
+    pub config: Arc<config::Http>,
+    /// The wall clock, in nanoseconds since 1970: the time of a point that has none.
+    pub now_ns: fn() -> i64,
+}
+
+impl fmt::Debug for AppState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AppState").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// State and limits of a running edge.
+struct Edge {
+    app: AppState,
+    bodies: Arc<Budget>,
+    requests: Arc<Semaphore>,
+    #[cfg(feature = "sql")]
+    queries: Arc<Semaphore>,
+    rows_written: Counter,
+    lines_rejected: Counter,
+}
+
+impl Edge {
+    fn new(app: AppState) -> Arc<Self> {
+        let bodies = Budget::new(app.config.max_bodies.as_usize());
+        let requests = Arc::new(Semaphore::new(app.config.max_requests.min(Semaphore::MAX_PERMITS)));
+        let metrics = &app.metrics;
+        let rows_written = metrics.counter(
+            "skein_http_rows_written_total",
+            "Points acknowledged to clients of this edge.",
+            &[],
+        );
+        let lines_rejected =
+            metrics.counter("skein_http_lines_rejected_total", "Lines answered as bad by this edge.", &[]);
+        let (watched, limit) = (Arc::clone(&requests), app.config.max_requests);
+        metrics.read_gauge("skein_http_requests_running", "Writes and queries now.", &[], move || {
+            limit.saturating_sub(watched.available_permits()) as f64
+        });
+        let watched = Arc::clone(&bodies);
+        metrics.read_gauge("skein_http_body_bytes", "Memory taken by request bodies now.", &[], move || {
+            watched.used() as f64
+        });
+        Arc::new(Self {
+            #[cfg(feature = "sql")]
+            queries: Arc::new(Semaphore::new(app.config.max_queries.min(Semaphore::MAX_PERMITS))),
+            app,
+            bodies,
+            requests,
+            rows_written,
+            lines_rejected,
+        })
+    }
+
+    /// Leave to run a write or a query; held until it is answered.
+    fn permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.requests).try_acquire_owned().map_err(|_| {
+            ApiError::new(
+                Fault::Busy,
+                "too many writes and queries on this node (http.max_requests); ask later or another node",
+            )
+        })
+    }
+
+    /// Leave to run a query: there are places for few at once, others wait up to `longest`.
+    #[cfg(feature = "sql")]
+    async fn query_permits(&self, longest: std::time::Duration) -> Result<Permits, ApiError> {
+        let request = self.permit()?;
+        let place = Arc::clone(&self.queries).acquire_owned();
+        match tokio::time::timeout(longest, place).await {
+            Ok(Ok(query)) => Ok(Permits { _request: request, _query: query }),
+            _ => Err(ApiError::new(
+                Fault::Busy,
+                "other queries hold all places on this node (http.max_queries); ask later or another node",
+            )),
+        }
+    }
+}
+
+/// Leave to run a query.
+#[cfg(feature = "sql")]
+struct Permits {
+    _request: OwnedSemaphorePermit,
+    _query: OwnedSemaphorePermit,
+}
+
+/// A line of the route table.
+struct Route<H> {
+    method: Method,
+    path: &'static str,
+    access: Access,
+    handler: H,
+}
+
+/// A handler bound to its method.
+type Handler = MethodRouter<Arc<Edge>>;
+
+/// The route table.
+fn routes() -> Vec<Route<Handler>> {
+    use Access::{Admin, Data, Public};
+
+    let get = |path, access, handler| Route { method: Method::GET, path, access, handler };
+    let post = |path, access, handler| Route { method: Method::POST, path, access, handler };
+    let delete = |path, access, handler| Route { method: Method::DELETE, path, access, handler };
+    #[rustfmt::skip]
+    let table = vec![
+        post("/write", Data, on(MethodFilter::POST, write::influx1)),
+        post("/api/v2/write", Data, on(MethodFilter::POST, write::influx2)),
+        post("/api/v3/write_lp", Data, on(MethodFilter::POST, write::influx3)),
+        post("/api/v1/write/line-protocol", Data, on(MethodFilter::POST, write::arc)),
+        get("/query", Data, on(MethodFilter::GET, influx::query)),
+        post("/query", Data, on(MethodFilter::POST, influx::query)),
+        get("/ping", Public, on(MethodFilter::GET, health::ping)),
+        get("/health", Public, on(MethodFilter::GET, health::health)),
+        get("/livez", Public, on(MethodFilter::GET, health::live)),
+        get("/readyz", Public, on(MethodFilter::GET, health::ready)),
+        get("/startupz", Public, on(MethodFilter::GET, health::startup)),
+        get("/metrics", Data, on(MethodFilter::GET, health::metrics)),
+        get("/api/v1/cluster", Data, on(MethodFilter::GET, cluster::status)),
+        get("/api/v1/nodes", Data, on(MethodFilter::GET, cluster::nodes)),
+        delete("/api/v1/nodes/{id}", Admin, on(MethodFilter::DELETE, cluster::remove)),
+        get("/api/v1/tokens", Admin, on(MethodFilter::GET, tokens::list)),
+        post("/api/v1/tokens", Admin, on(MethodFilter::POST, tokens::create)),
+        delete("/api/v1/tokens/{id}", Admin, on(MethodFilter::DELETE, tokens::revoke)),
+    ];
+    #[cfg(feature = "sql")]
+    let table = {
+        let mut table = table;
+        table.extend([
+            get("/api/v3/query_sql", Data, on(MethodFilter::GET, query::influx3)),
+            post("/api/v3/query_sql", Data, on(MethodFilter::POST, query::influx3)),
+            post("/api/v1/query", Data, on(MethodFilter::POST, query::arc)),
+        ]);
+        table
+    };
+    table
+}
+
+/// The router over the table, behind the gate.
+fn router(app: AppState) -> Router {
+    let node = app.node.clone();
+    let gate = Gate::new(&app.config, move |secret| node.check_api_token(secret));
+    let metrics = Arc::clone(&app.metrics);
+    mount(routes(), gate, &metrics).with_state(Edge::new(app))
+}
+
+/// Puts gate and counters in front of every route of a table.
+fn mount<S: Clone + Send + Sync + 'static>(
+    table: Vec<Route<MethodRouter<S>>>,
+    gate: Gate,
+    metrics: &Registry,
+) -> Router<S> {
+    let gate = Arc::new(gate);
+    let mut router = Router::new();
+    for route in table {
+        let door = Door {
+            gate: Arc::clone(&gate),
+            access: route.access,
+            counts: Counts::new(metrics, &route.method, route.path),
+        };
+        let guarded = route.handler.layer(middleware::from_fn_with_state(Arc::new(door), Door::pass));
+        router = router.route(route.path, guarded);
+    }
+    router
+        .fallback(|| async { ApiError::new(Fault::NotFound, "there is no such path here") })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(Fault::Method, "this path does not take this method")
+        })
+        .layer(middleware::from_fn_with_state(gate, check_source))
+}
+
+/// How the client came; a request that no listener marked came over TCP.
+fn peer(request: &Request) -> Peer {
+    request.extensions().get::<Peer>().copied().unwrap_or(Peer::Tcp)
+}
+
+async fn check_source(
+    axum::extract::State(gate): axum::extract::State<Arc<Gate>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match gate.check_source(peer(&request), request.method(), request.uri(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// What stands in front of one route.
+struct Door {
+    gate: Arc<Gate>,
+    access: Access,
+    counts: Counts,
+}
+
+impl Door {
+    async fn pass(
+        axum::extract::State(door): axum::extract::State<Arc<Self>>,
+        request: Request,
+        next: Next,
+    ) -> Response {
+        let started = Instant::now();
+        let allowed = door.gate.check_access(door.access, peer(&request), request.uri(), request.headers());
+        let response = match allowed {
+            Ok(()) => next.run(request).await,
+            Err(error) => error.into_response(),
+        };
+        door.counts.note(&response, started);
+        response
+    }
+}
+
+/// Counters of one route.
+struct Counts {
+    by_class: Vec<(&'static str, Counter)>,
+    seconds: Histogram,
+}
+
+impl Counts {
+    fn new(metrics: &Registry, method: &Method, path: &str) -> Self {
+        let labels = [("method", method.as_str()), ("path", path)];
+        let counter = |class: &'static str| {
+            let labels = [labels[0], labels[1], ("status", class)];
+            (
+                class,
+                metrics.counter(
+                    "skein_http_requests_total",
+                    "Requests answered, by class of status.",
+                    &labels,
+                ),
+            )
+        };
+        let seconds = metrics.histogram(
+            "skein_http_request_seconds",
+            "Time from the head of a request to the head of its answer.",
+            Histogram::SECONDS,
+            &labels,
+        );
+        Self { by_class: ["2xx", "4xx", "5xx"].map(counter).into(), seconds }
+    }
+
+    fn note(&self, response: &Response, started: Instant) {
+        let class = error::class(response);
+        if let Some((_, counter)) = self.by_class.iter().find(|(have, _)| *have == class) {
+            counter.add(1);
+        }
+        self.seconds.observe_duration(started.elapsed());
+    }
+}
+
+#[cfg(test)]
+mod tests;

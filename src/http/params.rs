@@ -1,0 +1,304 @@
+//! What a request asks for besides its body: parameters of the query string or a form, and the
+//! headers that mean the same.
+
+use std::{net::IpAddr, time::Duration};
+
+use axum::http::{HeaderMap, Uri, uri::Authority};
+
+use super::error::ApiError;
+use crate::{config::parse_duration, node::AckLevel};
+
+/// Parameters in order of appearance. No `Debug`: `p` may hold a secret.
+#[derive(Default)]
+pub(super) struct Params(Vec<(String, String)>);
+
+impl Params {
+    /// Those of the query string.
+    pub(super) fn of(uri: &Uri) -> Self {
+        Self::parse(uri.query().unwrap_or_default())
+    }
+
+    /// From `a=1&b=2`, as query strings and forms have it.
+    pub(super) fn parse(text: &str) -> Self {
+        let pair = |part: &str| {
+            let (name, value) = part.split_once('=').unwrap_or((part, ""));
+            (percent_decode(name), percent_decode(value))
+        };
+        Self(text.split('&').filter(|part| !part.is_empty()).map(pair).collect())
+    }
+
+    /// The first value of that name; an empty one counts as none.
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(n, v)| n == name && !v.is_empty()).map(|(_, v)| v.as_str())
+    }
+
+    /// True when the name is there, with or without value, unless the value is `false`.
+    pub(super) fn flag(&self, name: &str) -> bool {
+        self.0.iter().any(|(n, v)| n == name && v != "false" && v != "0")
+    }
+
+    /// Adds one behind those that are there.
+    #[cfg(feature = "sql")]
+    pub(super) fn push(&mut self, name: &str, value: String) {
+        self.0.push((name.to_owned(), value));
+    }
+
+    /// Adds `more` behind those that are there.
+    pub(super) fn extend(&mut self, more: Self) {
+        self.0.extend(more.0);
+    }
+}
+
+/// `+` is a space, `%41` is `A`; what is no such escape stays, bytes that are not UTF-8 become U+FFFD.
+fn percent_decode(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.as_bytes();
+    while let [first, rest @ ..] = bytes {
+        let digit = |b: &u8| char::from(*b).to_digit(16);
+        (out, bytes) = match (first, rest) {
+            (b'+', _) => (pushed(out, b' '), rest),
+            (b'%', [high, low, after @ ..]) => match (digit(high), digit(low)) {
+                (Some(high), Some(low)) => (pushed(out, (high * 16 + low) as u8), after),
+                _ => (pushed(out, b'%'), rest),
+            },
+            (byte, _) => (pushed(out, *byte), rest),
+        };
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn pushed(mut out: Vec<u8>, byte: u8) -> Vec<u8> {
+    out.push(byte);
+    out
+}
+
+/// A parameter, else the header `x-skein-NAME`.
+pub(super) fn either<'a>(
+    params: &'a Params,
+    headers: &'a HeaderMap,
+    name: &str,
+    header: &str,
+) -> Result<Option<&'a str>, ApiError> {
+    if let Some(value) = params.get(name) {
+        return Ok(Some(value));
+    }
+    text_header(headers, header)
+}
+
+/// A header as text.
+pub(super) fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, ApiError> {
+    match headers.get(name) {
+        None => Ok(None),
+        Some(value) => {
+            value.to_str().map(Some).map_err(|_| ApiError::invalid(format!("header {name} is not text")))
+        }
+    }
+}
+
+/// The level a write asks for; `None` for the cluster's default. A level that is not offered is
+/// refused, never replaced by a lower one.
+pub(super) fn ack(params: &Params, headers: &HeaderMap) -> Result<Option<AckLevel>, ApiError> {
+    match either(params, headers, "ack", "x-skein-ack")? {
+        None => Ok(None),
+        Some("local") => Ok(Some(AckLevel::Local)),
+        Some("quorum") => Ok(Some(AckLevel::Quorum)),
+        Some(word @ ("memory" | "all")) => {
+            Err(ApiError::invalid(format!("ack={word} is not offered yet: use local or quorum")))
+        }
+        Some(word) => Err(ApiError::invalid(format!("ack={} is no level: use local or quorum", shown(word)))),
+    }
+}
+
+/// InfluxDB 1's `consistency` of a write: `quorum` and `all` raise the level, `any` and `one` do not.
+pub(super) fn raised(ack: Option<AckLevel>, params: &Params) -> Result<Option<AckLevel>, ApiError> {
+    match params.get("consistency") {
+        None | Some("any" | "one") => Ok(ack),
+        Some("quorum") => Ok(ack.max(Some(AckLevel::Quorum))),
+        Some("all") => Err(ApiError::invalid("consistency=all is not offered yet: use quorum".to_owned())),
+        Some(word) => Err(ApiError::invalid(format!(
+            "consistency={} is no write consistency: use any, one or quorum",
+            shown(word)
+        ))),
+    }
+}
+
+/// How long the request may take: what it asks for, at most `ceiling`; `default` if it asks for nothing.
+pub(super) fn timeout(
+    params: &Params,
+    headers: &HeaderMap,
+    default: Duration,
+    ceiling: Duration,
+) -> Result<Duration, ApiError> {
+    match either(params, headers, "timeout", "x-skein-timeout")? {
+        None => Ok(default),
+        Some(text) => match parse_duration(text) {
+            Ok(asked) if asked.is_zero() => {
+                Err(ApiError::invalid("timeout=0: there must be some time".to_owned()))
+            }
+            Ok(asked) => Ok(asked.min(ceiling)),
+            Err(e) => Err(ApiError::invalid(format!("timeout: {e}"))),
+        },
+    }
+}
+
+/// A word of the client's, short enough to be shown back.
+pub(super) fn shown(word: &str) -> String {
+    word.chars().take(64).filter(|c| !c.is_control()).collect()
+}
+
+/// The credentials of a request, wherever its client family puts them.
+pub(super) fn credentials(headers: &HeaderMap, params: &Params) -> Option<String> {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    if let Some(value) = header("authorization") {
+        return Some(authorization(value.trim()));
+    }
+    header("x-api-key").or_else(|| params.get("p")).map(|token| token.trim().to_owned())
+}
+
+/// `Bearer T`, `Token T`, `Basic base64(user:T)` or a bare `T`.
+fn authorization(value: &str) -> String {
+    let Some((scheme, rest)) = value.split_once(' ') else { return value.to_owned() };
+    let rest = rest.trim();
+    if scheme.eq_ignore_ascii_case("bearer") || scheme.eq_ignore_ascii_case("token") {
+        // Clients of InfluxDB 1.8 send `Token user:password`.
+        return rest.rsplit_once(':').map_or(rest, |(_, password)| password).to_owned();
+    }
+    if scheme.eq_ignore_ascii_case("basic") {
+        let decoded = data_encoding::BASE64.decode(rest.as_bytes()).ok();
+        let text = decoded.and_then(|bytes| String::from_utf8(bytes).ok());
+        return text.and_then(|t| t.split_once(':').map(|(_, p)| p.to_owned())).unwrap_or_default();
+    }
+    String::new()
+}
+
+/// Where a request says it goes: `Host`, or the target of a request in absolute form. `Ok(None)`
+/// when it says nothing (HTTP/1.0); an error when it says two things.
+pub(super) fn authority(uri: &Uri, headers: &HeaderMap) -> Result<Option<Authority>, ApiError> {
+    let wrong = || ApiError::forbidden("the Host header is not one host".to_owned());
+    let mut hosts = headers.get_all("host").iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => return Err(wrong()),
+        (None, None) => None,
+        (Some(host), None) => {
+            Some(host.to_str().ok().and_then(|h| h.parse::<Authority>().ok()).ok_or_else(wrong)?)
+        }
+    };
+    Ok(uri.authority().cloned().or(host))
+}
+
+/// True for an IP literal, `localhost` and the configured names: what a foreign page cannot make a
+/// browser say by pointing its own name here.
+pub(super) fn is_own_host(authority: &Authority, names: &[String]) -> bool {
+    let host = authority.host();
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    let name = bare.strip_suffix('.').unwrap_or(bare);
+    bare.parse::<IpAddr>().is_ok()
+        || name.eq_ignore_ascii_case("localhost")
+        || names.iter().any(|own| own.eq_ignore_ascii_case(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(n, v)| (n.parse().unwrap(), v.parse().unwrap())).collect::<HeaderMap>()
+    }
+
+    fn params(text: &str) -> Params {
+        Params::parse(text)
+    }
+
+    #[test]
+    fn query_strings_and_forms() {
+        let p = params("db=a%20b&q=select+1%2B1&x&db=second&bad=%zz%4&u=%c3%a4&e=");
+        assert_eq!(p.get("db"), Some("a b"));
+        assert_eq!(p.get("q"), Some("select 1+1"));
+        assert_eq!(p.get("bad"), Some("%zz%4"));
+        assert_eq!(p.get("u"), Some("ä"));
+        assert_eq!((p.get("x"), p.get("e"), p.get("nope")), (None, None, None));
+        assert!(p.flag("x") && !p.flag("nope") && !params("v=false").flag("v"));
+    }
+
+    #[test]
+    fn ack_levels_are_never_lowered() {
+        let none = HeaderMap::new();
+        assert_eq!(ack(&params(""), &none).unwrap(), None);
+        assert_eq!(ack(&params("ack=local"), &none).unwrap(), Some(AckLevel::Local));
+        let header = headers(&[("x-skein-ack", "quorum")]);
+        assert_eq!(ack(&params(""), &header).unwrap(), Some(AckLevel::Quorum));
+        for word in ["memory", "all", "Quorum", "most", "local%20"] {
+            assert!(ack(&params(&format!("ack={word}")), &none).is_err(), "{word}");
+        }
+        let raise = |have, text: &str| raised(have, &params(text));
+        assert_eq!(raise(None, "consistency=quorum").unwrap(), Some(AckLevel::Quorum));
+        assert_eq!(raise(Some(AckLevel::Local), "consistency=quorum").unwrap(), Some(AckLevel::Quorum));
+        assert_eq!(raise(Some(AckLevel::Quorum), "consistency=one").unwrap(), Some(AckLevel::Quorum));
+        assert_eq!(raise(Some(AckLevel::Local), "consistency=any").unwrap(), Some(AckLevel::Local));
+        assert!(raise(None, "consistency=all").is_err());
+        assert!(raise(None, "consistency=two").is_err());
+    }
+
+    #[test]
+    fn timeouts_have_a_ceiling() {
+        let s = Duration::from_secs;
+        let ask = |text: &str| timeout(&params(text), &HeaderMap::new(), s(10), s(60));
+        assert_eq!(ask("").unwrap(), s(10));
+        assert_eq!(ask("timeout=2s").unwrap(), s(2));
+        assert_eq!(ask("timeout=2h").unwrap(), s(60));
+        assert!(ask("timeout=0s").is_err());
+        assert!(ask("timeout=2").is_err());
+    }
+
+    #[test]
+    fn credentials_of_every_client_family() {
+        let by_header =
+            |name: &'static str, value: &str| credentials(&headers(&[(name, value)]), &Params::default());
+        for (name, value) in [
+            ("authorization", "Bearer secret"),
+            ("authorization", "bearer  secret"),
+            ("authorization", "Token secret"),
+            ("authorization", "Token me:secret"),
+            ("authorization", "Basic bWU6c2VjcmV0"),
+            ("authorization", "secret"),
+            ("x-api-key", "secret"),
+        ] {
+            assert_eq!(by_header(name, value).as_deref(), Some("secret"), "{value}");
+        }
+        assert_eq!(credentials(&HeaderMap::new(), &params("u=me&p=secret")).as_deref(), Some("secret"));
+        assert_eq!(credentials(&HeaderMap::new(), &params("u=me")), None);
+        assert_eq!(by_header("authorization", "Digest secret").as_deref(), Some(""));
+        assert_eq!(by_header("authorization", "Basic ???").as_deref(), Some(""));
+    }
+
+    #[test]
+    fn own_hosts() {
+        let names = ["db.example".to_owned()];
+        let own = |host: &str| {
+            let headers = headers(&[("host", host)]);
+            authority(&Uri::from_static("/"), &headers).map(|a| a.is_some_and(|a| is_own_host(&a, &names)))
+        };
+        for host in [
+            "127.0.0.1:8086",
+            "192.0.2.9",
+            "[::1]:8086",
+            "localhost:1",
+            "LOCALHOST",
+            "db.example:80",
+            "localhost.",
+        ] {
+            assert!(own(host).unwrap(), "{host}");
+        }
+        for host in
+            ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "xdb.example", "a@b.c"]
+        {
+            assert!(!own(host).unwrap_or(false), "{host}");
+        }
+        let mut two = headers(&[("host", "localhost")]);
+        two.append("host", "evil.example".parse().unwrap());
+        assert!(authority(&Uri::from_static("/"), &two).is_err());
+        let absolute =
+            authority(&Uri::from_static("http://evil.example/"), &headers(&[("host", "localhost")]));
+        assert!(!is_own_host(&absolute.unwrap().unwrap(), &names));
+    }
+}

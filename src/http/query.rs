@@ -1,0 +1,231 @@
+//! SQL queries: at the consistency asked for, answered from this node's own data as rows come.
+
+mod consistency;
+mod rows;
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderMap, Method, header, request},
+    response::Response,
+};
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::{
+    Edge, Permits, body,
+    error::{self, ApiError, Fault},
+    params::{self, Params},
+};
+use crate::{
+    engine::columnar::sql::{QueryError, QueryStream, SqlOptions, output},
+    node::{Consistency, ReadPoint},
+};
+
+/// `GET` and `POST /api/v3/query_sql` of InfluxDB 3.
+pub(super) async fn influx3(State(edge): State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
+    let (head, params) = parameters(&edge, request).await?;
+    if params.get("params").is_some() {
+        return Err(ApiError::invalid("query parameters (params) are not offered: write the values out"));
+    }
+    let format = params.get("format").unwrap_or("json");
+    let format: output::Format =
+        format.parse().map_err(|e: output::FormatParseError| ApiError::invalid(e.to_string()))?;
+    let asked = Asked::of(&edge, &head, &params, "q", params.get("db"))?;
+    let answer = asked.run(&edge).await?;
+    let bytes = output::encode(answer.rows, format);
+    respond(&edge, format.content_type(), answer.headers, answer.permits, bytes).await
+}
+
+/// `POST /api/v1/query` of Arc.
+pub(super) async fn arc(State(edge): State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
+    let (head, params) = parameters(&edge, request).await?;
+    let database = params::text_header(&head.headers, "x-arc-database")?.unwrap_or("default");
+    let asked = Asked::of(&edge, &head, &params, "sql", Some(database))?;
+    let answer = asked.run(&edge).await?;
+    let bytes = rows::encode(answer.rows, asked.started, edge.app.now_ns);
+    respond(&edge, "application/json", answer.headers, answer.permits, bytes).await
+}
+
+/// Parameters of the query string, and behind them those of a form or a JSON object in the body.
+async fn parameters(edge: &Edge, request: Request) -> Result<(request::Parts, Params), ApiError> {
+    let (head, body) = request.into_parts();
+    let mut params = Params::of(&head.uri);
+    if head.method == Method::POST {
+        let taken = body::take(body, &head.headers, &edge.app.config, &edge.bodies).await?;
+        params.extend(body_parameters(&head.headers, &taken.bytes)?);
+    }
+    Ok((head, params))
+}
+
+fn body_parameters(headers: &HeaderMap, body: &[u8]) -> Result<Params, ApiError> {
+    let body = body.trim_ascii();
+    if body.is_empty() {
+        return Ok(Params::default());
+    }
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    if kind.starts_with("application/x-www-form-urlencoded") && body.first() != Some(&b'{') {
+        return Ok(Params::parse(&String::from_utf8_lossy(body)));
+    }
+    let object: serde_json::Map<String, Value> = serde_json::from_slice(body)
+        .map_err(|e| ApiError::invalid(format!("the body is neither a form nor a JSON object: {e}")))?;
+    let mut params = Params::default();
+    for (name, value) in object {
+        match value {
+            Value::Null => {}
+            Value::String(text) => params.push(&name, text),
+            other => params.push(&name, other.to_string()),
+        }
+    }
+    Ok(params)
+}
+
+/// What a query asks for.
+struct Asked {
+    sql: String,
+    database: Option<String>,
+    consistency: Consistency,
+    started: Instant,
+    timeout: Duration,
+}
+
+/// Rows on their way, and what is said ahead of them.
+struct Answer {
+    rows: QueryStream,
+    headers: HeaderMap,
+    permits: Permits,
+}
+
+impl Asked {
+    fn of(
+        edge: &Edge,
+        head: &request::Parts,
+        params: &Params,
+        name: &str,
+        database: Option<&str>,
+    ) -> Result<Self, ApiError> {
+        let Some(sql) = params.get(name) else {
+            return Err(ApiError::invalid(format!("a query is required: {name}=SELECT ...")));
+        };
+        let longest = edge.app.config.query_timeout;
+        Ok(Self {
+            sql: sql.to_owned(),
+            database: database.map(str::to_owned),
+            consistency: consistency::asked(params, &head.headers)?,
+            started: Instant::now(),
+            timeout: params::timeout(params, &head.headers, longest, longest)?,
+        })
+    }
+
+    /// Waits for a place and for the read point, then starts.
+    async fn run(&self, edge: &Edge) -> Result<Answer, ApiError> {
+        let permits = edge.query_permits(self.left()).await?;
+        let node = &edge.app.node;
+        let point = node.read_point(self.consistency, self.left()).await?;
+        let options = SqlOptions {
+            database: self.database.clone(),
+            timeout: self.left(),
+            max_rows: Some(edge.app.config.query_rows),
+            memory_limit: edge.app.config.query_memory.as_usize(),
+        };
+        let rows = edge.app.engine.query(&self.sql, options).await?;
+        let mut headers = HeaderMap::new();
+        let ReadPoint { staleness, .. } = point;
+        error::set(&mut headers, "x-skein-lsn", rows.applied());
+        error::set(&mut headers, "x-skein-node", node.id());
+        if let Some(writer) = node.view().borrow().writer {
+            error::set(&mut headers, "x-skein-writer", writer.node);
+        }
+        if let Some(age) = staleness {
+            error::set(&mut headers, "x-skein-staleness-ms", age.as_millis());
+        }
+        Ok(Answer { rows, headers, permits })
+    }
+
+    /// Time that is left for it.
+    fn left(&self) -> Duration {
+        self.timeout.saturating_sub(self.started.elapsed())
+    }
+}
+
+/// Sends an answer as it comes. The first piece is awaited, so that what fails at once still has a
+/// status; what fails later cuts the connection, and the client sees that the answer is not whole.
+async fn respond(
+    edge: &Edge,
+    content_type: &'static str,
+    headers: HeaderMap,
+    permits: Permits,
+    bytes: impl Stream<Item = Result<Bytes, QueryError>> + Send + 'static,
+) -> Result<Response, ApiError> {
+    let mut bytes: Pin<Box<dyn Stream<Item = Result<Bytes, QueryError>> + Send>> = Box::pin(bytes);
+    let first = bytes.next().await.transpose()?.unwrap_or_default();
+    let limit = edge.app.config.query_bytes.as_usize();
+    let mut given = 0;
+    let all = futures::stream::iter([Ok(first)]).chain(bytes).map(move |piece| {
+        // Held until the last piece is given or the client is gone.
+        let _ = &permits;
+        let piece = piece.and_then(|piece| {
+            given += piece.len();
+            if given > limit {
+                return Err(QueryError::TooLarge(format!("the answer has more than {limit} bytes")));
+            }
+            Ok(piece)
+        });
+        piece.inspect_err(|error| tracing::info!(%error, "a query ended within its answer"))
+    });
+    Ok(error::ok(content_type, headers, Body::from_stream(all)))
+}
+
+impl From<QueryError> for ApiError {
+    fn from(error: QueryError) -> Self {
+        let fault = match &error {
+            QueryError::Invalid(_) | QueryError::NotAllowed(_) => Fault::Invalid,
+            QueryError::TimedOut(_) => Fault::Slow,
+            QueryError::TooLarge(_) => Fault::Limit,
+            QueryError::UnknownDatabase(_) | QueryError::UnknownTable { .. } => Fault::NotFound,
+            QueryError::Internal(_) => Fault::Internal,
+        };
+        Self::new(fault, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(kind: &str, body: &str) -> Result<Params, ApiError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, kind.parse().unwrap());
+        body_parameters(&headers, body.as_bytes())
+    }
+
+    #[test]
+    fn parameters_of_a_body() {
+        let form = parsed("application/x-www-form-urlencoded", "db=home&q=select+1").unwrap();
+        assert_eq!((form.get("db"), form.get("q")), (Some("home"), Some("select 1")));
+        for kind in ["application/json", "application/x-www-form-urlencoded", "text/plain"] {
+            let json = parsed(kind, r#" {"db":"home","q":"select 1","n":7,"params":null}"#).unwrap();
+            assert_eq!(
+                (json.get("q"), json.get("n"), json.get("params")),
+                (Some("select 1"), Some("7"), None)
+            );
+        }
+        assert!(parsed("application/json", "select 1").is_err());
+        assert!(parsed("application/json", " ").unwrap().get("q").is_none());
+    }
+
+    #[test]
+    fn who_is_at_fault() {
+        let fault = |error: QueryError| ApiError::from(error).fault();
+        assert_eq!(fault(QueryError::Invalid("x".into())), Fault::Invalid);
+        assert_eq!(fault(QueryError::NotAllowed("x".into())), Fault::Invalid);
+        assert_eq!(fault(QueryError::TimedOut(Duration::from_secs(1))), Fault::Slow);
+        assert_eq!(fault(QueryError::TooLarge("x".into())), Fault::Limit);
+        assert_eq!(fault(QueryError::UnknownDatabase("x".into())), Fault::NotFound);
+        assert_eq!(fault(QueryError::Internal("x".into())), Fault::Internal);
+    }
+}

@@ -1,0 +1,368 @@
+//! Writes: a body becomes points here, at the edge, and one record in the log.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, request},
+    response::Response,
+};
+use bytes::Bytes;
+use ring::digest;
+
+use super::{
+    Edge, body,
+    error::{self, ApiError, Fault},
+    params::{self, Params},
+};
+use crate::{
+    engine::columnar::{
+        batch,
+        ingest::{LineError, Options, Precision, line_protocol},
+        schema::Schemas,
+    },
+    node::{AckLevel, ClientKey, Receipt, SubmitError, Write},
+    protocol::frame::MAX_PAYLOAD,
+};
+
+/// How often a body is parsed again because the schema has changed under it.
+const PARSE_AGAIN: usize = 3;
+/// Longest `Idempotency-Key`, in bytes.
+const KEY_LIMIT: usize = 256;
+/// Longest wait that a request may ask for.
+const TIMEOUT_LIMIT: Duration = Duration::from_secs(600);
+
+/// `POST /write` of InfluxDB 1.
+pub(super) async fn influx1(state: State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
+    write(state, request, Dialect::Influx1).await
+}
+
+/// `POST /api/v2/write` of InfluxDB 2.
+pub(super) async fn influx2(state: State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
+    write(state, request, Dialect::Influx2).await
+}
+
+/// `POST /api/v3/write_lp` of InfluxDB 3.
+pub(super) async fn influx3(state: State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
+    write(state, request, Dialect::Influx3).await
+}
+
+/// `POST /api/v1/write/line-protocol` of Arc.
+pub(super) async fn arc(state: State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
+    write(state, request, Dialect::Arc).await
+}
+
+/// The whole of a write on one screen.
+async fn write(
+    State(edge): State<Arc<Edge>>,
+    request: Request,
+    dialect: Dialect,
+) -> Result<Response, ApiError> {
+    let _permit = edge.permit()?;
+    let (head, body) = request.into_parts();
+    let asked = Asked::of(&head, dialect, edge.app.config.write_timeout, edge.app.now_ns)?;
+    let taken = body::take(body, &head.headers, &edge.app.config, &edge.bodies).await?;
+    let key = asked.client_key(&taken.bytes).await?;
+    let mut tries = 0;
+    loop {
+        let points = asked.parse(taken.bytes.clone(), edge.app.engine.schemas()).await?;
+        let Some(payload) = points.payload.clone() else {
+            edge.lines_rejected.add(points.rejected_total as u64);
+            return Err(points.into_error(HeaderMap::new()));
+        };
+        let write = Write { encoding: batch::ENCODING, payload, ack: asked.ack, timeout: asked.timeout, key };
+        match edge.app.node.submit(write).await {
+            Ok(receipt) => {
+                edge.rows_written.add(points.rows as u64);
+                edge.lines_rejected.add(points.rejected_total as u64);
+                let headers = receipt_headers(&receipt);
+                return if points.rejected_total == 0 {
+                    Ok(error::no_content(headers))
+                } else {
+                    Err(points.into_error(headers))
+                };
+            }
+            Err(SubmitError::SchemaChanged(schema)) if tries < PARSE_AGAIN => {
+                tries += 1;
+                edge.app.engine.absorb_schema(&schema).map_err(|e| {
+                    ApiError::new(Fault::Internal, format!("the writer's schema cannot be read: {e}"))
+                })?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Which API a write came by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    Influx1,
+    Influx2,
+    Influx3,
+    Arc,
+}
+
+impl Dialect {
+    /// The parameter that names the database.
+    const fn database(self) -> &'static str {
+        match self {
+            Self::Influx2 => "bucket",
+            Self::Influx1 | Self::Influx3 | Self::Arc => "db",
+        }
+    }
+
+    /// The words this API has for precisions.
+    const fn precisions(self) -> &'static [&'static str] {
+        match self {
+            Self::Influx1 => &["n", "ns", "u", "us", "µ", "ms", "s", "m", "h"],
+            Self::Influx2 | Self::Arc => &["ns", "us", "ms", "s"],
+            Self::Influx3 => &[
+                "auto",
+                "nanosecond",
+                "microsecond",
+                "millisecond",
+                "second",
+                "n",
+                "ns",
+                "u",
+                "us",
+                "ms",
+                "s",
+            ],
+        }
+    }
+
+    fn precision(self, params: &Params) -> Result<Precision, ApiError> {
+        let Some(word) = params.get("precision") else {
+            return Ok(match self {
+                Self::Influx3 => Precision::Auto,
+                Self::Influx1 | Self::Influx2 | Self::Arc => Precision::Nanosecond,
+            });
+        };
+        let known = self.precisions();
+        let wrong = || {
+            ApiError::invalid(format!("precision={} is not one of {}", params::shown(word), known.join(", ")))
+        };
+        if known.contains(&word) { word.parse().map_err(|_| wrong()) } else { Err(wrong()) }
+    }
+}
+
+/// What a write asks for besides its points.
+struct Asked {
+    options: Options,
+    ack: Option<AckLevel>,
+    timeout: Duration,
+    key: Option<String>,
+}
+
+impl Asked {
+    fn of(
+        head: &request::Parts,
+        dialect: Dialect,
+        timeout: Duration,
+        now_ns: fn() -> i64,
+    ) -> Result<Self, ApiError> {
+        let (params, headers) = (Params::of(&head.uri), &head.headers);
+        let header = params::text_header(headers, "x-arc-database")?;
+        let named = header.or(params.get(dialect.database()));
+        let database = match (named, dialect) {
+            (Some(name), _) => name,
+            (None, Dialect::Arc) => "default",
+            (None, _) => {
+                return Err(ApiError::invalid(format!(
+                    "a database is required: {}=NAME",
+                    dialect.database()
+                )));
+            }
+        };
+        let ack = params::ack(&params, headers)?;
+        let ack = if dialect == Dialect::Influx1 { params::raised(ack, &params)? } else { ack };
+        let key = params::text_header(headers, "idempotency-key")?;
+        if key.is_some_and(|key| key.is_empty() || key.len() > KEY_LIMIT) {
+            return Err(ApiError::invalid(format!("Idempotency-Key has 1 to {KEY_LIMIT} bytes")));
+        }
+        let accept_partial = params.get("accept_partial").is_none_or(|word| word != "false");
+        Ok(Self {
+            options: Options {
+                database: database.to_owned(),
+                precision: dialect.precision(&params)?,
+                now_ns: now_ns(),
+                accept_partial,
+            },
+            ack,
+            timeout: params::timeout(&params, headers, timeout, TIMEOUT_LIMIT)?,
+            key: key.map(str::to_owned),
+        })
+    }
+
+    /// What makes a repetition of this request known: the client's key, and what it stood for.
+    async fn client_key(&self, body: &Bytes) -> Result<Option<ClientKey>, ApiError> {
+        let Some(key) = self.key.clone() else { return Ok(None) };
+        let (body, database) = (body.clone(), self.options.database.clone());
+        let (len, precision) = (body.len(), self.options.precision);
+        let work = move || ClientKey {
+            key: fingerprint(&[key.as_bytes()]),
+            body: fingerprint(&[database.as_bytes(), format!("\0{precision:?}\0").as_bytes(), &body]),
+        };
+        body::off_thread(len, work).await.map(Some)
+    }
+
+    /// The points of a body, judged by these schemas.
+    async fn parse(&self, body: Bytes, schemas: Schemas) -> Result<Points, ApiError> {
+        let (len, options) = (body.len(), self.options.clone());
+        let work = move || {
+            let parsed = line_protocol::parse(&body, &options, &schemas)
+                .map_err(|e| ApiError::invalid(e.to_string()))?;
+            let encoded = parsed.batch.as_ref().map(batch::encode).transpose();
+            let payload = encoded.map_err(|e| ApiError::new(Fault::TooLarge, e.to_string()))?;
+            if payload.as_ref().is_some_and(|payload| payload.len() > MAX_PAYLOAD) {
+                let limit = MAX_PAYLOAD >> 20;
+                return Err(ApiError::new(
+                    Fault::TooLarge,
+                    format!(
+                        "these points make a record of more than {limit} MiB: send them in smaller bodies"
+                    ),
+                ));
+            }
+            let rows = parsed.rows;
+            Ok(Points { payload, rows, rejected: parsed.rejected, rejected_total: parsed.rejected_total })
+        };
+        body::off_thread(len, work).await?
+    }
+}
+
+/// What a body held.
+struct Points {
+    payload: Option<Bytes>,
+    rows: usize,
+    rejected: Vec<LineError>,
+    rejected_total: usize,
+}
+
+impl Points {
+    /// What to say of the bad lines; `headers` tell of the good ones, if they were written.
+    fn into_error(self, headers: HeaderMap) -> ApiError {
+        if self.rejected_total == 0 {
+            return ApiError::invalid("there is no point in the body");
+        }
+        let written = if headers.is_empty() { 0 } else { self.rows };
+        let lines = self.rejected.into_iter().map(|bad| (bad.line as u64, bad.error)).collect();
+        ApiError::partial(written, self.rejected_total, lines, headers)
+    }
+}
+
+/// The first half of the SHA-256 of the parts.
+fn fingerprint(parts: &[&[u8]]) -> [u8; 16] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for part in parts {
+        context.update(part);
+    }
+    let mut half = [0; 16];
+    for (to, from) in half.iter_mut().zip(context.finish().as_ref()) {
+        *to = *from;
+    }
+    half
+}
+
+fn receipt_headers(receipt: &Receipt) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    error::set(&mut headers, "x-skein-lsn", receipt.at);
+    error::set(&mut headers, "x-skein-ack", receipt.ack.as_str());
+    error::set(&mut headers, "x-skein-node", receipt.writer);
+    error::set(&mut headers, "x-skein-writer", receipt.writer);
+    error::set(&mut headers, "x-skein-forwarded", receipt.forwarded);
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{
+        body::Body,
+        http::{Method, Uri},
+    };
+
+    use super::*;
+
+    fn asked(dialect: Dialect, uri: &str, headers: &[(&'static str, &str)]) -> Result<Asked, ApiError> {
+        let mut request = hyper::Request::builder().method(Method::POST).uri(uri.parse::<Uri>().unwrap());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (head, _) = request.body(Body::empty()).unwrap().into_parts();
+        Asked::of(&head, dialect, Duration::from_secs(10), || 42)
+    }
+
+    #[test]
+    fn each_api_names_database_and_precision_its_own_way() {
+        let v1 = asked(Dialect::Influx1, "/write?db=home&precision=m&rp=x", &[]).unwrap();
+        assert_eq!((v1.options.database.as_str(), v1.options.precision), ("home", Precision::Minute));
+        assert_eq!((v1.options.now_ns, v1.options.accept_partial, v1.ack), (42, true, None));
+        let v2 = asked(Dialect::Influx2, "/w?bucket=home&org=x&precision=ms", &[]).unwrap();
+        assert_eq!((v2.options.database.as_str(), v2.options.precision), ("home", Precision::Millisecond));
+        let v3 = asked(Dialect::Influx3, "/w?db=home&accept_partial=false", &[]).unwrap();
+        assert_eq!((v3.options.precision, v3.options.accept_partial), (Precision::Auto, false));
+        let v3 = asked(Dialect::Influx3, "/w?db=home&precision=second", &[]).unwrap();
+        assert_eq!(v3.options.precision, Precision::Second);
+        let arc = asked(Dialect::Arc, "/w", &[]).unwrap();
+        assert_eq!(
+            (arc.options.database.as_str(), arc.options.precision),
+            ("default", Precision::Nanosecond)
+        );
+        let arc = asked(Dialect::Arc, "/w", &[("x-arc-database", "home")]).unwrap();
+        assert_eq!(arc.options.database, "home");
+        for (dialect, uri) in [
+            (Dialect::Influx1, "/write"),
+            (Dialect::Influx2, "/w?db=home"),
+            (Dialect::Influx3, "/w"),
+            (Dialect::Influx1, "/w?db=home&precision=auto"),
+            (Dialect::Influx2, "/w?bucket=home&precision=h"),
+            (Dialect::Influx3, "/w?db=home&precision=m"),
+            (Dialect::Influx1, "/w?db=home&ack=memory"),
+            (Dialect::Influx1, "/w?db=home&timeout=soon"),
+        ] {
+            assert_eq!(asked(dialect, uri, &[]).err().unwrap().fault(), Fault::Invalid, "{uri}");
+        }
+    }
+
+    #[test]
+    fn consistency_raises_only_in_influxdb_1() {
+        let v1 = asked(Dialect::Influx1, "/w?db=a&ack=local&consistency=quorum", &[]).unwrap();
+        assert_eq!(v1.ack, Some(AckLevel::Quorum));
+        assert!(asked(Dialect::Influx1, "/w?db=a&consistency=all", &[]).is_err());
+        let v3 = asked(Dialect::Influx3, "/w?db=a", &[("x-skein-ack", "local")]).unwrap();
+        assert_eq!(v3.ack, Some(AckLevel::Local));
+    }
+
+    #[tokio::test]
+    async fn a_client_key_stands_for_body_and_place() {
+        let key = |uri: &str, key: &str, body: &'static str| {
+            let asked = asked(Dialect::Influx1, uri, &[("idempotency-key", key)]).unwrap();
+            async move { asked.client_key(&Bytes::from_static(body.as_bytes())).await.unwrap().unwrap() }
+        };
+        let first = key("/w?db=a", "k", "cpu v=1").await;
+        assert_eq!(key("/w?db=a", "k", "cpu v=1").await, first);
+        let other = key("/w?db=a", "k", "cpu v=2").await;
+        assert!(other.key == first.key && other.body != first.body);
+        assert_ne!(key("/w?db=b", "k", "cpu v=1").await.body, first.body);
+        assert_ne!(key("/w?db=a&precision=s", "k", "cpu v=1").await.body, first.body);
+        assert_ne!(key("/w?db=a", "l", "cpu v=1").await.key, first.key);
+        let long = "k".repeat(257);
+        assert!(asked(Dialect::Influx1, "/w?db=a", &[("idempotency-key", &long)]).is_err());
+        let none = asked(Dialect::Influx1, "/w?db=a", &[]).unwrap();
+        assert_eq!(none.client_key(&Bytes::new()).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn bad_lines_are_told_by_number() {
+        let asked = asked(Dialect::Influx1, "/w?db=a", &[]).unwrap();
+        let body = "cpu v=1 1\ncpu v= 2\ncpu v=\"x\" 3\n";
+        let points = asked.parse(Bytes::from_static(body.as_bytes()), Schemas::default()).await.unwrap();
+        assert_eq!((points.rows, points.rejected_total), (1, 2));
+        let lines: Vec<_> = points.rejected.iter().map(|bad| bad.line).collect();
+        assert_eq!(lines, [2, 3]);
+        assert!(points.payload.is_some());
+        let none = asked.parse(Bytes::from_static(b"\n# only this\n"), Schemas::default()).await.unwrap();
+        assert!(none.payload.is_none());
+        assert_eq!(none.into_error(HeaderMap::new()).fault(), Fault::Invalid);
+    }
+}
