@@ -1,0 +1,156 @@
+//! The cluster that is measured: node processes of this command, or nodes that run already.
+
+use std::time::Duration;
+
+use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
+use tokio::time::timeout;
+
+use crate::{
+    cli::{Client, Failure, Target, processes::Nodes},
+    node::ClusterStatus,
+};
+
+use super::{
+    ClusterArgs,
+    report::{Setting, progress},
+};
+
+/// Until the nodes have formed a cluster.
+const FORMED: Duration = Duration::from_secs(60);
+/// Until a node has said what it sees.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub(super) struct Cluster {
+    nodes: Option<Nodes>,
+    authorities: Vec<String>,
+    token: Option<String>,
+    /// Of processes of this command.
+    profile: Option<String>,
+}
+
+/// A node's HTTP edge.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Edge {
+    /// The node's name.
+    pub(super) name: String,
+    /// Host and port.
+    pub(super) authority: String,
+    /// What goes into `Authorization`.
+    pub(super) token: Option<String>,
+}
+
+/// Where writes can go.
+pub(super) struct Places {
+    pub(super) writer: Edge,
+    /// A node that is not the writer.
+    pub(super) other: Option<Edge>,
+}
+
+/// Processor time that each process has used so far.
+pub(super) type CpuTimes = Vec<(String, Duration)>;
+
+impl Cluster {
+    /// The one that the flags name.
+    pub(super) fn of(args: &ClusterArgs) -> Result<Self, Failure> {
+        if args.url.is_empty() {
+            return Self::own(args.nodes, &args.profile);
+        }
+        let authority = |url: &String| match Target::parse(url)? {
+            Target::Tcp { authority } => Ok::<_, Failure>(authority),
+            Target::Socket(path) => Err(Failure::usage(format!("{} is no URL", path.display()))),
+        };
+        let authorities = args.url.iter().map(authority).collect::<Result<_, _>>()?;
+        let token = std::env::var("SKEIN_API_TOKEN").ok().filter(|token| !token.is_empty());
+        Ok(Self { nodes: None, authorities, token, profile: None })
+    }
+
+    /// Processes of this command, not started yet.
+    pub(super) fn own(count: u16, profile: &str) -> Result<Self, Failure> {
+        let nodes = Nodes::prepare(count, "bench")?;
+        let authorities = (0..count.into()).map(|node| nodes.authority(node)).collect();
+        Ok(Self { nodes: Some(nodes), authorities, token: None, profile: Some(profile.to_owned()) })
+    }
+
+    /// Starts the processes, if they are of this command.
+    pub(super) async fn start(&mut self) -> Result<(), Failure> {
+        let Some(nodes) = &mut self.nodes else { return Ok(()) };
+        progress(&format!("starting {} nodes in {}", self.authorities.len(), nodes.home().display()));
+        nodes.start_first(self.profile.as_deref().unwrap_or("lan")).await?;
+        nodes.join_others().await?;
+        nodes.wait_until_formed(FORMED).await
+    }
+
+    /// Stops what [`Self::start`] started.
+    pub(super) async fn stop(&mut self) {
+        if let Some(nodes) = &mut self.nodes {
+            nodes.stop().await;
+        }
+    }
+
+    /// The processes, for who must kill them.
+    pub(super) fn nodes(&mut self) -> Result<&mut Nodes, Failure> {
+        self.nodes.as_mut().ok_or_else(|| Failure::new("the nodes are not this command's to kill"))
+    }
+
+    /// What a figure means nothing without.
+    pub(super) fn setting(&self) -> Result<Setting, Failure> {
+        let load = System::load_average().map_err(unreadable)?;
+        Ok(Setting {
+            version: env!("CARGO_PKG_VERSION"),
+            build: if cfg!(debug_assertions) { "debug" } else { "release" },
+            cores: std::thread::available_parallelism().map_or(1, Into::into),
+            load_average: load.one,
+            nodes: self.authorities.len(),
+            own_nodes: self.nodes.is_some(),
+            profile: self.profile.clone(),
+        })
+    }
+
+    /// Asks every node who writes.
+    pub(super) async fn places(&self) -> Result<Places, Failure> {
+        let (mut writer, mut other, mut elsewhere) = (None, None, None);
+        for authority in &self.authorities {
+            let client = Client::new(Target::Tcp { authority: authority.clone() }, self.token.clone());
+            let status: ClusterStatus = timeout(ANSWER, client.get("/api/v1/cluster"))
+                .await
+                .map_err(|_| Failure::new(format!("http://{authority} does not answer")))??;
+            let me = status.nodes.iter().find(|node| node.id == status.node_id);
+            let name = me.map_or_else(|| authority.clone(), |node| node.name.clone());
+            let edge = Edge { name, authority: authority.clone(), token: self.token.clone() };
+            if status.writer == Some(status.node_id) {
+                writer = Some(edge);
+            } else {
+                elsewhere = status.nodes.iter().find(|node| node.is_writer).map(|node| node.name.clone());
+                other.get_or_insert(edge);
+            }
+        }
+        match (writer, elsewhere) {
+            (Some(writer), _) => Ok(Places { writer, other }),
+            (None, Some(name)) => {
+                Err(Failure::new(format!("the writer is {name}: give its --url too (see skein status)")))
+            }
+            (None, None) => Err(Failure::new("the cluster has no writer; see skein status")),
+        }
+    }
+
+    /// Processor time of each node and of this command; `None` for nodes of somebody else.
+    pub(super) fn cpu(&self) -> Result<Option<CpuTimes>, Failure> {
+        let Some(nodes) = &self.nodes else { return Ok(None) };
+        let mut wanted = nodes.processes();
+        wanted.push(("bench".to_owned(), std::process::id()));
+        let pids: Vec<Pid> = wanted.iter().map(|(_, pid)| Pid::from_u32(*pid)).collect();
+        let mut system = System::new().map_err(unreadable)?;
+        let kind = ProcessRefreshKind::nothing().with_cpu();
+        system.refresh_processes_specifics(ProcessesToUpdate::Some(&pids), false, kind);
+        let time = |(name, pid): (String, u32)| {
+            let process = system.process(Pid::from_u32(pid))?;
+            Some((name, Duration::from_millis(process.accumulated_cpu_time())))
+        };
+        Ok(Some(wanted.into_iter().filter_map(time).collect()))
+    }
+}
+
+fn unreadable(error: sysinfo::Error) -> Failure {
+    Failure::new(format!("cannot read what this machine does: {error}"))
+}

@@ -1,0 +1,159 @@
+//! `skein bench`: what a cluster does per second, how long one write takes, and how long it is
+//! without a writer. [`run`] brings up a cluster of its own unless it is given one.
+
+mod bodies;
+mod cluster;
+mod connection;
+mod failover;
+mod latency;
+mod load;
+mod report;
+mod traffic;
+
+use clap::{Args, Subcommand};
+
+use cluster::Cluster;
+
+use super::{Failure, output, start::Stop};
+
+/// Flags of `skein bench`.
+#[derive(Debug, Args)]
+pub(super) struct BenchArgs {
+    #[command(subcommand)]
+    command: BenchCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum BenchCommand {
+    /// Rows per second at the writer
+    Write(LoadArgs),
+    /// Rows per second at a node that is not the writer, against the writer
+    Forward(ForwardArgs),
+    /// Time of one single-row write after another, at the writer and at another node
+    Latency(LatencyArgs),
+    /// Kill the writer again and again: time without one, and whether a row is missing
+    Failover(FailoverArgs),
+}
+
+/// Which cluster is measured.
+#[derive(Debug, Clone, Args)]
+struct ClusterArgs {
+    /// Measure the cluster of these nodes [default: one of its own on this machine]
+    #[arg(long, value_name = "URL", num_args = 1..)]
+    url: Vec<String>,
+    /// Nodes of the cluster that is started for this
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9), conflicts_with = "url")]
+    nodes: u16,
+    /// Timeouts of the cluster that is started for this: lan, fast or wan
+    #[arg(long, default_value = "lan", value_parser = ["lan", "fast", "wan"], conflicts_with = "url")]
+    profile: String,
+    /// Database that the rows go to
+    #[arg(short = 'd', long = "database", value_name = "DB", default_value = "bench")]
+    database: String,
+    /// When a write counts as written: local or quorum
+    #[arg(long, default_value = "quorum", value_parser = ["local", "quorum"])]
+    ack: String,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+struct LoadArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// Connections, each with one request at a time
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    connections: u16,
+    /// Rows of a request
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rows: u32,
+    /// How long, at each place
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+}
+
+#[derive(Debug, Clone, Args)]
+struct ForwardArgs {
+    #[command(flatten)]
+    load: LoadArgs,
+    /// Writer and other node take turns so often, so that a busy machine is so to both
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=20))]
+    rounds: u32,
+}
+
+#[derive(Debug, Clone, Args)]
+struct LatencyArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// Writes at each place
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    writes: u32,
+}
+
+#[derive(Debug, Clone, Args)]
+struct FailoverArgs {
+    /// How often the writer is killed
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    kills: u32,
+    /// Nodes of the cluster that is started for this
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(3..=9))]
+    nodes: u16,
+    /// Timeouts of the cluster that is started for this: lan, fast or wan
+    #[arg(long, default_value = "lan", value_parser = ["lan", "fast", "wan"])]
+    profile: String,
+    /// When a write counts as written: local or quorum
+    #[arg(long, default_value = "quorum", value_parser = ["local", "quorum"])]
+    ack: String,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures and prints. Exit code 1 if an acknowledged row is missing.
+pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
+    let mut stop = Stop::listen()?;
+    let mut cluster = match &args.command {
+        BenchCommand::Write(args) => Cluster::of(&args.cluster)?,
+        BenchCommand::Forward(args) => Cluster::of(&args.load.cluster)?,
+        BenchCommand::Latency(args) => Cluster::of(&args.cluster)?,
+        BenchCommand::Failover(args) => Cluster::own(args.nodes, &args.profile)?,
+    };
+    let measured = tokio::select! {
+        measured = measure(args.command, &mut cluster) => measured,
+        () = stop.asked() => Err(Failure::new("stopped before the end")),
+    };
+    cluster.stop().await;
+    measured
+}
+
+async fn measure(command: BenchCommand, cluster: &mut Cluster) -> Result<(), Failure> {
+    cluster.start().await?;
+    let setting = cluster.setting()?;
+    match command {
+        BenchCommand::Write(args) => {
+            let report = load::write(&args, cluster, setting).await?;
+            if args.cluster.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::Forward(args) => {
+            let report = load::forward(&args, cluster, setting).await?;
+            if args.load.cluster.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::Latency(args) => {
+            let report = latency::measure(&args, cluster, setting).await?;
+            if args.cluster.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::Failover(args) => {
+            let report = failover::measure(&args, cluster, setting).await?;
+            if args.json {
+                output::json(&report)?;
+            } else {
+                output::print(&report.table())?;
+            }
+            match report.missing() {
+                0 => Ok(()),
+                missing => Err(Failure::new(format!("{missing} acknowledged rows are missing"))),
+            }
+        }
+    }
+}

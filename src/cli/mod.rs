@@ -1,0 +1,136 @@
+//! The command line: parses, runs one command, tells the shell how it went.
+
+mod bench;
+mod client;
+pub mod demo;
+mod failure;
+mod flags;
+mod logs;
+mod node;
+mod output;
+mod processes;
+mod query;
+pub mod start;
+mod status;
+mod table;
+mod target;
+mod token;
+mod write;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use client::{Answer, Client, ClientError};
+pub use failure::Failure;
+pub use flags::{DemoArgs, StartArgs};
+pub use logs::install as install_logs;
+pub use target::{Target, TargetArgs};
+
+/// A clustered time-series store.
+#[derive(Debug, Parser)]
+#[command(name = "skein", version, disable_help_subcommand = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a node: make a cluster, join one, or come back to it
+    Start(Box<StartArgs>),
+    /// Run three nodes on this machine, feed them, kill the writer and count
+    Demo(DemoArgs),
+    /// Show the cluster as a node sees it
+    Status(status::StatusArgs),
+    /// Make, list and take back join tokens
+    Token(token::TokenArgs),
+    /// List and remove nodes
+    Node(node::NodeArgs),
+    /// Write line protocol from a file or standard input
+    Write(write::WriteArgs),
+    /// Ask in SQL
+    Query(query::QueryArgs),
+    /// Measure a cluster: one of its own on this machine, or one that runs
+    Bench(bench::BenchArgs),
+}
+
+/// The program: what `main` returns to the shell. 0 done, 1 failed, 2 wrong usage, 74 disk.
+pub fn main() -> ExitCode {
+    // Prints help, version and wrong usage itself, the latter with exit code 2.
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::new(format!("cannot start the async runtime: {error}")).report(),
+    };
+    let done = runtime.block_on(run(cli.command));
+    // A blocking read of standard input must not hold the process.
+    runtime.shutdown_background();
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Start(args) => start::run(*args).await,
+        Command::Demo(args) => demo::run(args).await,
+        Command::Status(args) => status::run(args).await,
+        Command::Token(args) => token::run(args).await,
+        Command::Node(args) => node::run(args).await,
+        Command::Write(args) => write::run(args).await,
+        Command::Query(args) => query::run(args).await,
+        Command::Bench(args) => bench::run(args).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_hold_together() {
+        Cli::command().debug_assert();
+        for line in [
+            "skein start",
+            "skein start --data-dir /d --name a --mesh [::]:7400 --http 0.0.0.0:8086 --join t --seed a:1 --seed b:2 \
+             --role reader --no-mdns --profile wan --http-open --log-format json --config /c --check",
+            "skein demo --nodes 3 --seconds 20 --no-failover --json",
+            "skein status --json --watch --url http://x:1",
+            "skein token create --role reader --ttl 2h --uses 3",
+            "skein token list --json",
+            "skein token revoke 0000000000000007",
+            "skein node list",
+            "skein node remove aaaa --data-dir /d",
+            "skein write -d home --precision s FILE",
+            "skein write -d home -",
+            "skein query -d home --format csv --consistency linearizable SELECT",
+            "skein bench write --connections 12 --rows 1000 --seconds 10 --ack local --json",
+            "skein bench write --url http://a:1 http://b:2 -d home",
+            "skein bench forward --nodes 5 --rounds 3",
+            "skein bench latency --writes 500 --url http://a:1",
+            "skein bench failover --kills 20 --profile fast --json",
+        ] {
+            Cli::try_parse_from(line.split_whitespace()).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+        for line in [
+            "skein",
+            "skein fly",
+            "skein query",
+            "skein token revoke",
+            "skein query --format xml q",
+            "skein bench",
+            "skein bench write --ack most",
+            "skein bench write --rows 0",
+            "skein bench write --nodes 3 --url http://a:1",
+            "skein bench failover --url http://a:1",
+            "skein bench failover --nodes 2",
+        ] {
+            let error = Cli::try_parse_from(line.split_whitespace()).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

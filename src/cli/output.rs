@@ -1,0 +1,30 @@
+//! Standard output of the commands.
+
+use std::io::{self, IsTerminal, Write};
+
+use super::Failure;
+
+/// Writes text and flushes.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    bytes(text.as_bytes())
+}
+
+/// Writes a value as one line of JSON.
+pub(super) fn json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text =
+        serde_json::to_string(value).map_err(|e| Failure::new(format!("cannot show the answer: {e}")))?;
+    print(&format!("{text}\n"))
+}
+
+/// Writes bytes and flushes.
+pub(super) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_all(bytes)?;
+    out.flush()?;
+    Ok(())
+}
+
+/// True when a person looks at standard output.
+pub(super) fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}

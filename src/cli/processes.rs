@@ -1,0 +1,258 @@
+//! A cluster of node processes on this machine, for the demo and the benches.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    path::Path,
+    process::Stdio,
+    time::Duration,
+};
+
+use hyper::Method;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    process::{Child, Command},
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{node::ClusterStatus, types::Role};
+
+use super::{Client, Failure, Target};
+
+/// Until a started node has said that it is ready.
+const READY: Duration = Duration::from_secs(60);
+/// Until a node that was told to stop has stopped.
+const STOP: Duration = Duration::from_secs(10);
+
+/// All of them, in one temporary directory that goes with the value.
+pub(super) struct Nodes {
+    home: tempfile::TempDir,
+    all: Vec<One>,
+}
+
+struct One {
+    name: String,
+    mesh: SocketAddr,
+    http: SocketAddr,
+    child: Option<Child>,
+}
+
+impl Nodes {
+    /// Finds addresses and makes the directory, named for the command `what`. Starts nothing.
+    pub(super) fn prepare(count: u16, what: &str) -> Result<Self, Failure> {
+        let home = tempfile::Builder::new().prefix(&format!("skein-{what}-")).tempdir()?;
+        // Found by asking the system and let go again, so that a restarted node has its old address.
+        let mut held = Vec::new();
+        let mut all = Vec::new();
+        for n in 1..=count {
+            let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+            let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+            let (mesh, http) = (udp.local_addr()?, tcp.local_addr()?);
+            all.push(One { name: format!("n{n}"), mesh, http, child: None });
+            held.push((udp, tcp));
+        }
+        Ok(Self { home, all })
+    }
+
+    pub(super) fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    pub(super) fn name(&self, node: usize) -> &str {
+        self.all.get(node).map_or("?", |one| &one.name)
+    }
+
+    pub(super) fn urls(&self) -> Vec<(String, String)> {
+        self.all.iter().map(|one| (one.name.clone(), format!("http://{}", one.http))).collect()
+    }
+
+    /// Host and port of a node's HTTP edge.
+    pub(super) fn authority(&self, node: usize) -> String {
+        self.all.get(node).map(|one| one.http.to_string()).unwrap_or_default()
+    }
+
+    /// Name and process id of each node that runs.
+    pub(super) fn processes(&self) -> Vec<(String, u32)> {
+        let of = |one: &One| Some((one.name.clone(), one.child.as_ref()?.id()?));
+        self.all.iter().filter_map(of).collect()
+    }
+
+    pub(super) fn client(&self, node: usize) -> Client {
+        Client::new(Target::Tcp { authority: self.authority(node) }, None)
+    }
+
+    pub(super) fn clients(&self) -> Vec<Client> {
+        (0..self.all.len()).map(|node| self.client(node)).collect()
+    }
+
+    /// Makes the cluster, with the timeouts of that profile.
+    pub(super) async fn start_first(&mut self, profile: &str) -> Result<(), Failure> {
+        self.start(0, &["--new-cluster", "--profile", profile], None).await
+    }
+
+    /// The others get the token on standard input: it is in no command line.
+    pub(super) async fn join_others(&mut self) -> Result<(), Failure> {
+        let others = self.all.len().saturating_sub(1);
+        if others == 0 {
+            return Ok(());
+        }
+        let socket = self.home.path().join(self.name(0)).join("skein.sock");
+        let ask = serde_json::json!({ "role": "voter", "ttl": "10m", "uses": others }).to_string();
+        let client = Client::new(Target::Socket(socket), None);
+        let answer: serde_json::Value =
+            client.send(Method::POST, "/api/v1/tokens", ask).await?.json().await?;
+        let token = answer["token"].as_str().unwrap_or_default().to_owned();
+        let seed = self.all.first().map(|one| one.mesh.to_string()).unwrap_or_default();
+        for node in 1..self.all.len() {
+            self.start(node, &["--join", "-", "--seed", &seed], Some(&token)).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn restart(&mut self, node: usize) -> Result<(), Failure> {
+        self.start(node, &[], None).await
+    }
+
+    async fn start(&mut self, node: usize, more: &[&str], stdin: Option<&str>) -> Result<(), Failure> {
+        let home = self.home.path().to_path_buf();
+        let Some(one) = self.all.get_mut(node) else { return Ok(()) };
+        let dir = home.join(&one.name);
+        let log_path = home.join(format!("{}.log", one.name));
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_path)?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .arg("start")
+            .args(["--name", &one.name, "--no-mdns", "--log-format", "json"])
+            .arg("--data-dir")
+            .arg(&dir)
+            .args(["--mesh", &one.mesh.to_string(), "--http", &one.http.to_string()])
+            .args(more)
+            .stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .kill_on_drop(true)
+            // Ctrl-C is for the command, which stops the nodes itself.
+            .process_group(0);
+        let mut child = command.spawn()?;
+        if let (Some(text), Some(mut pipe)) = (stdin, child.stdin.take()) {
+            pipe.write_all(text.as_bytes()).await?;
+        }
+        let Some(stdout) = child.stdout.take() else { return Err(Failure::new("no pipe to a node")) };
+        let mut lines = BufReader::new(stdout).lines();
+        let ready = async {
+            while let Some(line) = lines.next_line().await? {
+                if line.starts_with("ready ") {
+                    return Ok::<bool, std::io::Error>(true);
+                }
+            }
+            Ok(false)
+        };
+        let ready = matches!(timeout(READY, ready).await, Ok(Ok(true)));
+        one.child = Some(child);
+        if ready {
+            return Ok(());
+        }
+        let log = std::fs::read_to_string(&log_path).unwrap_or_default();
+        let end: Vec<&str> = log.lines().rev().take(5).collect();
+        let end: Vec<&str> = end.into_iter().rev().collect();
+        Err(Failure::new(format!("{} did not start; its log ends:\n{}", one.name, end.join("\n"))))
+    }
+
+    pub(super) async fn status(&self, node: usize) -> Option<ClusterStatus> {
+        let client = self.client(node);
+        timeout(Duration::from_secs(2), client.get("/api/v1/cluster")).await.ok()?.ok()
+    }
+
+    /// Any answer, from the node that gives one first.
+    pub(super) async fn any_status(&self) -> Option<ClusterStatus> {
+        for node in 0..self.all.len() {
+            if self.all.get(node).is_some_and(|one| one.child.is_some())
+                && let Some(status) = self.status(node).await
+            {
+                return Some(status);
+            }
+        }
+        None
+    }
+
+    pub(super) async fn wait_until_formed(&self, patience: Duration) -> Result<(), Failure> {
+        // Five vote; an even number is no better than the odd one below, so a fourth waits too.
+        let voters = match self.all.len() {
+            4 => 3,
+            n => n.min(5),
+        };
+        let deadline = Instant::now() + patience;
+        loop {
+            let status = self.any_status().await;
+            let formed = status.is_some_and(|status| {
+                let have = status.nodes.iter().filter(|n| n.role == Role::Voter).count();
+                status.writer.is_some() && status.nodes.len() == self.all.len() && have >= voters
+            });
+            if formed {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Failure::new(format!(
+                    "the nodes did not form a cluster; see {}",
+                    self.home().display()
+                )));
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    pub(super) fn index_of(&self, name: &str) -> Option<usize> {
+        self.all.iter().position(|one| one.name == name)
+    }
+
+    pub(super) async fn writer(&self) -> Result<usize, Failure> {
+        let status = self.any_status().await.ok_or_else(|| Failure::new("no node answers"))?;
+        let name = status.nodes.iter().find(|node| node.is_writer).map(|node| node.name.clone());
+        name.and_then(|name| self.index_of(&name)).ok_or_else(|| Failure::new("the cluster has no writer"))
+    }
+
+    /// The first living node that is not this one (or this one, if there is no other).
+    pub(super) fn other_than(&self, node: usize) -> usize {
+        let living = |at: &usize| self.all.get(*at).is_some_and(|one| one.child.is_some());
+        (0..self.all.len()).filter(living).find(|at| *at != node).unwrap_or(node)
+    }
+
+    pub(super) fn is_alive(&self, node: usize) -> bool {
+        self.all.get(node).is_some_and(|one| one.child.is_some())
+    }
+
+    /// SIGKILL.
+    pub(super) async fn kill(&mut self, node: usize) -> Result<(), Failure> {
+        if let Some(mut child) = self.all.get_mut(node).and_then(|one| one.child.take()) {
+            child.kill().await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn caught_up(&self, node: usize) -> bool {
+        let name = self.name(node);
+        match self.status(node).await {
+            Some(status) => {
+                status.nodes.iter().any(|n| n.name == name && n.lag_records.is_some_and(|lag| lag <= 2))
+            }
+            None => false,
+        }
+    }
+
+    /// SIGTERM for all, then no more patience.
+    pub(super) async fn stop(&mut self) {
+        for one in &self.all {
+            let pid = one.child.as_ref().and_then(Child::id).and_then(|id| i32::try_from(id).ok());
+            if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+                // A node that is gone needs no signal.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            }
+        }
+        for one in &mut self.all {
+            if let Some(mut child) = one.child.take()
+                && timeout(STOP, child.wait()).await.is_err()
+            {
+                let _ = child.kill().await;
+            }
+        }
+    }
+}

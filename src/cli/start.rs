@@ -1,0 +1,200 @@
+//! `skein start`: assembles a node with the columnar engine and the HTTP edge, and runs it until it
+//! is told to stop or cannot go on.
+
+use std::{
+    io::{self, IsTerminal},
+    net::SocketAddr,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+use super::{Failure, StartArgs, install_logs, output};
+use crate::{
+    config::Config,
+    engine::columnar::{ColumnarConfig, ColumnarEngine},
+    http::{self, AppState, Listeners},
+    identity::{DataDir, JoinToken},
+    node::{ADMIN_TOKEN_FILE, MdnsConfig, Node, NodeConfig, NodeError, Surroundings},
+    telemetry::{Logging, Registry},
+    transport::Socket,
+};
+
+/// Runs a node until SIGTERM or SIGINT (a second one does not wait), or until it cannot go on.
+pub async fn run(args: StartArgs) -> Result<(), Failure> {
+    let config = args.load()?;
+    if args.check {
+        return output::print(&config.to_toml());
+    }
+    let terminal = io::stderr().is_terminal();
+    install_logs(&Logging::of(&config.log, terminal), terminal)?;
+    let token = join_token(&config)?;
+    let dir = DataDir::open(&config.data.dir).map_err(|e| Failure::disk(e.to_string()))?;
+    // Taken before anything is promised to anybody: a port in use is a mistake of the command line.
+    let tcp = TcpListener::bind(config.http.listen).await.map_err(|e| {
+        Failure::new(format!("cannot listen on http {}: {e}; choose another with --http", config.http.listen))
+    })?;
+    let http_addr = tcp.local_addr()?;
+    let unix =
+        http::bind_socket(&config.data.socket()).map_err(|e| tracing::warn!("no unix socket: {e}")).ok();
+    let surroundings = Surroundings::real();
+    let engine_config = ColumnarConfig {
+        flush_bytes: config.storage.flush_bytes.as_usize(),
+        flush_age: config.storage.flush_age,
+    };
+    let engine_dir = config.data.dir.join("engine");
+    let engine = ColumnarEngine::open(surroundings.disk.clone(), engine_dir, engine_config)
+        .await
+        .map_err(|e| Failure::disk(e.to_string()))?;
+
+    let mut stop = Stop::listen()?;
+    let node = tokio::select! {
+        started = Node::start(node_config(&config, dir, token, http_addr), surroundings, engine.clone()) => {
+            started.map_err(failure)?
+        }
+        () = stop.asked() => return Ok(()),
+    };
+    // Whoever started this node may have closed the pipe: that is no reason to stop.
+    if let Err(error) = output::print(&ready(&node, http_addr)) {
+        tracing::debug!(%error, "standard output is closed");
+    }
+    warn_if_open(&config, &node, http_addr);
+
+    let metrics = Registry::new();
+    node.register_metrics(&metrics);
+    let state = AppState {
+        node: node.clone(),
+        engine,
+        metrics,
+        config: Arc::new(config.http.clone()),
+        now_ns: unix_nanos,
+    };
+    let (closing, mut closed) = watch::channel(false);
+    let edge = tokio::spawn(http::serve(Listeners { tcp, unix }, state, async move {
+        // An error means that this function is gone, and the edge with it.
+        let _ = closed.wait_for(|closed| *closed).await;
+    }));
+    let end = tokio::select! {
+        error = node.run() => Err(failure(error)),
+        () = stop.asked() => Ok(()),
+    };
+    if end.is_ok() {
+        tracing::info!("stopping: handing over, then finishing what is under way");
+        tokio::select! {
+            () = async {
+                node.hand_over().await;
+                closing.send_replace(true);
+                if let Err(error) = edge.await {
+                    tracing::warn!(%error, "the HTTP edge did not end cleanly");
+                }
+                node.shutdown().await;
+            } => {}
+            () = stop.asked() => tracing::warn!("asked twice: stopping at once"),
+        }
+    }
+    end
+}
+
+fn join_token(config: &Config) -> Result<Option<JoinToken>, Failure> {
+    let Some(source) = &config.node.join else { return Ok(None) };
+    let text = source.read(io::stdin()).map_err(|e| Failure::usage(e.to_string()))?;
+    let token = text.parse::<JoinToken>().map_err(|e| Failure::usage(format!("--join: {e}")))?;
+    Ok(Some(token))
+}
+
+fn node_config(config: &Config, dir: DataDir, join: Option<JoinToken>, http: SocketAddr) -> NodeConfig {
+    NodeConfig {
+        dir,
+        name: config.node.name.clone(),
+        role: config.node.role,
+        join,
+        new_cluster: config.node.new_cluster,
+        bootstrap_expect: config.node.bootstrap_expect,
+        profile: config.node.profile,
+        socket: Socket::Bind(config.mesh.listen),
+        advertise: config.mesh.advertise.clone(),
+        http: Some(http),
+        seeds: config.discovery.seeds.clone(),
+        mdns: config.discovery.mdns.then(|| MdnsConfig {
+            allow: config.discovery.allow_interfaces.clone(),
+            deny: config.discovery.deny_interfaces.clone(),
+        }),
+        segment_bytes: config.storage.wal_segment.0,
+        keep_bytes: config.storage.wal_keep_bytes.0,
+    }
+}
+
+/// One line for programs; for a person who just founded a cluster, the line for the next node too.
+fn ready(node: &Node, http: SocketAddr) -> String {
+    let view = node.view().borrow().clone();
+    let cluster = if view.name.is_empty() { "(learning)".to_owned() } else { view.name.clone() };
+    let line = format!("ready http=http://{http} node={} cluster={cluster}\n", node.id());
+    let Some(founded) = node.founded() else { return line };
+    if !io::stdout().is_terminal() {
+        return format!("{line}to add nodes, run: skein token create\n");
+    }
+    let minutes = founded.ttl.as_secs() / 60;
+    let text = founded.token.reveal();
+    format!(
+        "{line}\nA new cluster. On the next machines (up to {}, within {minutes} minutes):\n\n  skein start --join {}\n\n\
+         Across networks add --seed HOST:{}.\n",
+        founded.uses,
+        text.as_str(),
+        node.mesh_addr().map_or(7400, |at| at.port()),
+    )
+}
+
+fn warn_if_open(config: &Config, node: &Node, http: SocketAddr) {
+    if http.ip().is_loopback() {
+        return;
+    }
+    if config.http.open {
+        tracing::warn!(%http, "--http-open: everybody who reaches this address may write and query");
+    } else {
+        let file = node.data_dir().join(ADMIN_TOKEN_FILE);
+        tracing::info!(
+            %http,
+            "requests from other machines need an API token; the first lies in {} on the node that made the cluster",
+            file.display()
+        );
+    }
+}
+
+fn failure(error: NodeError) -> Failure {
+    if error.is_usage() {
+        Failure::usage(error.to_string())
+    } else if error.is_disk() {
+        Failure::disk(error.to_string())
+    } else {
+        Failure::new(error.to_string())
+    }
+}
+
+fn unix_nanos() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// SIGTERM and SIGINT.
+pub(super) struct Stop {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    pub(super) fn listen() -> Result<Self, Failure> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+
+    pub(super) async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}

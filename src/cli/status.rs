@@ -1,0 +1,193 @@
+//! `skein status`.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{
+    Client, Failure, TargetArgs, output,
+    table::{number, or_dash, render, text},
+};
+use crate::{
+    node::{ClusterStatus, NodeReport},
+    types::{NodeHealth, NodeId},
+};
+
+/// Flags of `skein status`.
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Print the JSON that the node answers with
+    #[arg(long)]
+    json: bool,
+    /// Show again every second until interrupted
+    #[arg(long)]
+    watch: bool,
+}
+
+pub(super) async fn run(args: StatusArgs) -> Result<(), Failure> {
+    let client = Client::from_env(args.target.resolve()?);
+    loop {
+        let asked = client.get::<ClusterStatus>("/api/v1/cluster").await;
+        let shown = match asked {
+            Ok(status) if args.json => {
+                let line = serde_json::to_string(&status).map_err(|e| Failure::new(e.to_string()))?;
+                format!("{line}\n")
+            }
+            Ok(status) => show(&status),
+            // Whoever watches wants to see the node come back.
+            Err(error) if args.watch && !args.json => format!("{error}\n"),
+            Err(error) => return Err(error.into()),
+        };
+        let clear = if args.watch && !args.json && output::is_terminal() { "\x1b[2J\x1b[H" } else { "" };
+        output::print(&format!("{clear}{shown}"))?;
+        if !args.watch {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// The cluster in a few lines, its nodes in a table, its warnings below.
+fn show(status: &ClusterStatus) -> String {
+    let node = |id: Option<NodeId>| match id {
+        None => "none".to_owned(),
+        Some(id) => match status.nodes.iter().find(|node| node.id == id) {
+            Some(node) if !node.name.is_empty() => format!("{} ({})", node.name, id.short()),
+            _ => id.short(),
+        },
+    };
+    let mut out = format!(
+        "cluster  {} ({})\nleader   {}\nwriter   {}, epoch {}\ncommit   {}\n\n",
+        status.cluster_name,
+        status.cluster_id,
+        node(status.leader),
+        node(status.writer),
+        or_dash(status.epoch),
+        or_dash(status.commit),
+    );
+    out.push_str(&node_table(&status.nodes));
+    for warning in &status.warnings {
+        out.push_str(&format!("\nwarning: {warning}"));
+    }
+    if !status.warnings.is_empty() {
+        out.push('\n');
+    }
+    out
+}
+
+/// One row per node.
+pub(super) fn node_table(nodes: &[NodeReport]) -> String {
+    let columns = [
+        text("ID"),
+        text("NAME"),
+        text("ROLE"),
+        text("STATE"),
+        text("IS"),
+        number("APPLIED"),
+        number("LAG"),
+        number("RTT MS"),
+        number("CERT"),
+        text("MESH"),
+        text("HTTP"),
+        text("VERSION"),
+    ];
+    let rows: Vec<Vec<String>> = nodes.iter().map(row).collect();
+    render(&columns, &rows)
+}
+
+fn row(node: &NodeReport) -> Vec<String> {
+    let role = if node.role == node.wants {
+        node.role.to_string()
+    } else {
+        format!("{} (wants {})", node.role, node.wants)
+    };
+    let state = match node.state {
+        NodeHealth::Up => "up",
+        NodeHealth::Down => "down",
+        NodeHealth::Joining => "joining",
+        NodeHealth::Draining => "draining",
+    };
+    let is = match (node.is_writer, node.is_leader) {
+        (true, true) => "writer, leader",
+        (true, false) => "writer",
+        (false, true) => "leader",
+        (false, false) => "",
+    };
+    vec![
+        node.id.short(),
+        node.name.clone(),
+        role,
+        state.to_owned(),
+        is.to_owned(),
+        or_dash(node.applied),
+        or_dash(node.lag_records),
+        or_dash(node.rtt_ms.map(|ms| format!("{ms:.1}"))),
+        or_dash(node.cert_days_left.map(|days| format!("{days}d"))),
+        or_dash(node.mesh_addr.as_deref()),
+        or_dash(node.http_addr.as_deref()),
+        or_dash(node.version.as_deref()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{ClusterId, Lsn, Role};
+
+    fn node(n: u8, name: &str) -> NodeReport {
+        NodeReport {
+            id: NodeId([n; 16]),
+            name: name.into(),
+            role: Role::Voter,
+            wants: Role::Voter,
+            state: NodeHealth::Up,
+            mesh_addr: Some("192.0.2.1:7400".into()),
+            http_addr: None,
+            version: Some("0.1.0".into()),
+            durable: None,
+            applied: Some(Lsn::new(3, 1042)),
+            lag_records: Some(0),
+            lag_ms: None,
+            rtt_ms: Some(0.25),
+            cert_days_left: Some(29),
+            is_leader: false,
+            is_writer: false,
+        }
+    }
+
+    #[test]
+    fn people_see_names_roles_and_warnings() {
+        let writer = NodeReport { is_writer: true, is_leader: true, ..node(1, "north") };
+        let joining = NodeReport {
+            role: Role::Reader,
+            state: NodeHealth::Joining,
+            applied: None,
+            lag_records: None,
+            rtt_ms: None,
+            ..node(2, "south")
+        };
+        let status = ClusterStatus {
+            cluster_id: ClusterId([3; 16]),
+            cluster_name: "home".into(),
+            node_id: NodeId([1; 16]),
+            leader: Some(NodeId([1; 16])),
+            writer: None,
+            epoch: Some(3),
+            commit: Some(Lsn::new(3, 1042)),
+            nodes: vec![writer, joining],
+            warnings: vec!["Two voters: losing one stops writes.".into()],
+        };
+        let shown = show(&status);
+        let lines: Vec<&str> = shown.lines().collect();
+        assert_eq!(lines[1], format!("leader   north ({})", NodeId([1; 16]).short()));
+        assert_eq!(lines[2], "writer   none, epoch 3");
+        assert_eq!(lines[3], "commit   3.1042");
+        assert!(lines[5].starts_with("ID      NAME   ROLE                  STATE    IS"), "{shown}");
+        assert!(lines[6].contains("writer, leader") && lines[6].contains("  29d  "), "{shown}");
+        assert!(lines[7].contains("reader (wants voter)") && lines[7].contains("joining"), "{shown}");
+        assert_eq!(lines[5].find("MESH"), lines[6].find("192.0.2.1"));
+        assert_eq!(lines.last(), Some(&"warning: Two voters: losing one stops writes."));
+    }
+}

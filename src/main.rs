@@ -1,0 +1,7 @@
+//! The program `skein`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    skeinmesh::cli::main()
+}
