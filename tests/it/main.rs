@@ -1,0 +1,36 @@
+//! One promise per file, one binary for all: linking DataFusion twenty times is too slow.
+//!
+//! Most are over real processes of the program; those need it, and SQL to look at its answers.
+
+mod library;
+
+#[cfg(all(feature = "server", feature = "sql"))]
+mod all_killed;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod auth;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod cluster;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod failover;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod feed;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod graceful;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod http;
+#[cfg(all(feature = "server", feature = "sql", feature = "mdns"))]
+mod mdns;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod partial_writes;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod paused_writer;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod process;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod reads;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod single_node;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod snapshot;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod tokens_and_removal;
