@@ -193,6 +193,18 @@ mod tests {
         assert!(StreamHeader::decode([1, 1, 0, 7]).is_err());
     }
 
+    /// The example of docs/wire.md.
+    #[test]
+    fn a_message_is_a_map_with_the_names_of_its_fields() {
+        let seal = crate::protocol::replication::Seal { epoch: 7, term: 3, resigned: None };
+        let bytes = encode(&seal);
+        assert_eq!(&bytes[..], b"\x83\xa5epoch\x07\xa4term\x03\xa8resigned\xc0");
+        assert_eq!(bytes.len(), 24);
+        // A version that knows more says more: what is not known here is skipped.
+        let newer = b"\x84\xa5epoch\x07\xa4term\x03\xa8resigned\xc0\xa5later\x01";
+        assert_eq!(decode::<crate::protocol::replication::Seal>(newer, 64), Ok(seal));
+    }
+
     #[test]
     fn lengths_are_checked_before_they_mean_anything() {
         assert_eq!(frame_len([0, 0, 1, 0], 256), Ok(256));
