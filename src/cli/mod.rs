@@ -106,12 +106,12 @@ mod tests {
             "skein node list",
             "skein node remove aaaa --data-dir /d",
             "skein write -d home --precision s FILE",
-            "skein write -d home -",
+            "skein write -d home --ack all -",
             "skein query -d home --format csv --consistency linearizable SELECT",
             "skein bench write --connections 12 --rows 1000 --seconds 10 --ack local --json",
             "skein bench write --url http://a:1 http://b:2 -d home",
             "skein bench forward --nodes 5 --rounds 3",
-            "skein bench latency --writes 500 --url http://a:1",
+            "skein bench latency --writes 500 --ack memory --url http://a:1",
             "skein bench failover --kills 20 --profile fast --json",
         ] {
             Cli::try_parse_from(line.split_whitespace()).unwrap_or_else(|e| panic!("{line}: {e}"));
@@ -124,6 +124,7 @@ mod tests {
             "skein query --format xml q",
             "skein bench",
             "skein bench write --ack most",
+            "skein write --ack most",
             "skein bench write --rows 0",
             "skein bench write --nodes 3 --url http://a:1",
             "skein bench failover --url http://a:1",

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use clap::Args;
 use hyper::Method;
 
+use crate::node::AckLevel;
+
 use super::{Client, ClientError, Failure, TargetArgs, client::query_string, output};
 
 /// Flags of `skein write`.
@@ -23,8 +25,8 @@ pub(super) struct WriteArgs {
     /// What timestamps count: ns, us, ms, s, or auto
     #[arg(long, default_value = "ns")]
     precision: String,
-    /// When a piece counts as written: local or quorum
-    #[arg(long)]
+    /// When a piece counts as written: memory, local, quorum or all [default: the cluster's]
+    #[arg(long, value_parser = AckLevel::EVERY.map(AckLevel::as_str))]
     ack: Option<String>,
     #[command(flatten)]
     target: TargetArgs,

@@ -57,6 +57,11 @@ pub trait StorageEngine: fmt::Debug + Send + Sync + 'static {
     /// Judges a batch before it gets a position and reserves what it brings (new tables and
     /// columns), so that a later batch is judged against it too.
     fn admit(&self, encoding: u8, payload: &Bytes) -> Result<(), Refused>;
+    /// Takes back what the last `admit` reserved: its batch did not become a record. Called with the
+    /// same arguments, before any other `admit`; an engine that reserves nothing has nothing to do.
+    fn withdraw(&self, encoding: u8, payload: &Bytes) {
+        let _ = (encoding, payload);
+    }
     /// Judges a batch that another node encoded, as a whole: what passes this and `admit` can be
     /// applied. Not called for batches that this process encoded itself. May take as long as decoding.
     fn validate(&self, encoding: u8, payload: &Bytes) -> Result<(), String> {

@@ -11,7 +11,7 @@ use axum::{
 };
 use serde_json::json;
 
-use crate::node::{ControlFailure, ReadError, SubmitError};
+use crate::node::{AckLevel, ControlFailure, Progress, ReadError, SubmitError};
 
 /// A request that is not answered as asked.
 #[derive(Debug)]
@@ -141,6 +141,24 @@ impl ApiError {
         Self { fault: Fault::Invalid, message, lines, headers: Box::new(headers) }
     }
 
+    /// A write that is in the log, but not at the level it asked for.
+    fn unreached(Progress { at, asked, reached }: Progress) -> Self {
+        let becomes = match reached {
+            // Committed: only the level is missing.
+            AckLevel::Quorum | AckLevel::All => "it is written, but not every voter has it yet",
+            AckLevel::Memory | AckLevel::Local => "it may still be written, or lost",
+        };
+        let message = format!(
+            "outcome unknown: record {at} did not reach ack={asked} in time, only {reached}; {becomes}; sending it \
+             again with the same Idempotency-Key does no harm"
+        );
+        let mut headers = HeaderMap::new();
+        set(&mut headers, "x-skein-lsn", at);
+        set(&mut headers, "x-skein-ack", reached);
+        set(&mut headers, "x-skein-ack-asked", asked);
+        Self { headers: Box::new(headers), ..Self::new(Fault::Unknown, message) }
+    }
+
     #[cfg(test)]
     pub(super) fn fault(&self) -> Fault {
         self.fault
@@ -191,11 +209,17 @@ impl From<SubmitError> for ApiError {
             SubmitError::Full => {
                 Self::new(Fault::Full, "the writer's disk is full; nothing was written, make space")
             }
-            SubmitError::Unknown => Self::new(
+            SubmitError::WriterBusy => Self::new(
+                Fault::Unavailable,
+                "the writer waits for commits and takes nothing more in; nothing was written, send it again \
+                 (skein status says which nodes lag)",
+            ),
+            SubmitError::Unknown(None) => Self::new(
                 Fault::Unknown,
                 "outcome unknown: the write was not acknowledged in time but may still be in the log; \
                  sending it again does no harm",
             ),
+            SubmitError::Unknown(Some(progress)) => Self::unreached(progress),
             SubmitError::KeyReused => Self::new(
                 Fault::Conflict,
                 "this Idempotency-Key was used with another body; nothing was written",
@@ -282,6 +306,9 @@ mod tests {
     use super::*;
     use crate::types::Lsn;
 
+    const PROGRESS: Progress =
+        Progress { at: Lsn::new(1, 9), asked: AckLevel::All, reached: AckLevel::Quorum };
+
     async fn seen(error: ApiError) -> (u16, HeaderMap, serde_json::Value) {
         let response = error.into_response();
         let (head, body) = response.into_parts();
@@ -297,7 +324,9 @@ mod tests {
             (SubmitError::NoWriter { waited: Duration::from_secs(4) }, 503, true),
             (SubmitError::Busy, 429, true),
             (SubmitError::Full, 507, true),
-            (SubmitError::Unknown, 504, false),
+            (SubmitError::WriterBusy, 503, true),
+            (SubmitError::Unknown(None), 504, false),
+            (SubmitError::Unknown(Some(PROGRESS)), 504, false),
             (SubmitError::KeyReused, 409, false),
             (SubmitError::Stopping, 503, true),
         ];
@@ -313,8 +342,13 @@ mod tests {
 
     #[tokio::test]
     async fn unknown_says_so_and_unauthorized_asks() {
-        let (_, _, body) = seen(SubmitError::Unknown.into()).await;
+        let (_, _, body) = seen(SubmitError::Unknown(None).into()).await;
         assert!(body["message"].as_str().unwrap().starts_with("outcome unknown"));
+        let (_, headers, body) = seen(SubmitError::Unknown(Some(PROGRESS)).into()).await;
+        assert!(body["message"].as_str().unwrap().starts_with("outcome unknown: record 1.9"), "{body}");
+        let told =
+            ["x-skein-lsn", "x-skein-ack", "x-skein-ack-asked"].map(|name| headers[name].to_str().unwrap());
+        assert_eq!(told, ["1.9", "quorum", "all"]);
         let (status, headers, _) = seen(ApiError::new(Fault::Unauthorized, "who?")).await;
         assert_eq!((status, headers.contains_key("www-authenticate")), (401, true));
     }

@@ -95,18 +95,14 @@ pub(super) fn text_header<'a>(headers: &'a HeaderMap, name: &str) -> Result<Opti
     }
 }
 
-/// The level a write asks for; `None` for the cluster's default. A level that is not offered is
-/// refused, never replaced by a lower one.
+/// The level a write asks for; `None` for the cluster's default. A word that is no level is refused,
+/// never taken for another one.
 pub(super) fn ack(params: &Params, headers: &HeaderMap) -> Result<Option<AckLevel>, ApiError> {
-    match either(params, headers, "ack", "x-skein-ack")? {
-        None => Ok(None),
-        Some("local") => Ok(Some(AckLevel::Local)),
-        Some("quorum") => Ok(Some(AckLevel::Quorum)),
-        Some(word @ ("memory" | "all")) => {
-            Err(ApiError::invalid(format!("ack={word} is not offered yet: use local or quorum")))
-        }
-        Some(word) => Err(ApiError::invalid(format!("ack={} is no level: use local or quorum", shown(word)))),
-    }
+    let Some(word) = either(params, headers, "ack", "x-skein-ack")? else { return Ok(None) };
+    AckLevel::from_word(word).map(Some).ok_or_else(|| {
+        let known = AckLevel::EVERY.map(AckLevel::as_str).join(", ");
+        ApiError::invalid(format!("ack={} is no level: use one of {known}", shown(word)))
+    })
 }
 
 /// InfluxDB 1's `consistency` of a write: `quorum` and `all` raise the level, `any` and `one` do not.
@@ -114,9 +110,9 @@ pub(super) fn raised(ack: Option<AckLevel>, params: &Params) -> Result<Option<Ac
     match params.get("consistency") {
         None | Some("any" | "one") => Ok(ack),
         Some("quorum") => Ok(ack.max(Some(AckLevel::Quorum))),
-        Some("all") => Err(ApiError::invalid("consistency=all is not offered yet: use quorum".to_owned())),
+        Some("all") => Ok(Some(AckLevel::All)),
         Some(word) => Err(ApiError::invalid(format!(
-            "consistency={} is no write consistency: use any, one or quorum",
+            "consistency={} is no write consistency: use any, one, quorum or all",
             shown(word)
         ))),
     }
@@ -227,15 +223,24 @@ mod tests {
         assert_eq!(ack(&params("ack=local"), &none).unwrap(), Some(AckLevel::Local));
         let header = headers(&[("x-skein-ack", "quorum")]);
         assert_eq!(ack(&params(""), &header).unwrap(), Some(AckLevel::Quorum));
-        for word in ["memory", "all", "Quorum", "most", "local%20"] {
-            assert!(ack(&params(&format!("ack={word}")), &none).is_err(), "{word}");
+        for level in AckLevel::EVERY {
+            assert_eq!(ack(&params(&format!("ack={level}")), &none).unwrap(), Some(level));
+            assert_eq!(ack(&params(""), &headers(&[("x-skein-ack", level.as_str())])).unwrap(), Some(level));
+        }
+        for word in ["Quorum", "most", "local%20"] {
+            let error = ack(&params(&format!("ack={word}")), &none).unwrap_err();
+            assert_eq!(error.fault(), crate::http::error::Fault::Invalid, "{word}");
         }
         let raise = |have, text: &str| raised(have, &params(text));
         assert_eq!(raise(None, "consistency=quorum").unwrap(), Some(AckLevel::Quorum));
         assert_eq!(raise(Some(AckLevel::Local), "consistency=quorum").unwrap(), Some(AckLevel::Quorum));
         assert_eq!(raise(Some(AckLevel::Quorum), "consistency=one").unwrap(), Some(AckLevel::Quorum));
         assert_eq!(raise(Some(AckLevel::Local), "consistency=any").unwrap(), Some(AckLevel::Local));
-        assert!(raise(None, "consistency=all").is_err());
+        assert_eq!(raise(Some(AckLevel::All), "consistency=quorum").unwrap(), Some(AckLevel::All));
+        for have in [None, Some(AckLevel::Memory), Some(AckLevel::Quorum)] {
+            assert_eq!(raise(have, "consistency=all").unwrap(), Some(AckLevel::All));
+        }
+        assert_eq!(raise(Some(AckLevel::Memory), "consistency=one").unwrap(), Some(AckLevel::Memory));
         assert!(raise(None, "consistency=two").is_err());
     }
 

@@ -317,7 +317,7 @@ mod tests {
             (Dialect::Influx1, "/w?db=home&precision=auto"),
             (Dialect::Influx2, "/w?bucket=home&precision=h"),
             (Dialect::Influx3, "/w?db=home&precision=m"),
-            (Dialect::Influx1, "/w?db=home&ack=memory"),
+            (Dialect::Influx1, "/w?db=home&ack=most"),
             (Dialect::Influx1, "/w?db=home&timeout=soon"),
         ] {
             assert_eq!(asked(dialect, uri, &[]).err().unwrap().fault(), Fault::Invalid, "{uri}");
@@ -328,7 +328,10 @@ mod tests {
     fn consistency_raises_only_in_influxdb_1() {
         let v1 = asked(Dialect::Influx1, "/w?db=a&ack=local&consistency=quorum", &[]).unwrap();
         assert_eq!(v1.ack, Some(AckLevel::Quorum));
-        assert!(asked(Dialect::Influx1, "/w?db=a&consistency=all", &[]).is_err());
+        let v1 = asked(Dialect::Influx1, "/w?db=a&consistency=all", &[]).unwrap();
+        assert_eq!(v1.ack, Some(AckLevel::All));
+        let v2 = asked(Dialect::Influx2, "/w?bucket=a&ack=memory&consistency=all", &[]).unwrap();
+        assert_eq!(v2.ack, Some(AckLevel::Memory));
         let v3 = asked(Dialect::Influx3, "/w?db=a", &[("x-skein-ack", "local")]).unwrap();
         assert_eq!(v3.ack, Some(AckLevel::Local));
     }

@@ -27,7 +27,7 @@ pub use status_report::{ClusterStatus, NodeReport};
 pub use surroundings::{Clock, Entropy, EntropyRng, Surroundings};
 
 pub use crate::{
-    protocol::forward::AckLevel,
+    protocol::forward::{AckLevel, Progress},
     raft::{ApiToken, TokenRecord},
     write_path::{ClientKey, Receipt, SubmitError, Write},
 };

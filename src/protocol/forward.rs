@@ -1,29 +1,65 @@
 //! A write on its way from the edge to the writer: one request frame of message and payload, one
 //! response frame.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::types::{BootId, Epoch, Lsn, NodeId};
 
 /// When a write is acknowledged. Ordered: a higher level claims more.
+///
+/// On the wire it is its word. A version without a level cannot read a request for it, so between
+/// versions a level is refused and never lowered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AckLevel {
+    /// It has a position and is queued at the writer: a crash there may lose it.
+    Memory,
     /// fdatasync on the writer, under a live lease.
     Local,
     /// fdatasync on a majority of voters in one epoch.
     #[default]
     Quorum,
+    /// Committed, and fdatasync on every voter of the membership in force.
+    All,
 }
 
 impl AckLevel {
+    /// Every level, the one that claims least first.
+    pub const EVERY: [Self; 4] = [Self::Memory, Self::Local, Self::Quorum, Self::All];
+
     /// The word used in requests and responses.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Memory => "memory",
             Self::Local => "local",
             Self::Quorum => "quorum",
+            Self::All => "all",
         }
     }
+
+    /// The level with that word.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::EVERY.into_iter().find(|level| level.as_str() == word)
+    }
+}
+
+impl fmt::Display for AckLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How far a write got that did not reach its level in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Position of the record.
+    pub at: Lsn,
+    /// Level it was to reach.
+    pub asked: AckLevel,
+    /// Level that it had reached by then.
+    pub reached: AckLevel,
 }
 
 /// Makes a retry across a failover harmless: applied at most once per id.
@@ -98,6 +134,55 @@ pub enum ForwardResponse {
     Full,
     /// The client's key came with another body before.
     KeyReused,
-    /// In the log, but the level was not reached in time: it may still be.
+    /// It may be in the log: nothing more is known.
     Unknown,
+    /// In the log, but the level was not reached in time: it may still be.
+    Unreached(Progress),
+    /// The writer has as much in its log that is not committed as it may; nothing was written.
+    Busy,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::frame::{MAX_MESSAGE, decode, encode};
+
+    #[test]
+    fn levels_are_ordered_words() {
+        assert!(AckLevel::EVERY.is_sorted());
+        for level in AckLevel::EVERY {
+            // What earlier versions send and read: a string, so that the number of a level may change.
+            assert_eq!(encode(&level)[1..], *level.as_str().as_bytes());
+            assert_eq!(decode::<AckLevel>(&encode(&level), MAX_MESSAGE).unwrap(), level);
+            assert_eq!(AckLevel::from_word(level.as_str()), Some(level));
+        }
+        assert!(AckLevel::from_word("All").is_none());
+        assert!(decode::<AckLevel>(&encode(&"most"), MAX_MESSAGE).is_err());
+    }
+
+    /// As it was before there were more levels than two.
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Older {
+        Local,
+        Quorum,
+    }
+
+    #[test]
+    fn an_older_version_reads_what_it_knows_and_refuses_the_rest() {
+        #[derive(Debug, Deserialize)]
+        struct OlderRequest {
+            ack: Option<Older>,
+        }
+        let request = |ack| {
+            let key = DedupKey::Client { key: [1; 16], body: [2; 16] };
+            encode(&ForwardRequest { epoch: 3, key, ack, encoding: 1, timeout_ms: 4_000 })
+        };
+        let read = |ack| decode::<OlderRequest>(&request(ack), MAX_MESSAGE);
+        assert_eq!(read(None).unwrap().ack, None);
+        assert_eq!(read(Some(AckLevel::Quorum)).unwrap().ack, Some(Older::Quorum));
+        assert_eq!(read(Some(AckLevel::Local)).unwrap().ack, Some(Older::Local));
+        assert!(read(Some(AckLevel::All)).is_err());
+        assert!(read(Some(AckLevel::Memory)).is_err());
+    }
 }

@@ -328,7 +328,8 @@ fn level(view: &ClusterView, reign: &Reign, writer: &NodeStatus) -> Option<NodeI
         .values()
         .map(|(_, status)| status)
         .filter(|s| s.node != writer.node && view.is_voter(s.node) && !s.draining && !s.disk_troubled)
-        .find(|s| s.durable == writer.durable)
+        // A follower may be ahead: the writer sends before it syncs, and its disk may be the slow one.
+        .find(|s| s.durable >= writer.durable)
         .map(|s| s.node)
 }
 
@@ -484,5 +485,15 @@ mod tests {
             due(&view, &reign(&[draining, status(3, 3, None, 4)]), soon, L),
             Some(Trigger::Drains { target: id(3) })
         );
+        // One whose disk is in trouble is relieved by a voter that has all it has on disk, or more.
+        let mut slow = reign(&[NodeStatus { durable: Lsn::new(1, 6), ..status(3, 3, None, 4) }]);
+        slow.heard.insert(id(2), (late, NodeStatus { disk_troubled: true, ..healthy.clone() }));
+        assert_eq!(due(&view, &slow, late, L), Some(Trigger::DiskTrouble { target: id(3) }));
+        let behind = NodeStatus { durable: Lsn::new(1, 4), ..status(3, 3, None, 4) };
+        slow.heard.insert(id(3), (late, behind));
+        assert_eq!(due(&view, &slow, late, L), None);
+        let troubled = NodeStatus { disk_troubled: true, ..status(3, 3, None, 4) };
+        slow.heard.insert(id(3), (late, troubled));
+        assert_eq!(due(&view, &slow, late, L), None);
     }
 }

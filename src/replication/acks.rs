@@ -64,16 +64,24 @@ impl Acks {
     /// The commit position, given what the writer itself has durable (`None` once it is fenced):
     /// the highest seq that a majority has, if that record is of this epoch.
     pub fn commit(&self, own: Option<Lsn>) -> Option<Lsn> {
-        let durable = |id: &NodeId| {
-            let at = if *id == self.me { own } else { self.followers.get(id).map(|f| f.durable) };
-            at.map_or(0, |lsn| lsn.seq)
-        };
         #[cfg(feature = "testing")]
         if crate::types::planted::is("commit_alone") {
             return own.filter(|lsn| lsn.seq >= self.start);
         }
-        let seq = self.lowest_of_majorities(durable)?;
+        let seq = self.lowest_of_majorities(|id| self.durable(id, own))?;
         (seq >= self.start).then_some(Lsn::new(self.epoch, seq))
+    }
+
+    /// The seq up to which every voter, of both sets while membership is joint, has this log on disk;
+    /// 0 while one of them has not acknowledged anything in this stream epoch, and once the writer
+    /// itself is fenced (`own` is `None`).
+    pub fn everywhere(&self, own: Option<Lsn>) -> u64 {
+        self.voters.iter().flatten().map(|id| self.durable(id, own)).min().unwrap_or(0)
+    }
+
+    fn durable(&self, id: &NodeId, own: Option<Lsn>) -> u64 {
+        let at = if *id == self.me { own } else { self.followers.get(id).map(|f| f.durable) };
+        at.map_or(0, |lsn| lsn.seq)
     }
 
     /// Starts a lease round at `now`; its number goes out with the next appends.
@@ -171,6 +179,30 @@ mod tests {
         assert_eq!(acks.commit(Some(Lsn::new(2, 12))), None);
         ack(&mut acks, 4, 2, 11, 0);
         assert_eq!(acks.commit(Some(Lsn::new(2, 12))), Some(Lsn::new(2, 11)));
+    }
+
+    #[test]
+    fn everywhere_is_on_every_voter_of_both_sets() {
+        let mut acks = acks(vec![set(&[1, 2, 3])]);
+        let own = Some(Lsn::new(2, 12));
+        ack(&mut acks, 2, 2, 12, 0);
+        // The third has not been heard in this office; what it had before counts for nothing.
+        assert_eq!(acks.everywhere(own), 0);
+        ack(&mut acks, 3, 1, 9, 0);
+        assert_eq!(acks.everywhere(own), 9);
+        ack(&mut acks, 3, 2, 11, 0);
+        assert_eq!(acks.everywhere(own), 11);
+        assert_eq!(acks.everywhere(Some(Lsn::new(2, 10))), 10);
+        assert_eq!(acks.everywhere(None), 0);
+        // Learners do not count until they vote, in either set.
+        ack(&mut acks, 4, 2, 10, 0);
+        assert_eq!(acks.everywhere(own), 11);
+        acks.set_voters(vec![set(&[1, 2, 3]), set(&[1, 2, 3, 4])]);
+        assert_eq!(acks.everywhere(own), 10);
+        acks.set_voters(vec![set(&[1, 2, 3, 5]), set(&[1, 2, 3])]);
+        assert_eq!(acks.everywhere(own), 0);
+        acks.set_voters(vec![set(&[1])]);
+        assert_eq!(acks.everywhere(own), 12);
     }
 
     #[tokio::test(start_paused = true)]

@@ -132,9 +132,24 @@ impl Fence {
             return Ok(refusal);
         }
         self.raise(seal.epoch);
-        // Intake is stopped by now; what was queued before may still reach the disk and must be
-        // covered by the report.
-        self.wal.settle().await?;
+        // What is queued may still come to the disk, and then must be covered by the report. From here
+        // on nothing is queued any more, and what is gets no ack.
+        match self.wal.settle().await {
+            // No space for it, perhaps for long, but the promise needs none. All of it is of epochs
+            // that end with this promise: it is given up before the promise is made, so that nothing
+            // reaches the disk behind the report. (Others may have it on disk, for the writer sends
+            // before it syncs; then one of any majority reports it.) Records of the very epoch that is
+            // sealed mean that this process is in its office already: those stay, and this is late.
+            Err(WalError::Full) => {
+                let dropped = self.wal.drop_queued(seal.epoch).await?;
+                tracing::warn!(
+                    epoch = seal.epoch,
+                    dropped,
+                    "sealed with a full disk: gave up queued records"
+                );
+            }
+            settled => drop(settled?),
+        }
         self.wal.set_promise(seal.epoch).await?;
         Ok(Sealed::Report(Report {
             node: self.node,
@@ -300,5 +315,113 @@ impl Fence {
     /// Waits until no seal, adoption or office is being worked on. For tests and shutdown.
     pub async fn quiet(&self) -> AsyncGuard<'_, ()> {
         self.steps.lock().await
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        testing::{DiskLatency, SimDisk},
+        types::ClusterId,
+        wal::{RecordKind, WalConfig},
+    };
+
+    const ME: NodeId = NodeId([1; 16]);
+    const LEADER: NodeId = NodeId([2; 16]);
+
+    async fn fence(disk: &SimDisk) -> Fence {
+        let config = WalConfig { segment_bytes: 4096 + 1500, group_bytes: 600, ..WalConfig::new("/wal") };
+        let mut nonce = 0;
+        let draw = Box::new(move || {
+            nonce += 1;
+            nonce
+        });
+        let (wal, driver, _) =
+            Wal::open(Arc::new(disk.boot()), config, ClusterId([9; 16]), draw).await.unwrap();
+        tokio::spawn(driver.run());
+        Fence::new(wal, ME, BootId(1), None)
+    }
+
+    fn draft(kind: RecordKind, len: usize) -> Draft {
+        Draft { kind, encoding: 1, timestamp: 0, key: None, payload: vec![7; len].into() }
+    }
+
+    async fn seal(fence: &Fence, epoch: Epoch) -> Result<Sealed, WalError> {
+        let view = ClusterView { voters: vec![[ME, LEADER].into()], ..ClusterView::default() };
+        fence.seal(LEADER, Seal { epoch, term: 1, resigned: None }, &view, Lsn::ZERO).await
+    }
+
+    fn durable(sealed: &Sealed) -> Lsn {
+        match sealed {
+            Sealed::Report(report) => report.durable,
+            other => panic!("not a report: {other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_voter_promises_and_what_was_queued_never_comes_to_its_disk() {
+        let disk = SimDisk::new();
+        let fence = fence(&disk).await;
+        fence.take_office(1, draft(RecordKind::EpochStart, 20)).await.unwrap();
+        fence.wal.settle().await.unwrap();
+        disk.set_limit(Some(disk.used()));
+        for _ in 0..4 {
+            fence.append(1, draft(RecordKind::Batch, 1200)).unwrap();
+        }
+        assert!(matches!(fence.wal.settle().await, Err(WalError::Full)));
+        let last = fence.wal.durable();
+        assert!(last < fence.wal.end());
+
+        let sealed = seal(&fence, 2).await.unwrap();
+        assert_eq!(durable(&sealed), last, "the report is what is on disk");
+        assert_eq!(fence.wal.promise(), 2);
+        assert_eq!(fence.durable_for(1), None, "and nothing of it counts for the old office");
+        assert!(matches!(
+            fence.append(1, draft(RecordKind::Batch, 1)),
+            Err(FenceError::Fenced { promised: 2, .. })
+        ));
+        // Asked again, the answer is the same; with space again too.
+        assert_eq!(durable(&seal(&fence, 2).await.unwrap()), last);
+        disk.set_limit(None);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!((fence.wal.durable(), fence.wal.end()), (last, last));
+        assert_eq!(durable(&seal(&fence, 2).await.unwrap()), last);
+        disk.crash(1);
+        let again = self::fence(&disk).await;
+        assert_eq!((again.wal.durable(), again.wal.promise()), (last, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_late_seal_of_an_epoch_takes_nothing_from_its_writer() {
+        let disk = SimDisk::new();
+        let fence = fence(&disk).await;
+        seal(&fence, 2).await.unwrap();
+        fence.take_office(2, draft(RecordKind::EpochStart, 20)).await.unwrap();
+        fence.wal.settle().await.unwrap();
+        disk.set_limit(Some(disk.used()));
+        for _ in 0..4 {
+            fence.append(2, draft(RecordKind::Batch, 1200)).unwrap();
+        }
+        let end = fence.wal.end();
+        // It has been sent to followers: another record must not take its position.
+        assert!(matches!(seal(&fence, 2).await, Err(WalError::Full)));
+        assert_eq!(fence.wal.end(), end);
+        disk.set_limit(None);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(durable(&seal(&fence, 2).await.unwrap()), end);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_disk_is_waited_for_and_its_records_are_reported() {
+        let disk = SimDisk::new();
+        let fence = fence(&disk).await;
+        fence.take_office(1, draft(RecordKind::EpochStart, 20)).await.unwrap();
+        fence.wal.settle().await.unwrap();
+        disk.set_latency(DiskLatency { sync: Duration::from_secs(2), ..DiskLatency::default() });
+        let queued = fence.append(1, draft(RecordKind::Batch, 100)).unwrap().lsn;
+        assert_eq!(durable(&seal(&fence, 2).await.unwrap()), queued);
     }
 }

@@ -81,6 +81,8 @@ pub struct Tenure {
     membership: watch::Sender<MembershipId>,
     pulse: watch::Sender<u64>,
     opened: watch::Sender<bool>,
+    /// What [`Acks::everywhere`] came to last.
+    everywhere: watch::Sender<u64>,
 }
 
 /// The part of the node that applies records, as catch-up needs it.
@@ -191,6 +193,7 @@ impl Replica {
             membership: watch::Sender::new(membership),
             pulse: watch::Sender::new(0),
             opened: watch::Sender::new(false),
+            everywhere: watch::Sender::new(0),
         });
         self.tenure.send_replace(Some(tenure.clone()));
         tenure
@@ -207,12 +210,13 @@ impl Replica {
         });
     }
 
-    /// Recounts the commit position after an ack, an fsync or a change of voters.
+    /// Recounts what is committed and what is on every voter after an ack, an fsync or a change of
+    /// voters.
     pub fn recount(&self, tenure: &Tenure) {
         // Read under the fence: a fenced writer no longer counts its own vote, and what it has
         // counted before the promise is covered by the report it gives after.
         let own = self.fence.durable_for(tenure.epoch);
-        let commit = tenure.acks().commit(own);
+        let commit = tenure.count(own);
         if let Some(commit) = commit {
             self.note_commit(commit);
         }
@@ -232,8 +236,27 @@ impl Tenure {
 
     /// Counts with another membership from now on.
     pub fn set_membership(&self, membership: MembershipId, voters: Vec<BTreeSet<NodeId>>) {
-        self.acks().set_voters(voters);
+        let mut acks = self.acks();
+        acks.set_voters(voters);
+        // What was on every voter may not be on a new one.
+        self.everywhere.send_replace(0);
+        drop(acks);
         self.membership.send_replace(membership);
+    }
+
+    /// The seq up to which every voter of the membership in force has this log on disk, as far as
+    /// is known; falls when a voter comes that has less. Only of use for committed records.
+    pub fn watch_everywhere(&self) -> watch::Receiver<u64> {
+        self.everywhere.subscribe()
+    }
+
+    /// The commit position; announces what is everywhere.
+    fn count(&self, own: Option<Lsn>) -> Option<Lsn> {
+        let acks = self.acks();
+        // Under the lock: a count with former voters must not come after one with the new ones.
+        let everywhere = acks.everywhere(own);
+        self.everywhere.send_if_modified(|known| std::mem::replace(known, everywhere) != everywhere);
+        acks.commit(own)
     }
 
     /// Lets writes in: everything earlier offices committed is applied.

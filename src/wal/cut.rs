@@ -15,16 +15,16 @@ use std::{io, path::PathBuf};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
-    WalDriver, WalError,
+    Wal, WalDriver, WalError,
     base::Base,
     record::Record,
     segment::{Cursor, NoRecord, Segment},
     watermark::Watermark,
-    writer::{failed, is_full},
+    writer::{Command, failed, is_full},
 };
 use crate::{
     disk::{Create, DiskFile, Durability},
-    types::{EpochTable, Lsn},
+    types::{Epoch, EpochTable, Lsn},
 };
 
 /// Bytes of an orphan file before its first record.
@@ -57,7 +57,36 @@ struct Tail {
     last: Lsn,
 }
 
+impl Wal {
+    /// Gives up what is queued and no group was begun with, if all of it is of epochs below `below`,
+    /// and returns how many records that were: they are on no file of this log and never will be.
+    /// For a disk that has no space for them, when a promise has to be made that ends their epoch.
+    ///
+    /// [`WalError::Full`] if a record of `below` or a later epoch is queued; nothing is given up then.
+    /// Dropping the future does not stop it.
+    pub async fn drop_queued(&self, below: Epoch) -> Result<u64, WalError> {
+        self.ask(|reply| Command::DropQueued { below, reply }).await
+    }
+}
+
 impl WalDriver {
+    /// See [`Wal::drop_queued`]. Runs between two groups, so nothing of the queue is half-written.
+    pub(super) fn drop_queued(&mut self, below: Epoch) -> Result<u64, WalError> {
+        let dropped = {
+            let mut state = self.shared.lock();
+            if state.end.epoch >= below && state.end != state.durable {
+                return Err(WalError::Full);
+            }
+            let (durable, dropped) = (state.durable, state.end.seq - state.durable.seq);
+            if let Some(chain) = state.in_tail(durable.seq + 1).map(|first| first.chain) {
+                self.shared.shorten(&mut state, durable, chain);
+            }
+            dropped
+        };
+        self.shared.stalled.send_replace(false);
+        Ok(dropped)
+    }
+
     /// Removes every record behind `keep`.
     pub(super) async fn cut(&mut self, keep: u64) -> Result<CutReport, WalError> {
         self.shared.lock().closed = true;

@@ -138,13 +138,15 @@ impl Shared {
         self.durable.send_replace(state.durable);
     }
 
-    /// Everything behind `end`, whose chain value is `digest`, is gone. Nothing is queued.
+    /// Everything behind `end`, whose chain value is `digest`, is gone. It was durable, or all that
+    /// is queued goes.
     pub(super) fn shorten(&self, state: &mut State, end: Lsn, digest: u32) {
         while let Some(last) = state.tail.pop_back_if(|r| r.lsn.seq > end.seq) {
             state.tail_bytes -= last.raw.len();
         }
         state.epochs.cut_after(end.seq);
         state.cuts.push(end.seq);
+        state.queued = 0;
         (state.end, state.durable, state.digest) = (end, end, digest);
         self.end.send_replace(end);
         self.durable.send_replace(end);

@@ -653,6 +653,42 @@ async fn what_is_queued_when_the_disk_fills_waits_for_space() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_queued_on_a_full_disk_can_be_given_up() {
+    let disk = SimDisk::new();
+    let (wal, _) = open(&disk).await.unwrap();
+    disk.set_limit(Some(disk.used()));
+    let kept = wal.append(1, batch(1200, 0)).unwrap();
+    let mut reader = wal.reader(1);
+    for n in 1..4 {
+        wal.append(1, batch(1200, n)).unwrap();
+    }
+    assert!(matches!(wal.settle().await, Err(WalError::Full)));
+    while reader.position() <= 4 {
+        reader.read(1 << 20).await.unwrap();
+    }
+    // Not while the epoch may go on: a reader has passed on what is at these positions.
+    assert!(matches!(wal.drop_queued(1).await, Err(WalError::Full)));
+    assert_eq!(wal.end(), Lsn::new(1, 4));
+    assert_eq!(wal.drop_queued(2).await.unwrap(), 3);
+    assert_eq!((wal.durable(), wal.end()), (Lsn::new(1, 1), Lsn::new(1, 1)));
+    assert_eq!(wal.settle().await.unwrap(), Lsn::new(1, 1));
+    assert!(matches!(reader.read(1 << 20).await, Err(ReadError::Cut { keep: 1 })));
+    wal.set_promise(2).await.unwrap();
+    disk.set_limit(None);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(wal.durable(), Lsn::new(1, 1), "given up is given up");
+    // The log goes on where it ends, and a restart finds what it holds.
+    let next = wal.append(2, batch(300, 9)).unwrap();
+    assert_eq!((next.lsn, next.chain), (Lsn::new(2, 2), kept.digest));
+    wal.settle().await.unwrap();
+    assert_eq!(wal.drop_queued(9).await.unwrap(), 0);
+    disk.crash(3);
+    let (again, recovered) = open(&disk).await.unwrap();
+    assert_eq!((recovered.end, recovered.promise), (Lsn::new(2, 2), 2));
+    assert_eq!(all(&again).await, [kept, next]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_driver_ends_with_the_last_handle_and_writes_what_is_queued() {
     let disk = SimDisk::new();
     let (wal, driver, _) = open_with(&disk, config()).await.unwrap();

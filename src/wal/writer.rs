@@ -58,6 +58,7 @@ pub(super) enum Command {
     Cut { keep: u64, reply: Reply<CutReport> },
     Reset { base: Lsn, chain: u32, epochs: EpochTable, reply: Reply<()> },
     Retire { through: u64, reply: Reply<u64> },
+    DropQueued { below: Epoch, reply: Reply<u64> },
 }
 
 /// What a driver is made of.
@@ -145,6 +146,10 @@ impl WalDriver {
             }
             Command::Retire { through, reply } => {
                 let done = self.retire(through).await;
+                self.answer(reply, done)
+            }
+            Command::DropQueued { below, reply } => {
+                let done = self.drop_queued(below);
                 self.answer(reply, done)
             }
         }

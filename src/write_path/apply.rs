@@ -12,6 +12,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     time::{Duration, Instant},
@@ -22,10 +23,13 @@ use crate::{
     protocol::{frame, replication::Mark},
     replication::{Applier, Replica},
     types::{Lsn, MembershipId},
-    wal::{DedupKey, ReadError, Record, RecordKind, WalReader},
+    wal::{ReadError, Record, RecordKind, WalReader},
 };
 
-use super::dedup::{Dedup, Seen};
+use super::{
+    dedup::{Dedup, Seen},
+    in_flight::InFlight,
+};
 
 /// Bytes of records read from the log at a time.
 const BATCH: usize = 4 * 1024 * 1024;
@@ -49,9 +53,10 @@ pub struct Apply {
 /// What is known of keys, and who waits for which record.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    pub(super) dedup: Dedup,
-    /// Keys of records of this office that are in the log and not yet applied.
-    pub(super) in_flight: BTreeMap<DedupKey, u64>,
+    /// Shared with a checkpoint for as long as it takes to make bytes of it, outside the lock: the
+    /// apply loop alone feeds it, and does not while it is shared, so nothing is ever copied.
+    pub(super) dedup: Arc<Dedup>,
+    pub(super) in_flight: InFlight,
     waiters: BTreeMap<u64, Vec<oneshot::Sender<Lsn>>>,
 }
 
@@ -59,7 +64,10 @@ impl Ledger {
     /// Resolves when the record at `seq` has been applied; fails when the office ends before.
     pub(super) fn wait_for(&mut self, seq: u64) -> oneshot::Receiver<Lsn> {
         let (tell, told) = oneshot::channel();
-        self.waiters.entry(seq).or_default().push(tell);
+        let waiters = self.waiters.entry(seq).or_default();
+        // Commits may stall for long, and whoever gives up asks again.
+        waiters.retain(|waiter| !waiter.is_closed());
+        waiters.push(tell);
         told
     }
 
@@ -110,7 +118,7 @@ impl Apply {
             engine: engine.clone(),
             applied: watch::Sender::new(at),
             marked: watch::Sender::new(MembershipId::default()),
-            ledger: Mutex::new(Ledger { dedup, ..Ledger::default() }),
+            ledger: Mutex::new(Ledger { dedup: Arc::new(dedup), ..Ledger::default() }),
             exclusive: AsyncMutex::new(()),
             checkpoints,
             one_checkpoint: Arc::new(Semaphore::new(1)),
@@ -197,7 +205,7 @@ impl Apply {
         }
         let mut ledger = self.ledger();
         if let Some(key) = record.key {
-            ledger.dedup.feed(&key, at, record.timestamp);
+            Arc::make_mut(&mut ledger.dedup).feed(&key, at, record.timestamp);
             ledger.in_flight.remove(&key);
         }
         self.applied.send_replace(at);
@@ -216,7 +224,7 @@ impl Apply {
             return;
         }
         if let Ok(permit) = self.one_checkpoint.clone().try_acquire_owned() {
-            let sidecar = self.ledger().dedup.save();
+            let sidecar = self.sidecar();
             // Fails only when the checkpointer is gone, and then the node is stopping.
             let _ = self.checkpoints.send((self.engine.checkpoint(sidecar), permit));
         }
@@ -228,10 +236,17 @@ impl Apply {
         let _permit = self.one_checkpoint.acquire().await;
         let checkpoint = {
             let _exclusive = self.exclusive.lock().await;
-            let sidecar = self.ledger().dedup.save();
+            let sidecar = self.sidecar();
             self.engine.checkpoint(sidecar)
         };
         checkpoint.await
+    }
+
+    /// What is applied of keys, as bytes. Called by whoever keeps records from being applied meanwhile;
+    /// admission goes on, for a large table takes a while.
+    fn sidecar(&self) -> Bytes {
+        let applied = self.ledger().dedup.clone();
+        applied.save()
     }
 
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
@@ -244,7 +259,7 @@ impl Apply {
         let _exclusive = self.exclusive.lock().await;
         let at = self.engine.install(from).await?;
         let (_, sidecar) = self.engine.recovered();
-        self.ledger().dedup = load_sidecar(&sidecar)?;
+        self.ledger().dedup = Arc::new(load_sidecar(&sidecar)?);
         self.applied.send_replace(at);
         Ok(at)
     }
@@ -257,7 +272,7 @@ fn control(record: &Record) -> Result<Operation, EngineError> {
     Ok(Operation::DropDatabase { database })
 }
 
-fn load_sidecar(sidecar: &bytes::Bytes) -> Result<Dedup, EngineError> {
+fn load_sidecar(sidecar: &Bytes) -> Result<Dedup, EngineError> {
     Dedup::load(sidecar)
         .map_err(|e| EngineError::Damaged("the checkpoint's dedup table".into(), e.to_string()))
 }

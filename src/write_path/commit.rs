@@ -14,13 +14,17 @@ use tokio::{
 
 use crate::{
     engine::{Refused, StorageEngine},
-    protocol::{forward::AckLevel, frame::MAX_PAYLOAD, replication::Mark},
+    protocol::{
+        forward::{AckLevel, Progress},
+        frame::MAX_PAYLOAD,
+        replication::Mark,
+    },
     replication::{Replica, Tenure, fence::FenceError},
     types::{Epoch, Lsn, MembershipId, Office},
     wal::{DedupKey, Draft, RecordKind, WalError},
 };
 
-use super::{apply::Apply, dedup::Seen};
+use super::{apply::Apply, dedup::Seen, levels::Wait};
 
 /// Wall clock for record timestamps: nanoseconds since 1970. Never used for an order.
 pub type WallClock = Arc<dyn Fn() -> i64 + Send + Sync>;
@@ -65,15 +69,19 @@ pub enum CommitError {
     /// The key was used with another body; nothing was written.
     #[error("this idempotency key came with another body before")]
     KeyReused,
-    /// In the log, but the level was not reached in time.
+    /// The writer has as much in its log that is not committed as it may; nothing was written.
+    #[error("the writer waits for commits and takes nothing more in")]
+    Busy,
+    /// In the log, but the level was not reached in time; without progress nothing is known, not
+    /// even whether it is in the log.
     #[error("not acknowledged in time: the outcome is unknown")]
-    Unknown,
+    Unknown(Option<Progress>),
 }
 
 /// The writing side of a node.
 #[derive(Debug)]
 pub struct Writer {
-    replica: Arc<Replica>,
+    pub(super) replica: Arc<Replica>,
     apply: Arc<Apply>,
     engine: Arc<dyn StorageEngine>,
     clock: ClockBox,
@@ -115,20 +123,26 @@ impl Writer {
         let voters = self.replica.view.borrow().all_voters().len();
         let default = if voters >= 2 { AckLevel::Quorum } else { AckLevel::Local };
         let wanted = batch.ack.unwrap_or(default);
-        match self.admit(&tenure, &batch)? {
-            Admission::Applied(at) => Ok((at, wanted)),
+        let wait = |at| Wait { at, asked: wanted, deadline: batch.deadline };
+        let at = match self.admit(&tenure, &batch)? {
+            // Committed, whatever was asked for when it was let in; `all` is more than that.
+            Admission::Applied(at) => at,
+            Admission::Pending { at, .. } if wanted == AckLevel::Memory => at,
             // A lone voter's own fdatasync is the majority: waiting until it is applied costs
             // nothing and makes the write visible.
             Admission::Pending { at, told } if wanted == AckLevel::Local && voters >= 2 => {
-                self.until_local(&tenure, at, told, batch.deadline).await.map(|at| (at, AckLevel::Local))
+                self.until_local(&tenure, wait(at), told).await?;
+                at
             }
-            Admission::Pending { at, told } => match timeout_at(batch.deadline, told).await {
-                // A record of another epoch at this seq is not this batch.
-                Ok(Ok(applied)) if applied == at => Ok((at, wanted)),
-                Ok(_) => Err(CommitError::LostOffice),
-                Err(_) => Err(CommitError::Unknown),
-            },
+            Admission::Pending { at, told } => {
+                self.until_applied(&tenure, wait(at), told).await?;
+                at
+            }
+        };
+        if wanted == AckLevel::All {
+            self.until_everywhere(&tenure, wait(at)).await?;
         }
+        Ok((at, wanted))
     }
 
     /// Judges a batch that another node has encoded, before it is let in.
@@ -194,22 +208,20 @@ impl Writer {
         match ledger.dedup.look_up(&batch.key) {
             Seen::At(at) => return Ok(Admission::Applied(at)),
             Seen::OtherBody => return Err(CommitError::KeyReused),
-            Seen::TooOld => return Err(CommitError::Unknown),
+            Seen::TooOld => return Err(CommitError::Unknown(None)),
             Seen::New => {}
         }
-        if let Some(&seq) = ledger.in_flight.get(&batch.key) {
+        if let Some(seq) = ledger.in_flight.seq_of(&batch.key) {
             return Ok(Admission::Pending { at: Lsn::new(tenure.epoch, seq), told: ledger.wait_for(seq) });
         }
-        if let DedupKey::Client { key, .. } = batch.key {
-            // The same key with this body was looked for above: whatever is here has another.
-            let any_body =
-                DedupKey::Client { key, body: [0; 16] }..=DedupKey::Client { key, body: [255; 16] };
-            if ledger.in_flight.range(any_body).next().is_some() {
-                return Err(CommitError::KeyReused);
-            }
+        if ledger.in_flight.has_other_body(&batch.key) {
+            return Err(CommitError::KeyReused);
         }
         if self.is_draining() {
             return Err(CommitError::NotWriter);
+        }
+        if !ledger.in_flight.has_room(batch.payload.len()) {
+            return Err(CommitError::Busy);
         }
         self.engine.admit(batch.encoding, &batch.payload).map_err(|refused| match refused {
             Refused::SchemaChanged(schema) => CommitError::SchemaChanged(schema),
@@ -222,43 +234,20 @@ impl Writer {
             key: Some(batch.key),
             payload: batch.payload.clone(),
         };
-        let record = self.replica.fence.append(tenure.epoch, draft).map_err(|error| match error {
-            FenceError::Wal(WalError::Full) => CommitError::Full,
-            error => {
-                tracing::debug!(%error, "append refused");
-                CommitError::NotWriter
+        let record = self.replica.fence.append(tenure.epoch, draft).map_err(|error| {
+            // Under the same lock as its admission: no other batch was judged in between.
+            self.engine.withdraw(batch.encoding, &batch.payload);
+            match error {
+                FenceError::Wal(WalError::Full) => CommitError::Full,
+                error => {
+                    tracing::debug!(%error, "append refused");
+                    CommitError::NotWriter
+                }
             }
         })?;
         let at = record.lsn;
-        ledger.in_flight.insert(batch.key, at.seq);
+        ledger.in_flight.insert(batch.key, at.seq, batch.payload.len());
         Ok(Admission::Pending { at, told: ledger.wait_for(at.seq) })
-    }
-
-    /// `local`: on this disk, and the lease live **after** the fdatasync. Whatever comes first of
-    /// that and a commit is acknowledged.
-    async fn until_local(
-        &self,
-        tenure: &Tenure,
-        at: Lsn,
-        mut told: oneshot::Receiver<Lsn>,
-        deadline: Instant,
-    ) -> Result<Lsn, CommitError> {
-        let mut durable = self.replica.wal.watch_durable();
-        let mut retry = tokio::time::interval(Duration::from_millis(5));
-        loop {
-            let on_disk = self.replica.fence.durable_for(tenure.epoch).is_some_and(|d| d.seq >= at.seq);
-            if on_disk && tenure.acks().lease_live(Instant::now(), self.replica.lease_term) {
-                return Ok(at);
-            }
-            tokio::select! {
-                committed = &mut told => {
-                    return committed.ok().filter(|applied| *applied == at).ok_or(CommitError::LostOffice);
-                }
-                _ = durable.changed(), if !on_disk => {}
-                _ = retry.tick() => {}
-                () = tokio::time::sleep_until(deadline) => return Err(CommitError::Unknown),
-            }
-        }
     }
 
     /// Takes office when raft says so, counts, marks changes of membership, and steps down.

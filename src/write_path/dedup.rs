@@ -23,14 +23,14 @@ const AGE_NS: i64 = 24 * 3600 * 1_000_000_000;
 const SWEEP: u32 = 65_536;
 
 /// The table.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Dedup {
     edges: BTreeMap<(NodeId, BootId), Window>,
     clients: BTreeMap<[u8; 16], Client>,
     since_sweep: u32,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Window {
     counters: BTreeMap<u64, Lsn>,
     /// Counters at or below it have left the window.
@@ -38,7 +38,7 @@ struct Window {
     newest_ns: i64,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Client {
     body: [u8; 16],
     at: Lsn,

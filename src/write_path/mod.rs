@@ -4,7 +4,11 @@ pub mod apply;
 pub mod commit;
 pub mod dedup;
 pub mod forward;
+mod in_flight;
+mod levels;
 pub mod serve;
+#[cfg(all(test, feature = "testing"))]
+mod tests;
 
 use std::{
     sync::{
@@ -22,17 +26,17 @@ use tokio::{
 
 use crate::{
     protocol::{
-        forward::{AckLevel, BatchId},
+        forward::{AckLevel, BatchId, Progress},
         frame::MAX_PAYLOAD,
     },
     replication::Replica,
     transport::Mesh,
-    types::{Lsn, NodeId, Office},
+    types::{Epoch, Lsn, NodeId, Office},
     wal::DedupKey,
 };
 
 use commit::{Batch, CommitError, Writer};
-use forward::{ForwardError, forward};
+use forward::Forwarding;
 
 /// Bytes of writes an edge holds at a time while they wait for a writer or an answer.
 const HELD_BYTES: usize = 64 * 1024 * 1024;
@@ -87,7 +91,7 @@ pub struct ClientKey {
 pub struct Receipt {
     /// Its position.
     pub at: Lsn,
-    /// Level reached.
+    /// Level reached: the one asked for, or the cluster's default.
     pub ack: AckLevel,
     /// Who wrote it.
     pub writer: NodeId,
@@ -116,9 +120,13 @@ pub enum SubmitError {
     /// The writer's disk is full; nothing was written.
     #[error("the writer's disk is full")]
     Full,
-    /// Sent, but not acknowledged in time: it may or may not have been written.
+    /// The writer has as much in its log that is not committed as it may; nothing was written.
+    #[error("the writer waits for commits and takes nothing more in")]
+    WriterBusy,
+    /// Sent, but not acknowledged at its level in time: it may or may not have been written. With
+    /// progress, it is in the writer's log at that position, and at that level so far.
     #[error("not acknowledged in time, outcome: unknown; a retry with the same Idempotency-Key is safe")]
-    Unknown,
+    Unknown(Option<Progress>),
     /// The idempotency key came with another body before.
     #[error("this Idempotency-Key was used with another body")]
     KeyReused,
@@ -156,16 +164,16 @@ impl Submitter {
         let size = u32::try_from(write.payload.len()).unwrap_or(u32::MAX);
         let _held = self.held.try_acquire_many(size.max(1)).map_err(|_| SubmitError::Busy)?;
         let mut view = self.replica.view.clone();
-        let (mut sent, mut pause) = (false, RETRY.0);
+        let (mut sent, mut pause) = (None, RETRY.0);
         loop {
             let office = view.borrow_and_update().writer;
             if *self.stopping.borrow() {
-                return Err(if sent { SubmitError::Unknown } else { SubmitError::Stopping });
+                return Err(if sent.is_some() { SubmitError::Unknown(None) } else { SubmitError::Stopping });
             }
             let attempt = tokio::select! {
                 biased;
                 outcome = self.attempt(office, &batch, &mut sent) => outcome,
-                () = tokio::time::sleep_until(batch.deadline) => Err(CommitError::Unknown),
+                () = tokio::time::sleep_until(batch.deadline) => Err(CommitError::Unknown(None)),
                 // A later epoch: whoever was asked may never answer.
                 _ = view.wait_for(|view| view.writer.map(|w| w.epoch) > office.map(|o| o.epoch)) => continue,
             };
@@ -180,34 +188,35 @@ impl Submitter {
                         () = tokio::time::sleep(pause) => pause = (pause * 2).min(RETRY.1),
                     }
                 }
-                Err(error) => return Err(outcome(error, sent, started.elapsed())),
+                Err(error) => return Err(outcome(error, sent, office, started.elapsed())),
             }
         }
     }
 
-    /// One attempt in one office. `sent` stays true when the future is dropped half-way, or when
-    /// the answer leaves open whether the batch is in a log.
+    /// One attempt in one office. `sent` is the newest office in whose log the batch may be without
+    /// a word about it; it stays when the future is dropped half-way.
     async fn attempt(
         &self,
         office: Option<Office>,
         batch: &Batch,
-        sent: &mut bool,
+        sent: &mut Option<Epoch>,
     ) -> Result<(Lsn, AckLevel), CommitError> {
         let Some(office) = office else { return Err(CommitError::NotWriter) };
-        let before = std::mem::replace(sent, true);
+        let before = *sent;
         let answer = if office.node == self.replica.node {
+            *sent = Some(office.epoch);
             self.writer.commit(office.epoch, batch.clone()).await
         } else {
-            match forward(&self.mesh, office, batch).await {
-                Ok(answer) => answer,
-                Err(ForwardError::NotSent(_)) => Err(CommitError::NotWriter),
-                Err(ForwardError::Unanswered(reason)) => {
-                    tracing::debug!(writer = %office.node, reason, "forwarded write unanswered");
-                    Err(CommitError::LostOffice)
-                }
-            }
+            let Ok(forwarding) = Forwarding::open(&self.mesh, office).await else {
+                return Err(CommitError::NotWriter);
+            };
+            *sent = Some(office.epoch);
+            forwarding.exchange(batch).await.unwrap_or_else(|reason| {
+                tracing::debug!(writer = %office.node, %reason, "forwarded write unanswered");
+                Err(CommitError::LostOffice)
+            })
         };
-        if !matches!(answer, Err(CommitError::LostOffice | CommitError::Unknown)) {
+        if !matches!(answer, Err(CommitError::LostOffice | CommitError::Unknown(_))) {
             *sent = before;
         }
         answer
@@ -226,17 +235,26 @@ impl Submitter {
     }
 }
 
-/// What a client is told. `sent`: the batch may be in some writer's log.
-fn outcome(error: CommitError, sent: bool, waited: Duration) -> SubmitError {
+/// What a client is told of the last answer, which came from `office`. `sent`: the newest office in
+/// whose log the batch may be.
+///
+/// What an office refuses that has opened is in no log that counts: it would have known the batch, and
+/// what only a former office has is cut. But an earlier question to this very office may still be
+/// under way to it, and be let in after this refusal.
+fn outcome(error: CommitError, sent: Option<Epoch>, office: Option<Office>, waited: Duration) -> SubmitError {
+    let under_way = sent.is_some() && sent == office.map(|office| office.epoch);
     match error {
         CommitError::SchemaChanged(schema) => SubmitError::SchemaChanged(schema),
         CommitError::Invalid(reason) => SubmitError::Invalid(reason),
-        CommitError::Full => SubmitError::Full,
         CommitError::KeyReused => SubmitError::KeyReused,
-        CommitError::NotWriter | CommitError::LostOffice | CommitError::Unknown if sent => {
-            SubmitError::Unknown
+        CommitError::Full | CommitError::Busy if under_way => SubmitError::Unknown(None),
+        CommitError::Full => SubmitError::Full,
+        CommitError::Busy => SubmitError::WriterBusy,
+        CommitError::Unknown(Some(progress)) => SubmitError::Unknown(Some(progress)),
+        CommitError::NotWriter | CommitError::LostOffice | CommitError::Unknown(None) if sent.is_some() => {
+            SubmitError::Unknown(None)
         }
-        CommitError::NotWriter | CommitError::LostOffice | CommitError::Unknown => {
+        CommitError::NotWriter | CommitError::LostOffice | CommitError::Unknown(None) => {
             SubmitError::NoWriter { waited }
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
@@ -17,8 +18,8 @@ use crate::{
 
 use super::commit::{Batch, CommitError, Writer};
 
-/// Longest wait that an edge may ask for.
-const LONGEST: Duration = Duration::from_secs(60);
+/// Longest wait that an edge may ask for: the longest that its clients may.
+const LONGEST: Duration = Duration::from_secs(600);
 
 /// Handles `Forward` streams.
 #[derive(Debug, Clone)]
@@ -42,32 +43,40 @@ impl Handler for ForwardHandler {
 
 impl ForwardHandler {
     async fn serve(&self, peer: &Peer, mut stream: Stream) -> Result<(), StreamError> {
-        let request: ForwardRequest = stream.recv.read_message(MAX_MESSAGE).await?;
+        let request = stream.recv.read_message::<ForwardRequest>(MAX_MESSAGE).await;
         let payload = stream.recv.read_frame(MAX_PAYLOAD).await?;
-        let refused = if own_key(&request.key, peer) {
-            // An edge with a bug must not put into the log what no replica can apply.
-            self.writer.validate(request.encoding, &payload).err()
-        } else {
-            Some("the batch id names another edge".to_owned())
-        };
-        let response = if refused.is_none() {
-            let wait = Duration::from_millis(request.timeout_ms.into()).min(LONGEST);
-            let batch = Batch {
-                key: request.key,
-                encoding: request.encoding,
-                payload,
-                ack: request.ack,
-                deadline: Instant::now() + wait,
-            };
-            match self.writer.commit(request.epoch, batch).await {
-                Ok((at, ack)) => ForwardResponse::Written { at, ack },
-                Err(error) => self.refusal(error),
-            }
-        } else {
-            ForwardResponse::Invalid { reason: refused.unwrap_or_default() }
+        let response = match request {
+            Ok(request) => self.answer(peer, request, payload).await,
+            // Of a later version, about a level or a kind of key that this one has not.
+            Err(StreamError::Decode(error)) => ForwardResponse::Invalid {
+                reason: format!("the writer's version does not know what this write asks for ({error})"),
+            },
+            Err(error) => return Err(error),
         };
         stream.send.write_message(&response).await?;
         stream.send.finish()
+    }
+
+    async fn answer(&self, peer: &Peer, request: ForwardRequest, payload: Bytes) -> ForwardResponse {
+        if !own_key(&request.key, peer) {
+            return ForwardResponse::Invalid { reason: "the batch id names another edge".to_owned() };
+        }
+        // An edge with a bug must not put into the log what no replica can apply.
+        if let Err(reason) = self.writer.validate(request.encoding, &payload) {
+            return ForwardResponse::Invalid { reason };
+        }
+        let wait = Duration::from_millis(request.timeout_ms.into()).min(LONGEST);
+        let batch = Batch {
+            key: request.key,
+            encoding: request.encoding,
+            payload,
+            ack: request.ack,
+            deadline: Instant::now() + wait,
+        };
+        match self.writer.commit(request.epoch, batch).await {
+            Ok((at, ack)) => ForwardResponse::Written { at, ack },
+            Err(error) => self.refusal(error),
+        }
     }
 
     fn refusal(&self, error: CommitError) -> ForwardResponse {
@@ -78,7 +87,9 @@ impl ForwardHandler {
             CommitError::Invalid(reason) => ForwardResponse::Invalid { reason },
             CommitError::Full => ForwardResponse::Full,
             CommitError::KeyReused => ForwardResponse::KeyReused,
-            CommitError::Unknown => ForwardResponse::Unknown,
+            CommitError::Busy => ForwardResponse::Busy,
+            CommitError::Unknown(None) => ForwardResponse::Unknown,
+            CommitError::Unknown(Some(progress)) => ForwardResponse::Unreached(progress),
         }
     }
 }

@@ -12,16 +12,16 @@ use skeinmesh::{
     types::{Role, TimingProfile},
 };
 
-struct Running {
-    node: Node,
-    engine: Arc<MemoryEngine>,
+pub struct Running {
+    pub node: Node,
+    pub engine: Arc<MemoryEngine>,
 }
 
-async fn start(dir: &Path, join: Option<JoinToken>, seeds: &[SocketAddr]) -> Running {
+pub async fn start(dir: &Path, join: Option<JoinToken>, seeds: &[SocketAddr]) -> Running {
     start_at(dir, join, seeds, Surroundings::real()).await
 }
 
-async fn start_at(
+pub async fn start_at(
     dir: &Path,
     join: Option<JoinToken>,
     seeds: &[SocketAddr],

@@ -3,7 +3,10 @@
 //! Most are over real processes of the program; those need it, and SQL to look at its answers.
 
 mod library;
+mod slow_disk;
 
+#[cfg(all(feature = "server", feature = "sql"))]
+mod acks;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod all_killed;
 #[cfg(all(feature = "server", feature = "sql"))]

@@ -61,7 +61,7 @@ impl Ledger {
                 self.violated(format!("I1: write {number} was acknowledged at {level:?}, not by a quorum"));
                 Outcome::Unknown
             }
-            Err(SubmitError::Unknown) => Outcome::Unknown,
+            Err(SubmitError::Unknown(_)) => Outcome::Unknown,
             Err(error) => Outcome::Refused(error.to_string()),
         };
         let write = &mut self.writes[number];

@@ -14,6 +14,8 @@ use clap::{Args, Subcommand};
 
 use cluster::Cluster;
 
+use crate::node::AckLevel;
+
 use super::{Failure, output, start::Stop};
 
 /// Flags of `skein bench`.
@@ -50,8 +52,8 @@ struct ClusterArgs {
     /// Database that the rows go to
     #[arg(short = 'd', long = "database", value_name = "DB", default_value = "bench")]
     database: String,
-    /// When a write counts as written: local or quorum
-    #[arg(long, default_value = "quorum", value_parser = ["local", "quorum"])]
+    /// When a write counts as written: memory, local, quorum or all
+    #[arg(long, default_value = "quorum", value_parser = AckLevel::EVERY.map(AckLevel::as_str))]
     ack: String,
     /// Print one line of JSON
     #[arg(long)]

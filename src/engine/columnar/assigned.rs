@@ -12,11 +12,13 @@ use crate::engine::Refused;
 pub(super) struct Assigned {
     /// Applied and reserved.
     schemas: Schemas,
-    /// Batches let in since the reservations were last forgotten and not applied yet. One that
-    /// never became a record stays counted, which only delays [`Assigned::dropped`].
+    /// Batches let in since the reservations were last forgotten and not applied yet.
     in_flight: u64,
-    /// A database was dropped while batches judged with its columns were on their way.
+    /// Something is reserved that no batch on its way brings, or that belongs to a database that was
+    /// dropped: begin anew from what is applied as soon as none is on its way.
     stale: bool,
+    /// What `schemas` was before the last batch was let in, unless it was changed otherwise since.
+    before: Option<Schemas>,
 }
 
 impl Assigned {
@@ -30,9 +32,19 @@ impl Assigned {
                 Err(error) => return Err(Refused::Invalid(error.to_string())),
             }
         }
-        self.schemas = next;
+        self.before = Some(std::mem::replace(&mut self.schemas, next));
         self.in_flight += 1;
         Ok(())
+    }
+
+    /// The batch let in last did not become a record.
+    pub(super) fn withdraw(&mut self, applied: &Schemas) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        match self.before.take() {
+            Some(before) => self.schemas = before,
+            None => self.stale = true,
+        }
+        self.renew(applied);
     }
 
     /// A batch was applied; `applied` is what holds now.
@@ -40,16 +52,26 @@ impl Assigned {
         self.in_flight = self.in_flight.saturating_sub(1);
         let mut merged =
             batch.tables.iter().map(|t| self.schemas.merge(&batch.database, &t.table, &t.schema));
-        // A clash means that reservations of a former term of office were never made good.
-        if merged.any(|merged| merged.is_err()) || (self.stale && self.in_flight == 0) {
-            self.schemas = applied.clone();
-            self.stale = false;
+        // What was let in is reserved already. What is not belongs to a former term of office, and a
+        // clash means that its reservations were never made good.
+        match merged.try_fold(false, |any, merged| merged.map(|new| any || new)) {
+            Ok(false) => {}
+            Ok(true) => self.before = None,
+            Err(_) => (self.schemas, self.before) = (applied.clone(), None),
+        }
+        self.renew(applied);
+    }
+
+    fn renew(&mut self, applied: &Schemas) {
+        if self.stale && self.in_flight == 0 {
+            (self.schemas, self.before, self.stale) = (applied.clone(), None, false);
         }
     }
 
     /// A database was dropped. Its columns stay reserved while batches may be on their way that
     /// were judged with them: two of them must not bring different types.
     pub(super) fn dropped(&mut self, database: &str) {
+        self.before = None;
         if self.in_flight == 0 {
             self.schemas.remove_database(database);
         } else {
@@ -132,6 +154,35 @@ mod tests {
         let mut other = header("new", FieldType::Bool);
         other.tables[0].name = "other".into();
         assigned.admit(&other).unwrap();
+    }
+
+    #[test]
+    fn what_is_withdrawn_reserves_nothing() {
+        let (float, int) = (header("v", FieldType::Float), header("v", FieldType::Int));
+        let other = header("w", FieldType::Bool);
+        let mut assigned = Assigned::default();
+        assigned.admit(&other).unwrap();
+        assigned.admit(&float).unwrap();
+        // One that was let in before is applied meanwhile, and stays.
+        assigned.applied(&batch(&other), &applied(&[&other]));
+        assigned.withdraw(&applied(&[&other]));
+        assigned.admit(&int).unwrap();
+        assert!(assigned.admit(&header("w", FieldType::Int)).is_err());
+        assert_eq!(assigned.in_flight, 1);
+    }
+
+    #[test]
+    fn what_is_withdrawn_after_a_drop_goes_with_the_last_on_its_way() {
+        let (float, int) = (header("v", FieldType::Float), header("v", FieldType::Int));
+        let other = header("w", FieldType::Bool);
+        let mut assigned = Assigned::default();
+        assigned.admit(&other).unwrap();
+        assigned.admit(&float).unwrap();
+        assigned.dropped("db");
+        assigned.withdraw(&Schemas::default());
+        assert!(assigned.admit(&int).is_err(), "the drop came between: not before nothing is on its way");
+        assigned.applied(&batch(&other), &applied(&[&other]));
+        assigned.admit(&int).unwrap();
     }
 
     #[test]

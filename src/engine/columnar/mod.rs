@@ -16,6 +16,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use self::{
+    absorbed::Absorbed,
     assigned::Assigned,
     schema::{SchemaError, Schemas},
     state::State,
@@ -23,6 +24,7 @@ use self::{
 use super::{EngineError, Export, Operation, Refused, StorageEngine, Work};
 use crate::{disk::Disk, types::Lsn};
 
+mod absorbed;
 mod assigned;
 pub mod batch;
 mod data_file;
@@ -44,9 +46,6 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-/// How long what [`ColumnarEngine::absorb_schema`] was told is believed: by then the records it
-/// was about have been applied, or never will be.
-const ABSORBED_FOR: Duration = Duration::from_secs(10);
 /// Time from a failed checkpoint to the next try.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
@@ -78,8 +77,7 @@ struct Inner {
     state: Mutex<State>,
     /// Taken after `state` where both are.
     assigned: Mutex<Assigned>,
-    /// What writers told this edge of tables that are not applied here yet, and when.
-    absorbed: Mutex<Option<(Schemas, Instant)>>,
+    absorbed: Mutex<Absorbed>,
     /// A checkpoint or an install runs.
     busy: AtomicBool,
 }
@@ -103,7 +101,7 @@ impl ColumnarEngine {
             config,
             state: Mutex::new(state),
             assigned: Mutex::new(assigned),
-            absorbed: Mutex::new(None),
+            absorbed: Mutex::default(),
             busy: AtomicBool::new(false),
         };
         Ok(Arc::new(Self { inner: Arc::new(inner) }))
@@ -113,18 +111,7 @@ impl ColumnarEngine {
     /// told of in the last seconds. Cheap.
     pub fn schemas(&self) -> Schemas {
         let mut schemas = self.inner.state().schemas.clone();
-        let mut absorbed = lock(&self.inner.absorbed);
-        if absorbed.as_ref().is_some_and(|(_, at)| at.elapsed() > ABSORBED_FOR) {
-            *absorbed = None;
-        }
-        if let Some((told, _)) = &*absorbed {
-            for (database, tables) in told.databases() {
-                for (table, schema) in tables.iter() {
-                    // What is applied here is certain; what was told may never have come to be.
-                    let _ = schemas.merge(database, table, schema);
-                }
-            }
-        }
+        lock(&self.inner.absorbed).add_to(&mut schemas);
         schemas
     }
 
@@ -135,16 +122,7 @@ impl ColumnarEngine {
     /// They are not schemas.
     pub fn absorb_schema(&self, bytes: &[u8]) -> Result<(), SchemaError> {
         let told = Schemas::from_bytes(bytes)?;
-        let mut absorbed = lock(&self.inner.absorbed);
-        let mut schemas = match absorbed.take() {
-            Some((schemas, at)) if at.elapsed() <= ABSORBED_FOR => schemas,
-            _ => Schemas::default(),
-        };
-        // The newest word counts: it comes from the writer now in office.
-        if schemas.merge_all(&told).is_err() {
-            schemas = told;
-        }
-        *absorbed = Some((schemas, Instant::now()));
+        lock(&self.inner.absorbed).absorb(&told);
         Ok(())
     }
 
@@ -214,6 +192,11 @@ impl StorageEngine for ColumnarEngine {
         self.inner.assigned().admit(&header)
     }
 
+    fn withdraw(&self, _encoding: u8, _payload: &Bytes) {
+        let state = self.inner.state();
+        self.inner.assigned().withdraw(&state.schemas);
+    }
+
     fn validate(&self, encoding: u8, payload: &Bytes) -> Result<(), String> {
         if encoding != batch::ENCODING {
             return Err(format!("this engine does not know encoding {encoding}"));
@@ -245,10 +228,7 @@ impl StorageEngine for ColumnarEngine {
         } else if let Operation::DropDatabase { database } = operation {
             state.drop_database(database);
             self.inner.assigned().dropped(database);
-            // What was told of the old tables must not type the new ones.
-            lock(&self.inner.absorbed).iter_mut().for_each(|(told, _)| {
-                told.remove_database(database);
-            });
+            lock(&self.inner.absorbed).dropped(database);
         }
         state.applied = at;
         state.oldest.get_or_insert_with(Instant::now);

@@ -1,0 +1,83 @@
+//! What writers told this edge of columns that are not applied here yet.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tokio::time::{Duration, Instant};
+
+use super::schema::{Schemas, TableSchema};
+
+/// How long a word about a table is believed: by then the records it was about have been applied, or
+/// never will be.
+const BELIEVED_FOR: Duration = Duration::from_secs(10);
+
+/// The last word about each table, and when it came: one that is renewed keeps no other alive.
+#[derive(Debug, Default)]
+pub(super) struct Absorbed(BTreeMap<(String, String), (Arc<TableSchema>, Instant)>);
+
+impl Absorbed {
+    /// The newest word counts: it comes from the writer now in office, and is all it has of a table.
+    pub(super) fn absorb(&mut self, told: &Schemas) {
+        self.forget_old();
+        for (database, tables) in told.databases() {
+            for (table, schema) in tables.iter() {
+                let name = (database.to_owned(), table.clone());
+                self.0.insert(name, (schema.clone(), Instant::now()));
+            }
+        }
+    }
+
+    /// Adds what was told to what is applied here, which is certain: what was told may never have come
+    /// to be.
+    pub(super) fn add_to(&mut self, schemas: &mut Schemas) {
+        self.forget_old();
+        for ((database, table), (schema, _)) in &self.0 {
+            // A word that contradicts is worth nothing.
+            let _ = schemas.merge(database, table, schema);
+        }
+    }
+
+    /// What was told of the old tables must not type the new ones.
+    pub(super) fn dropped(&mut self, database: &str) {
+        self.0.retain(|name, _| name.0 != database);
+    }
+
+    fn forget_old(&mut self) {
+        self.0.retain(|_, (_, at)| at.elapsed() <= BELIEVED_FOR);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::columnar::schema::{ColumnKind, FieldType};
+
+    fn told(table: &str, kind: FieldType) -> Schemas {
+        let schema = TableSchema::new([("v".to_owned(), ColumnKind::Field(kind))]).unwrap();
+        let mut schemas = Schemas::default();
+        schemas.merge("db", table, &schema).unwrap();
+        schemas
+    }
+
+    fn kind(absorbed: &mut Absorbed, table: &str) -> Option<ColumnKind> {
+        let mut schemas = Schemas::default();
+        absorbed.add_to(&mut schemas);
+        schemas.get("db", table).and_then(|schema| schema.kind("v"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_table_is_forgotten_in_its_own_time() {
+        let (float, int) = (ColumnKind::Field(FieldType::Float), ColumnKind::Field(FieldType::Int));
+        let mut absorbed = Absorbed::default();
+        absorbed.absorb(&told("cpu", FieldType::Float));
+        tokio::time::advance(Duration::from_secs(6)).await;
+        absorbed.absorb(&told("mem", FieldType::Int));
+        assert_eq!((kind(&mut absorbed, "cpu"), kind(&mut absorbed, "mem")), (Some(float), Some(int)));
+        tokio::time::advance(Duration::from_secs(6)).await;
+        assert_eq!((kind(&mut absorbed, "cpu"), kind(&mut absorbed, "mem")), (None, Some(int)));
+        // The newest word about a table replaces an older one.
+        absorbed.absorb(&told("mem", FieldType::Float));
+        assert_eq!(kind(&mut absorbed, "mem"), Some(float));
+        absorbed.dropped("db");
+        assert_eq!(kind(&mut absorbed, "mem"), None);
+    }
+}

@@ -1,0 +1,358 @@
+//! The writer over a real log on the simulated disk. Its followers are what they acknowledge.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use bytes::Bytes;
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Duration, Instant, sleep},
+};
+
+use super::{
+    SubmitError,
+    apply::Apply,
+    commit::{Batch, CommitError, Writer},
+    outcome,
+};
+use crate::{
+    engine::{MemoryEngine, Operation, StorageEngine},
+    protocol::forward::{AckLevel, BatchId, Progress},
+    replication::{Replica, Tenure, fence::Fence},
+    testing::{DiskLatency, SimDisk},
+    types::{BootId, ClusterId, ClusterView, Epoch, Lsn, MembershipId, NodeId, Office},
+    wal::{DedupKey, Wal, WalConfig},
+};
+
+const BOOT: BootId = BootId(7);
+const LEASE: Duration = Duration::from_millis(300);
+const HEARTBEAT: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_secs(3);
+
+type Answer = Result<(Lsn, AckLevel), CommitError>;
+
+fn id(n: u8) -> NodeId {
+    NodeId([n; 16])
+}
+
+fn set(ids: &[u8]) -> BTreeSet<NodeId> {
+    ids.iter().map(|n| id(*n)).collect()
+}
+
+fn office(epoch: Epoch, node: u8) -> Option<Office> {
+    Some(Office { epoch, node: id(node), boot: BOOT, membership: MembershipId::default() })
+}
+
+/// The writer's process, node 1.
+struct Rig {
+    disk: SimDisk,
+    replica: Arc<Replica>,
+    apply: Arc<Apply>,
+    writer: Arc<Writer>,
+    view: watch::Sender<Arc<ClusterView>>,
+}
+
+impl Rig {
+    /// In office in epoch 1, with `EpochStart` at 1.1 acknowledged by every voter.
+    async fn of(voters: &[u8], disk: SimDisk, engine: Arc<dyn StorageEngine>) -> Self {
+        let config = WalConfig { segment_bytes: 16 << 10, ..WalConfig::new("/wal") };
+        let mut nonce = 0;
+        let draw = Box::new(move || {
+            nonce += 1;
+            nonce
+        });
+        let (wal, driver, recovered) =
+            Wal::open(Arc::new(disk.boot()), config, ClusterId([9; 16]), draw).await.unwrap();
+        tokio::spawn(driver.run());
+        let view = ClusterView { voters: vec![set(voters)], writer: office(1, 1), ..ClusterView::default() };
+        let (view, seen) = watch::channel(Arc::new(view));
+        let fence = Fence::new(wal.clone(), id(1), BOOT, None);
+        let replica = Replica::new(fence, wal, (id(1), BOOT), recovered.commit, seen, LEASE);
+        let (apply, checkpointer) = Apply::new(engine.clone()).unwrap();
+        tokio::spawn(apply.clone().run(replica.clone()));
+        tokio::spawn(checkpointer.run(replica.clone(), 0));
+        let writer = Writer::new(replica.clone(), apply.clone(), engine, Arc::new(|| 0));
+        tokio::spawn(writer.clone().hold_office(HEARTBEAT));
+        let rig = Self { disk, replica, apply, writer, view };
+        let held = rig.replica.watch_tenure().wait_for(Option::is_some).await.unwrap().clone();
+        rig.acked(voters, 1);
+        held.unwrap().watch_opened().wait_for(|open| *open).await.unwrap();
+        rig
+    }
+
+    async fn plain(voters: &[u8]) -> (Self, Arc<MemoryEngine>) {
+        let engine = Arc::new(MemoryEngine::new());
+        (Self::of(voters, SimDisk::new(), engine.clone()).await, engine)
+    }
+
+    fn tenure(&self) -> Arc<Tenure> {
+        self.replica.tenure().expect("in office")
+    }
+
+    /// These have everything up to `seq` on disk and have answered the newest lease round.
+    fn acked(&self, followers: &[u8], seq: u64) {
+        let tenure = self.tenure();
+        for follower in followers.iter().filter(|n| **n != 1) {
+            let mut acks = tenure.acks();
+            let round = acks.round();
+            acks.note(id(*follower), Lsn::new(tenure.epoch, seq), Lsn::ZERO, round);
+        }
+        self.replica.recount(&tenure);
+    }
+
+    /// Returns when the office has marked that in the log.
+    async fn voters_are(&self, sets: &[&[u8]], index: u64) {
+        let mark = self.replica.wal.end().seq + 1;
+        let voters = sets.iter().map(|ids| set(ids)).collect();
+        let membership = MembershipId { term: 1, index };
+        let now = ClusterView { voters, membership, ..ClusterView::clone(&self.view.borrow()) };
+        self.view.send_replace(Arc::new(now));
+        self.replica.wal.watch_end().wait_for(|end| end.seq == mark).await.unwrap();
+    }
+
+    fn writes(&self, office: Option<Office>) {
+        let now = ClusterView { writer: office, ..ClusterView::clone(&self.view.borrow()) };
+        self.view.send_replace(Arc::new(now));
+    }
+
+    async fn commit(&self, batch: Batch) -> Answer {
+        self.writer.commit(1, batch).await
+    }
+
+    /// Asked for, and under way for a moment.
+    async fn begin(&self, batch: Batch) -> JoinHandle<Answer> {
+        let writer = self.writer.clone();
+        let asked = tokio::spawn(async move { writer.commit(1, batch).await });
+        sleep(Duration::from_millis(50)).await;
+        asked
+    }
+}
+
+fn batch(counter: u64, ack: AckLevel) -> Batch {
+    Batch {
+        key: DedupKey::Batch(BatchId { edge: id(8), boot: BootId(1), counter }),
+        encoding: 9,
+        payload: Bytes::from(format!("batch {counter}")),
+        ack: Some(ack),
+        deadline: Instant::now() + PATIENCE,
+    }
+}
+
+fn unreached(seq: u64, asked: AckLevel, reached: AckLevel) -> Answer {
+    Err(CommitError::Unknown(Some(Progress { at: Lsn::new(1, seq), asked, reached })))
+}
+
+fn batches(engine: &MemoryEngine) -> Vec<Lsn> {
+    let held = engine.contents().into_iter();
+    held.filter(|(_, operation)| matches!(operation, Operation::Batch { .. })).map(|(at, _)| at).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_is_answered_before_the_disk_and_seen_only_when_committed() {
+    let (rig, engine) = Rig::plain(&[1, 2, 3]).await;
+    rig.disk.set_latency(DiskLatency { sync: Duration::from_secs(1), ..DiskLatency::default() });
+    let before = Instant::now();
+    let at = Lsn::new(1, 2);
+    assert_eq!(rig.commit(batch(1, AckLevel::Memory)).await, Ok((at, AckLevel::Memory)));
+    assert_eq!(before, Instant::now(), "nothing was waited for");
+    assert!(rig.replica.wal.durable() < at);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(rig.replica.wal.durable(), at);
+    assert!(batches(&engine).is_empty(), "on one disk only");
+    // The same batch again, at more: the record that is there is waited for.
+    let again = rig.begin(batch(1, AckLevel::Quorum)).await;
+    assert!(!again.is_finished());
+    rig.acked(&[2], 2);
+    assert_eq!(again.await.unwrap(), Ok((at, AckLevel::Quorum)));
+    assert_eq!(batches(&engine), [at]);
+    assert_eq!(rig.replica.wal.end(), at, "once in the log");
+}
+
+#[tokio::test(start_paused = true)]
+async fn local_needs_a_lease_that_is_live_after_the_sync() {
+    let (rig, _) = Rig::plain(&[1, 2, 3]).await;
+    // Its followers have been silent for longer than the lease: partitioned, or it was paused.
+    sleep(LEASE * 2).await;
+    let answer = rig.commit(batch(1, AckLevel::Local)).await;
+    assert_eq!(answer, unreached(2, AckLevel::Local, AckLevel::Memory));
+    assert_eq!(rig.replica.wal.durable(), Lsn::new(1, 2), "it is on disk, and that is not enough");
+    // A majority answers again, and has nothing new on disk.
+    let again = rig.begin(batch(1, AckLevel::Local)).await;
+    assert!(!again.is_finished());
+    rig.acked(&[3], 1);
+    assert_eq!(again.await.unwrap(), Ok((Lsn::new(1, 2), AckLevel::Local)));
+    assert_eq!(rig.replica.commit(), Lsn::new(1, 1));
+
+    // Live when the batch is let in, and no more when it is on disk.
+    rig.disk.set_latency(DiskLatency { sync: LEASE, ..DiskLatency::default() });
+    rig.acked(&[3], 1);
+    let answer = rig.commit(batch(2, AckLevel::Local)).await;
+    assert_eq!(answer, unreached(3, AckLevel::Local, AckLevel::Memory));
+    assert_eq!(rig.replica.wal.durable(), Lsn::new(1, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_is_every_voter_also_for_a_record_that_is_applied() {
+    let (rig, engine) = Rig::plain(&[1, 2, 3]).await;
+    let at = Lsn::new(1, 2);
+    let asked = rig.begin(batch(1, AckLevel::All)).await;
+    rig.acked(&[2], 2);
+    assert_eq!(asked.await.unwrap(), unreached(2, AckLevel::All, AckLevel::Quorum));
+    assert_eq!(batches(&engine), [at]);
+    // It is applied by now: less than `all` is answered at once, `all` is not.
+    for level in [AckLevel::Memory, AckLevel::Local, AckLevel::Quorum] {
+        assert_eq!(rig.commit(batch(1, level)).await, Ok((at, level)));
+    }
+    let again = rig.begin(batch(1, AckLevel::All)).await;
+    assert!(!again.is_finished());
+    rig.acked(&[3], 1);
+    sleep(Duration::from_millis(50)).await;
+    assert!(!again.is_finished());
+    rig.acked(&[3], 2);
+    assert_eq!(again.await.unwrap(), Ok((at, AckLevel::All)));
+    assert_eq!((batches(&engine), rig.replica.wal.end()), (vec![at], at));
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_counts_the_voters_in_force() {
+    let (rig, _) = Rig::plain(&[1, 2, 3]).await;
+    // While a fourth joins, both sets count.
+    rig.voters_are(&[&[1, 2, 3], &[1, 2, 3, 4]], 1).await;
+    let asked = rig.begin(batch(1, AckLevel::All)).await;
+    let at = rig.replica.wal.end();
+    rig.acked(&[2, 3], at.seq);
+    sleep(Duration::from_millis(50)).await;
+    assert_eq!((rig.replica.commit(), asked.is_finished()), (at, false));
+    rig.acked(&[4], at.seq);
+    assert_eq!(asked.await.unwrap(), Ok((at, AckLevel::All)));
+    // The fourth falls silent, and then is no voter any more.
+    rig.voters_are(&[&[1, 2, 3, 4]], 2).await;
+    let asked = rig.begin(batch(2, AckLevel::All)).await;
+    let end = rig.replica.wal.end();
+    rig.acked(&[2, 3], end.seq);
+    sleep(Duration::from_millis(50)).await;
+    assert!(!asked.is_finished());
+    rig.voters_are(&[&[1, 2, 3]], 3).await;
+    assert_eq!(asked.await.unwrap(), Ok((end, AckLevel::All)));
+    // A voter that comes with less on disk counts for what was acknowledged before, too.
+    rig.voters_are(&[&[1, 2, 3, 5]], 4).await;
+    assert_eq!(
+        rig.commit(batch(2, AckLevel::All)).await,
+        unreached(end.seq, AckLevel::All, AckLevel::Quorum)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_all_is_let_go_with_the_office() {
+    let (rig, _) = Rig::plain(&[1, 2, 3]).await;
+    let applied = rig.begin(batch(1, AckLevel::All)).await;
+    rig.acked(&[2], 2);
+    let queued = rig.begin(batch(2, AckLevel::All)).await;
+    rig.writes(office(2, 3));
+    assert_eq!(applied.await.unwrap(), Err(CommitError::LostOffice));
+    assert_eq!(queued.await.unwrap(), Err(CommitError::LostOffice));
+    assert_eq!(rig.commit(batch(1, AckLevel::All)).await, Err(CommitError::NotWriter));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fenced_writer_says_nothing_more() {
+    let (rig, _) = Rig::plain(&[1, 2, 3]).await;
+    rig.disk.set_latency(DiskLatency { sync: Duration::from_secs(1), ..DiskLatency::default() });
+    let local = rig.begin(batch(1, AckLevel::Local)).await;
+    let seal = crate::protocol::replication::Seal { epoch: 2, term: 1, resigned: None };
+    let sealed = rig.replica.seal(id(2), seal);
+    rig.acked(&[2, 3], 1);
+    let (sealed, answer) = tokio::join!(sealed, local);
+    sealed.unwrap();
+    assert_eq!(answer.unwrap(), Err(CommitError::LostOffice), "on disk, and too late");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lone_voter_reaches_every_level_by_itself() {
+    let (rig, engine) = Rig::plain(&[1]).await;
+    for (n, level) in (1..).zip(AckLevel::EVERY) {
+        assert_eq!(rig.commit(batch(n, level)).await, Ok((Lsn::new(1, n + 1), level)));
+        if level != AckLevel::Memory {
+            assert_eq!(batches(&engine).len() as u64, n, "visible at {level}");
+        }
+    }
+    // Its default is what it can do, and names no majority.
+    let default = Batch { ack: None, ..batch(9, AckLevel::All) };
+    assert_eq!(rig.commit(default).await.unwrap().1, AckLevel::Local);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_committed_is_bounded() {
+    let (rig, _) = Rig::plain(&[1, 2, 3]).await;
+    let stalled = batch(1, AckLevel::Memory);
+    rig.commit(stalled.clone()).await.unwrap();
+    let large = DedupKey::Client { key: [1; 16], body: [1; 16] };
+    rig.apply.ledger().in_flight.insert(large, 99, 64 << 20);
+    let end = rig.replica.wal.end();
+    for level in AckLevel::EVERY {
+        assert_eq!(rig.commit(batch(2, level)).await, Err(CommitError::Busy));
+    }
+    assert_eq!(rig.replica.wal.end(), end, "nothing was written");
+    // What is there is answered all the same, and marks are let in.
+    assert!(rig.commit(stalled).await.is_ok());
+    rig.voters_are(&[&[1, 2, 3, 4]], 1).await;
+    rig.apply.ledger().in_flight.remove(&large);
+    assert!(rig.commit(batch(2, AckLevel::Memory)).await.is_ok());
+}
+
+#[cfg(feature = "columnar")]
+#[tokio::test(start_paused = true)]
+async fn a_refused_append_reserves_no_column() {
+    use crate::engine::columnar::{
+        ColumnarConfig, ColumnarEngine, batch as columns, ingest, schema::Schemas,
+    };
+
+    let points = |counter: u64, line: String| {
+        let options = ingest::Options {
+            database: "db".into(),
+            precision: ingest::Precision::Nanosecond,
+            now_ns: 1,
+            accept_partial: false,
+        };
+        let parsed = ingest::line_protocol::parse(line.as_bytes(), &options, &Schemas::default()).unwrap();
+        let payload = columns::encode(&parsed.batch.unwrap()).unwrap();
+        Batch { encoding: columns::ENCODING, payload, ..batch(counter, AckLevel::Local) }
+    };
+    let disk = SimDisk::new();
+    let home = std::path::PathBuf::from("/engine");
+    let engine = ColumnarEngine::open(Arc::new(disk.boot()), home, ColumnarConfig::default()).await.unwrap();
+    let rig = Rig::of(&[1], disk, engine).await;
+    rig.disk.set_limit(Some(rig.disk.used()));
+    let mut full = rig.replica.wal.watch_full();
+    let mut counter = 1;
+    while !*full.borrow_and_update() {
+        rig.commit(points(counter, format!("other s=\"{}\" 1", "x".repeat(3000)))).await.unwrap();
+        counter += 1;
+    }
+    assert_eq!(rig.commit(points(1000, "cpu v=1.5 1".into())).await, Err(CommitError::Full));
+    rig.disk.set_limit(None);
+    full.wait_for(|full| !*full).await.unwrap();
+    rig.commit(points(1001, "cpu v=1i 1".into())).await.expect("nobody has ever written a float");
+}
+
+#[test]
+fn a_refusal_is_told_as_one_only_where_it_is_final() {
+    let told = |error, sent| outcome(error, sent, office(4, 2), PATIENCE);
+    let refusals = || [CommitError::Full, CommitError::Busy];
+    let clear = [SubmitError::Full, SubmitError::WriterBusy];
+    assert_eq!(refusals().map(|error| told(error, None)), clear);
+    // A former office may have had it: that it is not in this one's log is the end of it.
+    assert_eq!(refusals().map(|error| told(error, Some(3))), clear);
+    // An earlier question to this office may still be under way.
+    assert_eq!(
+        refusals().map(|error| told(error, Some(4))),
+        [SubmitError::Unknown(None), SubmitError::Unknown(None)]
+    );
+    for error in [CommitError::NotWriter, CommitError::LostOffice, CommitError::Unknown(None)] {
+        assert_eq!(told(error.clone(), Some(3)), SubmitError::Unknown(None));
+        assert_eq!(told(error, None), SubmitError::NoWriter { waited: PATIENCE });
+    }
+    let progress = Progress { at: Lsn::new(4, 9), asked: AckLevel::All, reached: AckLevel::Quorum };
+    let error = CommitError::Unknown(Some(progress));
+    assert_eq!(told(error, Some(4)), SubmitError::Unknown(Some(progress)));
+}
