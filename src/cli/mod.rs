@@ -10,6 +10,7 @@ mod node;
 mod output;
 mod processes;
 mod query;
+mod recover;
 pub mod start;
 mod status;
 mod table;
@@ -47,6 +48,8 @@ enum Command {
     Token(token::TokenArgs),
     /// List and remove nodes
     Node(node::NodeArgs),
+    /// Carry on with one surviving voter when a majority is gone for good
+    Recover(recover::RecoverArgs),
     /// Write line protocol from a file or standard input
     Write(write::WriteArgs),
     /// Ask in SQL
@@ -79,6 +82,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Status(args) => status::run(args).await,
         Command::Token(args) => token::run(args).await,
         Command::Node(args) => node::run(args).await,
+        Command::Recover(args) => recover::run(args).await,
         Command::Write(args) => write::run(args).await,
         Command::Query(args) => query::run(args).await,
         Command::Bench(args) => bench::run(args).await,
@@ -103,6 +107,8 @@ mod tests {
             "skein token create --role reader --ttl 2h --uses 3",
             "skein token list --json",
             "skein token revoke 0000000000000007",
+            "skein recover",
+            "skein recover --data-dir /d --seed a:1 --seed b:2 --accept-loss --from-here --json",
             "skein node list",
             "skein node remove aaaa --data-dir /d",
             "skein write -d home --precision s FILE",
@@ -121,6 +127,7 @@ mod tests {
             "skein fly",
             "skein query",
             "skein token revoke",
+            "skein recover --from-here",
             "skein query --format xml q",
             "skein bench",
             "skein bench write --ack most",

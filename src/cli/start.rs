@@ -20,7 +20,7 @@ use crate::{
     engine::columnar::{ColumnarConfig, ColumnarEngine},
     http::{self, AppState, Listeners},
     identity::{DataDir, JoinToken},
-    node::{ADMIN_TOKEN_FILE, MdnsConfig, Node, NodeConfig, NodeError, Surroundings},
+    node::{ADMIN_TOKEN_FILE, MdnsConfig, Node, NodeConfig, NodeError, Surroundings, come_back},
     telemetry::{Logging, Registry},
     transport::Socket,
 };
@@ -43,6 +43,7 @@ pub async fn run(args: StartArgs) -> Result<(), Failure> {
     let unix =
         http::bind_socket(&config.data.socket()).map_err(|e| tracing::warn!("no unix socket: {e}")).ok();
     let surroundings = Surroundings::real();
+    come_back(&dir, &surroundings).await.map_err(failure)?;
     let engine_config = ColumnarConfig {
         flush_bytes: config.storage.flush_bytes.as_usize(),
         flush_age: config.storage.flush_age,
@@ -165,7 +166,7 @@ fn warn_if_open(config: &Config, node: &Node, http: SocketAddr) {
     }
 }
 
-fn failure(error: NodeError) -> Failure {
+pub(super) fn failure(error: NodeError) -> Failure {
     if error.is_usage() {
         Failure::usage(error.to_string())
     } else if error.is_disk() {

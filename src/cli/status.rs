@@ -58,8 +58,12 @@ fn show(status: &ClusterStatus) -> String {
             _ => id.short(),
         },
     };
+    let generation = match status.generation {
+        0 => String::new(),
+        recovered => format!(", generation {recovered}"),
+    };
     let mut out = format!(
-        "cluster  {} ({})\nleader   {}\nwriter   {}, epoch {}\ncommit   {}\n\n",
+        "cluster  {} ({}){generation}\nleader   {}\nwriter   {}, epoch {}\ncommit   {}\n\n",
         status.cluster_name,
         status.cluster_id,
         node(status.leader),
@@ -176,11 +180,13 @@ mod tests {
             writer: None,
             epoch: Some(3),
             commit: Some(Lsn::new(3, 1042)),
+            generation: 1,
             nodes: vec![writer, joining],
             warnings: vec!["Two voters: losing one stops writes.".into()],
         };
         let shown = show(&status);
         let lines: Vec<&str> = shown.lines().collect();
+        assert!(lines[0].ends_with("), generation 1"), "{shown}");
         assert_eq!(lines[1], format!("leader   north ({})", NodeId([1; 16]).short()));
         assert_eq!(lines[2], "writer   none, epoch 3");
         assert_eq!(lines[3], "commit   3.1042");

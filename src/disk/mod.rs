@@ -31,7 +31,8 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     fn open(&self, path: &Path, how: Create) -> Io<Arc<dyn DiskFile>>;
     /// The names in a directory, sorted.
     fn list(&self, dir: &Path) -> Io<Vec<String>>;
-    /// Moves a file over another, atomically; durable after [`Disk::sync_dir`] of the directory.
+    /// Moves a file over another, atomically; durable after [`Disk::sync_dir`] of the directory. A real
+    /// disk moves a directory too, to a name that is not there.
     fn rename(&self, from: &Path, to: &Path) -> Io<()>;
     /// Removes a file; durable after [`Disk::sync_dir`].
     fn remove(&self, path: &Path) -> Io<()>;

@@ -113,6 +113,12 @@ impl ClusterCa {
         fingerprint(&self.certificate)
     }
 
+    /// Ed25519 signature over `message`; callers put a label of their own in front of it, which no
+    /// certificate begins with.
+    pub(super) fn sign(&self, message: &[u8]) -> [u8; 64] {
+        self.key.sign(message)
+    }
+
     /// Signs the key of a request (DER) for `cluster`. Nothing but the key is taken from it, and
     /// only after its own signature has shown that the requester holds the key. `serial` are
     /// random bytes, `now` is in seconds since 1970.

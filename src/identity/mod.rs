@@ -7,6 +7,7 @@ mod ca;
 mod cert;
 mod data_dir;
 mod keys;
+pub mod recovery;
 pub mod seal;
 mod store;
 pub mod token;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::keys::{IdentityError, NodeKey, SealKey};
 use crate::{
     disk::{Create, Disk, Durability, read_file, replace_file},
-    types::{ClusterId, ClusterView},
+    types::{ClusterId, ClusterView, Recovery},
 };
 
 const NODE_KEY: &str = "node.key";
@@ -22,6 +22,7 @@ const SEAL_KEY: &str = "seal.key";
 const CLUSTER: &str = "cluster.json";
 const VIEW: &str = "view.bin";
 const REMOVED: &str = "removed";
+const SUPERSEDED: &str = "superseded.json";
 
 /// Files that only their owner may read.
 pub(super) const SECRET_FILES: [&str; 2] = [NODE_KEY, SEAL_KEY];
@@ -64,6 +65,9 @@ pub struct ClusterRecord {
     pub certificate: Vec<u8>,
     /// Where other members were last seen: hints for a restart.
     pub peers: Vec<SocketAddr>,
+    /// The recovery this node has come through with its cluster: which world it is of. Fixed while
+    /// the process runs.
+    pub recovery: Option<Recovery>,
 }
 
 /// The text form of [`ClusterRecord`].
@@ -76,6 +80,40 @@ struct ClusterFile {
     certificate: String,
     #[serde(default)]
     peers: Vec<SocketAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    recovery: Option<RecoveryFile>,
+}
+
+/// The text form of [`Recovery`].
+#[derive(Serialize, Deserialize)]
+struct RecoveryFile {
+    generation: u64,
+    by: String,
+    nonce: u64,
+    kept: String,
+    signature: String,
+}
+
+impl RecoveryFile {
+    fn new(recovery: &Recovery) -> Self {
+        Self {
+            generation: recovery.generation,
+            by: recovery.by.to_string(),
+            nonce: recovery.nonce,
+            kept: recovery.kept.to_string(),
+            signature: BASE64.encode(&recovery.signature),
+        }
+    }
+
+    fn read(self) -> Result<Recovery, String> {
+        Ok(Recovery {
+            generation: self.generation,
+            by: self.by.parse().map_err(|e: crate::types::IdParseError| e.to_string())?,
+            nonce: self.nonce,
+            kept: self.kept.parse().map_err(|e: crate::types::LsnParseError| e.to_string())?,
+            signature: BASE64.decode(self.signature.as_bytes()).map_err(|e| e.to_string())?,
+        })
+    }
 }
 
 /// The identity files of one data directory, through the disk seam.
@@ -157,6 +195,34 @@ impl Store {
         self.replace(REMOVED, reason.as_bytes().to_vec()).await
     }
 
+    /// The recovery that this node was left out of and has to give way to, if it has met one.
+    pub async fn superseded(&self) -> Result<Option<Recovery>, StoreError> {
+        let Some(bytes) = self.read(SUPERSEDED).await? else { return Ok(None) };
+        let file = serde_json::from_slice::<RecoveryFile>(&bytes).map_err(|e| e.to_string());
+        let recovery = file.and_then(RecoveryFile::read);
+        recovery.map(Some).map_err(|reason| damaged(&self.dir.join(SUPERSEDED), reason))
+    }
+
+    /// Notes a recovery that this node has to give way to: it does so at its next start.
+    pub async fn set_superseded(&self, recovery: &Recovery) -> Result<(), StoreError> {
+        let file = RecoveryFile::new(recovery);
+        // Numbers and strings always have a JSON form.
+        self.replace(SUPERSEDED, serde_json::to_vec_pretty(&file).unwrap_or_default()).await
+    }
+
+    /// This node has given way.
+    pub async fn clear_superseded(&self) -> Result<(), StoreError> {
+        let path = self.dir.join(SUPERSEDED);
+        let removed = async {
+            match self.disk.remove(&path).await {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            self.disk.sync_dir(&self.dir).await
+        };
+        removed.await.map_err(|source| StoreError::Io { what: "remove", path, source })
+    }
+
     async fn read(&self, name: &str) -> Result<Option<Bytes>, StoreError> {
         let path = self.dir.join(name);
         match read_file(&*self.disk, &path, MAX_FILE).await {
@@ -202,6 +268,7 @@ impl ClusterFile {
             roots: record.roots.iter().map(|root| BASE64.encode(root)).collect(),
             certificate: BASE64.encode(&record.certificate),
             peers: record.peers.clone(),
+            recovery: record.recovery.as_ref().map(RecoveryFile::new),
         };
         // Strings, numbers and addresses always have a JSON form.
         serde_json::to_vec_pretty(&file).unwrap_or_default()
@@ -219,6 +286,7 @@ impl ClusterFile {
             roots: file.roots.iter().map(der).collect::<Result<_, _>>()?,
             certificate: der(&file.certificate)?,
             peers: file.peers,
+            recovery: file.recovery.map(RecoveryFile::read).transpose()?,
         })
     }
 }
@@ -262,7 +330,20 @@ mod tests {
             roots: vec![vec![1, 2, 3], vec![255; 700]],
             certificate: vec![9; 600],
             peers: vec!["10.0.0.1:7400".parse().unwrap(), "[fe80::1]:7400".parse().unwrap()],
+            recovery: Some(Recovery {
+                generation: 2,
+                by: crate::types::NodeId([5; 16]),
+                nonce: u64::MAX,
+                kept: crate::types::Lsn::new(3, 1 << 60),
+                signature: vec![7; 64],
+            }),
         };
+        assert_eq!(store.superseded().await.unwrap(), None);
+        store.set_superseded(record.recovery.as_ref().unwrap()).await.unwrap();
+        assert_eq!(store.superseded().await.unwrap(), record.recovery);
+        store.clear_superseded().await.unwrap();
+        store.clear_superseded().await.unwrap();
+        assert_eq!(store.superseded().await.unwrap(), None);
         store.set_cluster(&ClusterRecord::default()).await.unwrap();
         store.set_cluster(&record).await.unwrap();
         assert_eq!(store.cluster().await.unwrap(), Some(record));

@@ -181,6 +181,7 @@ impl Joined {
             roots: self.admitted.roots.iter().map(|root| root.to_vec()).collect(),
             certificate: self.admitted.certificate.clone(),
             peers: self.admitted.members.iter().flat_map(|m| m.1.mesh.iter().copied()).collect(),
+            recovery: self.admitted.recovery.clone(),
         }
     }
 
@@ -209,6 +210,7 @@ impl Joined {
             profile: self.admitted.profile,
             members: self.admitted.members.iter().map(member).collect(),
             applied_index: self.admitted.applied_index,
+            recovery: self.admitted.recovery.clone(),
             ..ClusterView::default()
         }
     }

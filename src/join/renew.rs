@@ -166,6 +166,8 @@ impl Renewal {
             name: view.name.clone(),
             roots: view.roots.iter().map(|root| root.to_vec()).collect(),
             certificate: certificate.to_vec(),
+            // A certificate is no reason to change worlds, whatever the view says.
+            recovery: record.as_ref().and_then(|record| record.recovery.clone()),
             peers: record.map(|record| record.peers).unwrap_or_default(),
         };
         self.store.set_cluster(&record).await.map_err(|error| error.to_string())?;

@@ -307,6 +307,7 @@ fn admitted(state: &State, issued: Issued) -> Admitted {
         profile: state.profile,
         members: state.members.values().map(|m| (m.id, m.addresses.clone())).collect(),
         applied_index: 0,
+        recovery: state.recovery.clone(),
         server_proof: Vec::new(),
     }
 }

@@ -44,6 +44,7 @@ use super::{
     local::{StatusHandler, ThisNode, VERSION},
     peers::Peers,
     reads::Reads,
+    recover,
     surroundings::Surroundings,
     tasks::Tasks,
     upkeep,
@@ -147,12 +148,18 @@ pub(super) async fn assemble(
     if let Some(reason) = store.tombstone().await? {
         return Err(NodeError::Removed { reason, dir });
     }
+    if let Some(recovery) = store.superseded().await? {
+        return Err(NodeError::Superseded { recovery: Box::new(recovery), dir });
+    }
     let (node_key, seal_key) = store.keys([surroundings.random(), surroundings.random()]).await?;
     let boot = BootId(surroundings.rng().next_u64());
     let record = store.cluster().await?;
     // Of a joining that was cut short, it says nothing about this node.
     let saved_view =
         if record.is_some() { store.view().await?.unwrap_or_default() } else { ClusterView::default() };
+    // Which world this process is of: told to every peer, and never changed while it runs.
+    let world = record.as_ref().and_then(|record| record.recovery.clone());
+    recover::check(&surroundings, &dir, world.as_ref()).await?;
     let identity = Arc::new(match &record {
         Some(record) => Identity::member(node_key, &record.certificate, &record.roots)?,
         None => Identity::stranger(node_key, surroundings.unix_seconds())?,
@@ -163,7 +170,8 @@ pub(super) async fn assemble(
     let (late, router) = LateHandlers::new(&KINDS);
     let profile = if record.is_none() { config.profile } else { saved_view.profile };
     let timing = profile.timing();
-    let (view_out, mesh_view) = watch::channel(Arc::new(ClusterView { writer: None, ..saved_view }));
+    let (view_out, mesh_view) =
+        watch::channel(Arc::new(ClusterView { writer: None, recovery: world, ..saved_view }));
     let listen = Listen::new(&config);
     let (addresses_out, addresses) = watch::channel(Addresses { http: config.http, ..Addresses::default() });
     let mesh_config = mesh_config(&config, &surroundings, timing, boot, addresses.clone());

@@ -246,6 +246,7 @@ impl Newcomer<'_> {
             roots: vec![ca_certificate],
             certificate: founding.certificate,
             peers: Vec::new(),
+            recovery: None,
         };
         self.store.set_cluster(&record).await?;
         let ttl = Duration::from_millis(FIRST_TOKEN_MS);

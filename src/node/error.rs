@@ -9,7 +9,7 @@ use crate::{
     raft::ControlError,
     replication::receiver::FollowError,
     transport::MeshError,
-    types::NodeId,
+    types::{NodeId, Recovery},
     wal::WalError,
     write_path::apply::ApplyError,
 };
@@ -75,6 +75,29 @@ pub enum NodeError {
         /// The data directory.
         dir: PathBuf,
     },
+    /// The cluster was recovered from the loss of a majority, and this node was given up with it.
+    #[error(
+        "the cluster was recovered without this node, by node {by} (generation {generation}), and goes on there. \
+         Start this node again: it comes back as a learner, and what it has now stays in {dir} under names that end \
+         in {suffix}. Look there for what it acknowledged after they lost each other",
+        by = .recovery.by, generation = .recovery.generation, dir = .dir.display(),
+        suffix = super::come_back::suffix(.recovery)
+    )]
+    Superseded {
+        /// What has replaced this node's world.
+        recovery: Box<Recovery>,
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// `skein recover` was cut short on this node.
+    #[error(
+        "`skein recover` was begun on {dir} and has not come to its end: run it again there, it only finishes",
+        dir = .dir.display()
+    )]
+    HalfRecovered {
+        /// The data directory.
+        dir: PathBuf,
+    },
     /// A write or fsync failed: the node stops rather than claim more than happened.
     #[error(
         "{what} on node {node} failed: {reason}. Stopped. Check the disk; records that were acknowledged are on \
@@ -110,8 +133,8 @@ impl NodeError {
         }
     }
 
-    /// True when the command line is to blame: the process exits 2.
+    /// True when the command line, or what it finds, is to blame: the process exits 2.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Usage(_))
+        matches!(self, Self::Usage(_) | Self::HalfRecovered { .. })
     }
 }

@@ -1,6 +1,6 @@
 //! `skein status`: every member is asked at once, for a moment.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{cmp::Ordering, collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 
@@ -10,7 +10,7 @@ use crate::{
         status::{NodeStatus, StatusRequest},
     },
     raft::failover::Local,
-    types::{ClusterView, NodeHealth, NodeId, Role},
+    types::{ClusterView, NodeHealth, NodeId, Role, generation},
 };
 
 use super::{
@@ -71,8 +71,9 @@ pub(super) async fn gather(this: &Arc<ThisNode>, reads: &Reads) -> ClusterStatus
         writer: view.writer.map(|office| office.node),
         epoch: view.writer.map(|office| office.epoch),
         commit,
+        generation: generation(view.recovery.as_ref()),
         nodes,
-        warnings: warnings(&view, &heard),
+        warnings: warnings(&view, &heard, &this.mesh.foreign().borrow()),
     }
 }
 
@@ -86,8 +87,27 @@ fn health(view: &ClusterView, id: NodeId, status: Option<&NodeStatus>, changing:
     }
 }
 
-fn warnings(view: &ClusterView, heard: &BTreeMap<NodeId, NodeStatus>) -> Vec<String> {
+fn warnings(
+    view: &ClusterView,
+    heard: &BTreeMap<NodeId, NodeStatus>,
+    foreign: &BTreeMap<NodeId, u64>,
+) -> Vec<String> {
     let mut warnings = Vec::new();
+    let own = generation(view.recovery.as_ref());
+    for (id, other) in foreign {
+        let id = id.short();
+        warnings.push(match own.cmp(other) {
+            Ordering::Less => {
+                format!("The cluster was recovered without this node ({id} says so): start this node again.")
+            }
+            Ordering::Equal => {
+                format!("{id} was recovered too, without this node: only one of the two can go on.")
+            }
+            Ordering::Greater => {
+                format!("{id} is of the cluster before its recovery and is kept out: start it again.")
+            }
+        });
+    }
     let voters = view.all_voters();
     let alive = voters.iter().filter(|id| heard.contains_key(id)).count();
     let tolerates = alive.saturating_sub(voters.len() / 2 + 1);

@@ -27,6 +27,9 @@ pub struct ClusterStatus {
     /// Last record known committed.
     #[serde(with = "optional_text")]
     pub commit: Option<Lsn>,
+    /// How often the cluster was recovered from the loss of a majority.
+    #[serde(default)]
+    pub generation: u64,
     /// Every member, by id.
     pub nodes: Vec<NodeReport>,
     /// What an operator should know, in full sentences.
@@ -134,6 +137,7 @@ mod tests {
             writer: None,
             epoch: Some(3),
             commit: Some(Lsn::new(3, 42)),
+            generation: 0,
             nodes: vec![NodeReport {
                 id: node,
                 name: "a".into(),

@@ -96,6 +96,7 @@ pub(super) fn spawn(tasks: &Tasks, this: &Arc<ThisNode>, store: &Store) {
     });
     tasks.spawn("addresses", tell_addresses(this.clone()));
     tasks.spawn("removal", notice_removal(this.clone(), store.clone()));
+    tasks.spawn("recovery", notice_recovery(this.clone(), store.clone()));
     tasks.spawn("backoff", reset_backoff(this.clone()));
     tasks.spawn("disk", watch_disk(this.clone()));
     tasks.spawn("fail-stop", fail_stop(this.clone()));
@@ -141,6 +142,16 @@ async fn notice_removal(this: Arc<ThisNode>, store: Store) -> Result<(), NodeErr
     store.set_tombstone(&reason).await?;
     let dir = store.dir().to_path_buf();
     Err(NodeError::Removed { reason, dir })
+}
+
+/// A node that was left out of a recovery stops acknowledging anything as soon as it hears of it:
+/// what it acknowledged would be given up. It comes back at its next start.
+async fn notice_recovery(this: Arc<ThisNode>, store: Store) -> Result<(), NodeError> {
+    let Some(recovery) = until(this.mesh.superseded(), Option::is_some).await.flatten() else {
+        return std::future::pending().await;
+    };
+    store.set_superseded(&recovery).await?;
+    Err(NodeError::Superseded { recovery: Box::new(recovery), dir: store.dir().to_path_buf() })
 }
 
 /// A peer that is linked again need not wait for raft's backoff.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Addresses, BootId, ClusterId, NodeId};
+use crate::types::{Addresses, BootId, ClusterId, NodeId, Recovery};
 
 /// What both ends say first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,4 +20,7 @@ pub struct Hello {
     pub version: String,
     /// Feature bits.
     pub features: u64,
+    /// The recovery both must have come through, if there was one: see [`Recovery`].
+    #[serde(default)]
+    pub recovery: Option<Recovery>,
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Addresses, ClusterId, NodeId, Role, TimingProfile, TokenId};
+use crate::types::{Addresses, ClusterId, NodeId, Recovery, Role, TimingProfile, TokenId};
 
 /// Joiner to door. Also the hello of a stranger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +105,10 @@ pub struct Admitted {
     /// goes through while it is sent the log, know less.
     #[serde(default)]
     pub applied_index: u64,
+    /// The cluster's newest recovery, if there was one: the joiner is of that world from its first
+    /// hello on.
+    #[serde(default)]
+    pub recovery: Option<Recovery>,
     /// HMAC with the token's MAC key over the transcript and the roots, only for tokens without
     /// CA fingerprint: the server proves the secret too.
     #[serde(with = "serde_bytes")]

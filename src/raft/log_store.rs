@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     log_record::{self, Damage, MAGIC, MAX_PAYLOAD, Record},
-    log_writer::{Done, Job, LogWriter},
+    log_writer::{self, Done, Job, LogWriter},
     type_config::{Entry, LogId, TypeConfig, Vote},
 };
 use crate::{
@@ -157,6 +157,13 @@ impl LogStore {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The vote, the entries that are not purged, and the last position, for a node that does not run.
+    pub(super) fn content(&self) -> (Option<Vote>, Vec<Entry>, Option<LogId>) {
+        let memory = self.memory();
+        let entries = memory.entries.values().map(|held| held.entry.clone()).collect();
+        (memory.vote, entries, memory.last())
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -346,6 +353,18 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         })
         .await
     }
+}
+
+/// Replaces the vote in `dir`, of a node that does not run.
+pub(super) async fn replace_vote(disk: &dyn Disk, dir: &Path, vote: Vote) -> io::Result<()> {
+    replace_file(disk, &dir.join("vote"), encode_vote(vote)).await
+}
+
+/// Replaces the log in `dir`, of a node that does not run, by one of which everything up to `at` is
+/// in the snapshot.
+pub(super) async fn replace_log(disk: &dyn Disk, dir: &Path, at: LogId) -> io::Result<()> {
+    let memory = Memory { purged: Some(at), committed: Some(at), ..Memory::default() };
+    replace_file(disk, &dir.join("log"), log_writer::whole_file(memory.all_records())).await
 }
 
 fn stopped() -> io::Error {

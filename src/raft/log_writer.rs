@@ -160,13 +160,11 @@ impl LogWriter {
     }
 
     async fn rewrite(&mut self, payloads: Vec<Bytes>) -> io::Result<()> {
-        let (parts, len) = laid_out(payloads, MAGIC.len() as u64, true);
-        let mut content = Vec::with_capacity(MAGIC.len() + len as usize);
-        content.extend(MAGIC);
-        parts.iter().for_each(|part| content.extend_from_slice(part));
-        replace_file(&*self.disk, &self.log, content.into()).await?;
+        let content = whole_file(payloads);
+        let end = content.len() as u64;
+        replace_file(&*self.disk, &self.log, content).await?;
         self.file = self.disk.open(&self.log, Create::No).await?;
-        self.end = MAGIC.len() as u64 + len;
+        self.end = end;
         Ok(())
     }
 
@@ -193,6 +191,15 @@ impl LogWriter {
             });
         }
     }
+}
+
+/// A log file of these records.
+pub(super) fn whole_file(payloads: Vec<Bytes>) -> Bytes {
+    let (parts, len) = laid_out(payloads, MAGIC.len() as u64, true);
+    let mut content = Vec::with_capacity(MAGIC.len() + len as usize);
+    content.extend(MAGIC);
+    parts.iter().for_each(|part| content.extend_from_slice(part));
+    content.into()
 }
 
 /// Headers and payloads in turn, and their length. `alone` makes every record a group of its own,

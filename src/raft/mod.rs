@@ -10,6 +10,7 @@ mod log_writer;
 pub mod membership;
 mod network;
 mod propose;
+pub mod recover;
 mod rpc;
 mod runtime;
 mod snapshot;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     protocol::join::Refusal,
-    types::{Addresses, ClusterId, Member, NodeId, Office, Role, TimingProfile, TokenId},
+    types::{Addresses, ClusterId, Member, NodeId, Office, Recovery, Role, TimingProfile, TokenId},
 };
 
 /// A change of the small truth.
@@ -195,4 +195,7 @@ pub struct State {
     pub profile: TimingProfile,
     /// Feature bits in use.
     pub feature_level: u64,
+    /// The newest recovery: no command sets it, see `recover.rs`.
+    #[serde(default)]
+    pub recovery: Option<Recovery>,
 }

@@ -32,10 +32,12 @@ pub enum CloseCode {
     Lapsed = 10,
     /// Too many at once: try again.
     Busy = 11,
+    /// The cluster was made anew of one survivor, and only one of the two has come through that.
+    OtherGeneration = 12,
 }
 
 impl CloseCode {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Done,
         Self::Duplicate,
         Self::Replaced,
@@ -48,6 +50,7 @@ impl CloseCode {
         Self::Limit,
         Self::Lapsed,
         Self::Busy,
+        Self::OtherGeneration,
     ];
 
     pub(super) fn wire(self) -> VarInt {
@@ -72,6 +75,9 @@ impl CloseCode {
             Self::Limit => "a limit for nodes not admitted was reached",
             Self::Lapsed => "the certificate has expired, renew it",
             Self::Busy => "too busy, try again",
+            Self::OtherGeneration => {
+                "of another generation of this cluster: it was recovered without one of the two"
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use rustls::pki_types::CertificateDer;
 use serde_bytes::ByteBuf;
 use tokio::time::Instant;
 
-use super::{close::CloseCode, lanes::Pacer, stream::Stream};
+use super::{close::CloseCode, generation::removal_reason, lanes::Pacer, stream::Stream};
 use crate::{
     identity::{PeerCertificate, PeerClass, classify},
     types::{ClusterView, NodeId},
@@ -113,10 +113,20 @@ impl Contact {
     pub(super) fn close(&self, code: CloseCode) {
         self.conn.close(code.wire(), code.to_string().as_bytes());
     }
+
+    /// Closes it for what the peer is by `view`.
+    pub(super) fn turn_away(&self, class: PeerClass, view: &ClusterView) {
+        match turned_away(class) {
+            CloseCode::Removed => {
+                self.conn.close(CloseCode::Removed.wire(), removal_reason(view.recovery.as_ref()).as_bytes());
+            }
+            code => self.close(code),
+        }
+    }
 }
 
 /// The code a peer that is no member is turned away with.
-pub(super) const fn turned_away(class: PeerClass) -> CloseCode {
+const fn turned_away(class: PeerClass) -> CloseCode {
     match class {
         PeerClass::Member(_) => CloseCode::Protocol,
         PeerClass::Lapsed(_) => CloseCode::Lapsed,

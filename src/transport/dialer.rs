@@ -18,7 +18,6 @@ use tracing::debug;
 
 use super::{
     close::CloseCode,
-    contact::turned_away,
     link::{DialError, Link, LinkInfo},
     mesh::Inner,
 };
@@ -270,7 +269,7 @@ async fn dial_candidate(
     let node = contact.node();
     let class = contact.class(&inner.view(), (inner.clock)());
     if !class.is_member() {
-        contact.close(turned_away(class));
+        contact.turn_away(class, &inner.view());
         return (Err(DialError::NotMember(class)), None);
     }
     (inner.say_hello(contact).await, Some(node))

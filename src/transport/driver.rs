@@ -15,13 +15,7 @@ use tokio::{
 };
 use tracing::info;
 
-use super::{
-    contact::{Contact, turned_away},
-    dialer, gate,
-    gate::Doorkeeper,
-    link::Link,
-    mesh::Inner,
-};
+use super::{contact::Contact, dialer, gate, gate::Doorkeeper, link::Link, mesh::Inner};
 
 /// For a handshake of an incoming connection.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -109,7 +103,7 @@ fn sweep(inner: &Inner) {
         let class = link.contact.live_class(&view, now);
         if !class.is_member() {
             info!(?class, "no longer a member, closing its link");
-            link.contact.close(turned_away(class));
+            link.contact.turn_away(class, &view);
         }
     }
 }

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     close::{CloseCode, Closed},
-    contact::{Contact, turned_away},
+    contact::Contact,
     link::Link,
     mesh::Inner,
     router::Peer,
@@ -120,7 +120,7 @@ pub(super) async fn receive(inner: &Inner, door: &Doorkeeper, contact: Arc<Conta
             }
             kind => {
                 debug!(?class, ?kind, remote = %contact.remote(), "turned away");
-                contact.close(turned_away(class));
+                contact.turn_away(class, &inner.view());
                 return None;
             }
         }
@@ -154,7 +154,7 @@ pub(super) async fn serve(inner: &Arc<Inner>, link: Arc<Link>) {
                 Ok(ends) => {
                     let class = contact.live_class(&inner.view(), (inner.clock)());
                     if !class.is_member() {
-                        contact.close(turned_away(class));
+                        contact.turn_away(class, &inner.view());
                         continue;
                     }
                     let peer = Peer::new(class, Some(link.hello.boot), contact.clone(), inner.view.clone());

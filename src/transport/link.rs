@@ -16,7 +16,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     close::{CloseCode, Closed},
-    contact::{Contact, turned_away},
+    contact::Contact,
     endpoint::widen,
     mesh::Inner,
     pool::{Key, Offer},
@@ -148,7 +148,7 @@ impl Inner {
         let peer = contact.node();
         let class = contact.live_class(&self.view(), (self.clock)());
         if !class.is_member() {
-            contact.close(turned_away(class));
+            contact.turn_away(class, &self.view());
             return Err(DialError::NotMember(class));
         }
         let Some(_greeting) = greeting.filter(|_| peer != self.identity.node()) else {
@@ -159,12 +159,12 @@ impl Inner {
             Ok(Ok(reply)) => reply,
             failed => {
                 // The reason of the close says more than what the stream saw of it.
-                let closed = contact.conn.close_reason().map(Closed::from);
-                contact.close(CloseCode::Protocol);
-                if let Some(closed) = closed {
+                // Looked at before this end closes, too: then that would be the reason.
+                if let Some(closed) = contact.conn.close_reason().map(Closed::from) {
                     self.note_closed(&contact, &closed);
                     return Err(closed.into());
                 }
+                contact.close(CloseCode::Protocol);
                 let reason = failed.map_or("no answer".to_owned(), |r| {
                     r.err().map_or_else(String::new, |error| error.to_string())
                 });
@@ -203,6 +203,18 @@ impl Inner {
             Ok(Ok(hello)) => hello,
             _ => return Err(refuse(CloseCode::Protocol)),
         };
+        // Whoever is of another world must hear of this one, or it would never give way: it is told,
+        // and closes when it has read it. If it does not, it asks again.
+        let known = theirs.node == contact.node() && theirs.cluster == self.view().cluster;
+        if known && !self.same_world(&theirs) {
+            let told = async {
+                if stream.send.write_message(&self.hello()).await.is_ok() && stream.send.finish().is_ok() {
+                    contact.conn.closed().await;
+                }
+            };
+            let _ = timeout(HELLO_TIMEOUT, told).await;
+            return Err(refuse(CloseCode::OtherGeneration));
+        }
         // The link is in the pool before the dialer can know that it is: the dialer then never
         // holds a link that its peer has not.
         let link = self
@@ -228,6 +240,7 @@ impl Inner {
             addresses: self.addresses.borrow().clone(),
             version: self.version.clone(),
             features: self.features,
+            recovery: self.view().recovery.clone(),
         }
     }
 
@@ -244,6 +257,9 @@ impl Inner {
         }
         if hello.cluster != self.view().cluster {
             return refuse(CloseCode::WrongCluster);
+        }
+        if !self.same_world(&hello) {
+            return refuse(CloseCode::OtherGeneration);
         }
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let mut hello = hello;
@@ -311,7 +327,8 @@ impl Inner {
         match closed {
             // Believed only from a member: anyone can close a connection with any code.
             Closed::ByPeer(CloseCode::Removed)
-                if contact.live_class(&self.view(), (self.clock)()).is_member() =>
+                if contact.live_class(&self.view(), (self.clock)()).is_member()
+                    && self.removal_counts(contact) =>
             {
                 warn!(peer = %peer, "a member says that this node was removed from the cluster");
                 self.removed.send_replace(Some(peer));

@@ -18,6 +18,7 @@ use super::{
     close::{CloseCode, Closed},
     driver::MeshDriver,
     endpoint::{self, Clock, MeshError, Socket},
+    generation::Foreign,
     link::{DialError, Link, LinkInfo, VERSION},
     pool::Pool,
     router::Router,
@@ -30,7 +31,7 @@ use crate::{
         Lane, StreamKind,
         frame::{MAX_CHUNK, MAX_MESSAGE, MAX_RAFT, MAX_RECORDS, StreamHeader},
     },
-    types::{Addresses, BootId, ClusterView, NodeId, Timing},
+    types::{Addresses, BootId, ClusterView, NodeId, Recovery, Timing},
 };
 
 /// Candidate addresses kept at once.
@@ -112,6 +113,8 @@ pub(super) struct Inner {
     pub(super) clock: Clock,
     pub(super) links: watch::Sender<Arc<BTreeMap<NodeId, LinkInfo>>>,
     pub(super) removed: watch::Sender<Option<NodeId>>,
+    pub(super) foreign: watch::Sender<Foreign>,
+    pub(super) superseded: watch::Sender<Option<Recovery>>,
     pub(super) candidates: watch::Sender<Vec<SocketAddr>>,
     /// Links made outside the driver, for it to serve.
     pub(super) adopt: mpsc::UnboundedSender<Arc<Link>>,
@@ -153,6 +156,8 @@ impl Mesh {
             clock: config.clock,
             links: watch::Sender::default(),
             removed: watch::Sender::default(),
+            foreign: watch::Sender::default(),
+            superseded: watch::Sender::default(),
             candidates: watch::Sender::default(),
             adopt,
             next_number: AtomicU64::new(1),
@@ -212,6 +217,18 @@ impl Mesh {
     /// Set to the member that said so when this node has been removed from the cluster.
     pub fn removed_notice(&self) -> watch::Receiver<Option<NodeId>> {
         self.inner.removed.subscribe()
+    }
+
+    /// Members that were met and are of another world: the cluster was recovered without them, or
+    /// without this node.
+    pub fn foreign(&self) -> watch::Receiver<Foreign> {
+        self.inner.foreign.subscribe()
+    }
+
+    /// Set to the recovery, signed by the cluster's CA, that this node was left out of, once it has
+    /// met a member that came through it.
+    pub fn superseded(&self) -> watch::Receiver<Option<Recovery>> {
+        self.inner.superseded.subscribe()
     }
 
     /// Addresses where members may be (seeds, mDNS): dialled while some member has no link. The

@@ -19,12 +19,12 @@ use tokio::{
 
 use super::{contact::Contact, *};
 use crate::{
-    identity::{ClusterCa, Identity, NodeKey, PeerClass},
+    identity::{self, ClusterCa, Identity, NodeKey, PeerClass},
     protocol::{
         DecodeError, Lane, StreamKind,
         frame::{MAX_JOIN, MAX_MESSAGE, StreamHeader},
     },
-    types::{Addresses, BootId, ClusterId, ClusterView, Member, NodeId, Role, TimingProfile},
+    types::{Addresses, BootId, ClusterId, ClusterView, Lsn, Member, NodeId, Recovery, Role, TimingProfile},
 };
 
 const NOW: u64 = 1_800_000_000;
@@ -476,6 +476,38 @@ async fn only_a_member_can_tell_a_node_that_it_was_removed() {
     assert_eq!(*b.mesh.removed_notice().borrow(), None);
 }
 
+/// By a view in which the other one was removed, in a world of its own.
+async fn removed_in(theirs: Option<u64>, ours: Option<u64>) -> bool {
+    let (a, b) = (Node::start(member(1), 1), Node::start(member(2), 2));
+    let world = |n: u64| recovery(n / 10, &a, n, &ca());
+    let view = view_of([listed(&a.identity, None), listed(&b.identity, Some(b.addr()))]);
+    b.view.send_replace(Arc::new(ClusterView { recovery: ours.map(world), ..(*view).clone() }));
+    let mut without = ClusterView { recovery: theirs.map(world), ..(*view).clone() };
+    without.members.remove(&b.id());
+    without.removed.insert(b.id(), 1);
+    a.view.send_replace(Arc::new(without));
+    let contact = b.mesh.inner.dial(a.addr()).await.unwrap();
+    let refused = b.mesh.inner.say_hello(Arc::clone(&contact)).await.map(drop);
+    assert_eq!(refused, Err(DialError::Closed(Closed::ByPeer(CloseCode::Removed))));
+    let told = b.mesh.removed_notice().borrow().is_some();
+    told
+}
+
+#[tokio::test]
+async fn a_removal_counts_in_its_own_world_and_in_older_ones() {
+    for (theirs, ours, counts) in [
+        (None, None, true),
+        (Some(11), Some(11), true),
+        (Some(11), None, true),
+        (None, Some(11), false),
+        (Some(11), Some(12), false),
+        (Some(11), Some(21), false),
+        (Some(21), Some(11), true),
+    ] {
+        assert_eq!(removed_in(theirs, ours).await, counts, "{theirs:?} {ours:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn simultaneous_dials_end_in_one_link_and_no_request_fails() {
     for round in 0..4 {
@@ -658,4 +690,85 @@ async fn one_socket_of_either_kind_serves_both_families() {
     assert_eq!(dual.linked(given.id()).await.remote, given.addr());
     assert_eq!(given.linked(dual.id()).await.remote, reach);
     assert!(dual.ask(given.id(), "x").await.is_ok());
+}
+
+/// A recovery as the CA signs it, or as anybody else would.
+fn recovery(generation: u64, by: &Node, nonce: u64, ca: &ClusterCa) -> Recovery {
+    identity::recovery::sign(ca, CLUSTER, generation, by.id(), nonce, Lsn::new(1, 7))
+}
+
+/// Nodes that know each other, each of a world of its own.
+async fn in_worlds(worlds: &[(&Node, Option<Recovery>)]) {
+    let view = share_view(&worlds.iter().map(|(node, _)| *node).collect::<Vec<_>>());
+    for (node, recovery) in worlds {
+        let own = ClusterView { recovery: recovery.clone(), ..(*view).clone() };
+        node.view.send_replace(Arc::new(own));
+    }
+}
+
+async fn met(node: &Node, other: &Node) -> u64 {
+    let mut foreign = node.mesh.foreign();
+    let met = foreign.wait_for(|met| met.contains_key(&other.id()));
+    let met = timeout(Duration::from_secs(5), met).await.expect("they have not met").unwrap();
+    met[&other.id()]
+}
+
+fn told(node: &Node) -> Option<Recovery> {
+    node.mesh.superseded().borrow().clone()
+}
+
+#[tokio::test]
+async fn worlds_before_and_after_a_recovery_never_link_and_the_older_is_told() {
+    // Whoever dials, both sides hear of the other: the views come one after the other.
+    for older_first in [true, false] {
+        let (old, new) = (Node::start(member(1), 1), Node::start(member(2), 2));
+        let first = recovery(1, &new, 1, &ca());
+        let before = view_of([&old, &new].map(|n| listed(&n.identity, Some(n.addr()))));
+        let after = Arc::new(ClusterView { recovery: Some(first.clone()), ..(*before).clone() });
+        if older_first {
+            old.view.send_replace(before);
+            new.view.send_replace(after);
+        } else {
+            new.view.send_replace(after);
+            old.view.send_replace(before);
+        }
+        assert_eq!((met(&old, &new).await, met(&new, &old).await), (1, 0));
+        let mut superseded = old.mesh.superseded();
+        let heard = timeout(Duration::from_secs(5), superseded.wait_for(Option::is_some)).await;
+        assert_eq!(*heard.expect("not told").unwrap(), Some(first));
+        assert_eq!(told(&new), None);
+        assert_eq!(old.ask(new.id(), "hi").await, Err(CallError::NotLinked(new.id())));
+        assert_eq!(new.ask(old.id(), "hi").await, Err(CallError::NotLinked(old.id())));
+        assert!(old.mesh.links().borrow().is_empty() && new.mesh.links().borrow().is_empty());
+        assert_eq!((old.heard(), new.heard()), (vec![], vec![]));
+
+        // It comes back as one of them, in another process run.
+        let view = new.view.borrow().clone();
+        drop(old);
+        let back = Node::start(member(1), 3);
+        back.view.send_replace(view);
+        back.linked(new.id()).await;
+        new.linked(back.id()).await;
+        assert!(new.mesh.foreign().borrow().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn nobody_gives_way_to_a_recovery_that_is_not_the_cas_or_no_higher() {
+    let (a, b, c) = (Node::start(member(1), 1), Node::start(member(2), 2), Node::start(member(3), 3));
+    let other = ClusterCa::create(CLUSTER, &[201; 32], NOW).unwrap();
+    // Two operators made generation 1 of two survivors; a third node claims more than it can show.
+    in_worlds(&[
+        (&a, Some(recovery(1, &a, 1, &ca()))),
+        (&b, Some(recovery(1, &b, 2, &ca()))),
+        (&c, Some(recovery(2, &c, 3, &other))),
+    ])
+    .await;
+    assert_eq!((met(&a, &b).await, met(&b, &a).await), (1, 1));
+    assert_eq!((met(&a, &c).await, met(&b, &c).await, met(&c, &a).await), (2, 2, 1));
+    assert_eq!((told(&a), told(&b), told(&c)), (None, None, None));
+    for node in [&a, &b, &c] {
+        assert!(node.mesh.links().borrow().is_empty());
+        assert_eq!(node.heard(), []);
+    }
 }

@@ -4,10 +4,12 @@ mod ids;
 #[cfg(feature = "testing")]
 pub mod planted;
 mod position;
+mod recovery;
 mod view;
 
 pub use ids::{BootId, ClusterId, IdParseError, NodeId, Role, TokenId};
 pub use position::{Epoch, EpochTable, Lsn, LsnParseError};
+pub use recovery::{Recovery, generation};
 pub use view::{
     Addresses, ClusterView, Member, MembershipId, NodeHealth, Office, Timing, TimingProfile, is_majority,
 };

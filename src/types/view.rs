@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{BootId, ClusterId, Epoch, NodeId, Role};
+use super::{BootId, ClusterId, Epoch, NodeId, Recovery, Role};
 
 /// Log id of the membership entry that is in force, as (term, index) of the raft log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -155,6 +155,10 @@ pub struct ClusterView {
     pub profile: TimingProfile,
     /// Feature bits in use cluster-wide.
     pub feature_level: u64,
+    /// The newest recovery from the loss of a majority, if there ever was one. Peers of another one,
+    /// or of none, are of another world.
+    #[serde(default)]
+    pub recovery: Option<Recovery>,
     /// Raft log index applied to make this view.
     pub applied_index: u64,
 }

@@ -32,6 +32,8 @@ mod process;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod reads;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod recover;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod single_node;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod snapshot;
