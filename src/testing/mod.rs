@@ -2,5 +2,6 @@
 
 mod disk;
 pub mod mutant;
+mod platter;
 
 pub use disk::{DiskLatency, Fault, Rot, SimDisk};
