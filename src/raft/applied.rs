@@ -21,7 +21,7 @@ pub(super) struct Applied {
 
 impl Applied {
     /// The view: everything from this one value but leader and term.
-    fn view(&self, leader: Option<NodeId>, term: alias::TermOf<TypeConfig>) -> ClusterView {
+    pub(super) fn view(&self, leader: Option<NodeId>, term: alias::TermOf<TypeConfig>) -> ClusterView {
         let state = &*self.state;
         let membership = self.membership.membership();
         ClusterView {

@@ -13,7 +13,7 @@ use openraft::{
 use super::{
     applied::{Applied, Board},
     snapshot::{SnapshotBuilder, Snapshots, decode_state},
-    type_config::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, membership_id},
+    type_config::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, membership_id},
     types::{Command, Outcome, State, TokenRecord},
 };
 use crate::{
@@ -49,17 +49,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         let mut published = true;
         while let Some((entry, responder)) = entries.try_next().await? {
-            self.applied.last = Some(entry.log_id);
-            let outcome = match entry.payload {
-                EntryPayload::Blank => Outcome::Done,
-                EntryPayload::Membership(membership) => {
-                    self.applied.membership = StoredMembership::new(Some(entry.log_id), membership);
-                    Outcome::Done
-                }
-                EntryPayload::Normal(command) => {
-                    apply(Arc::make_mut(&mut self.applied.state), &self.applied.membership, command)
-                }
-            };
+            let outcome = step(&mut self.applied, entry);
             published = responder.is_some();
             if let Some(responder) = responder {
                 self.board.publish_applied(self.applied.clone());
@@ -86,6 +76,21 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
         Ok(self.snapshots.current().await)
+    }
+}
+
+/// What an entry does to what is applied.
+pub(super) fn step(applied: &mut Applied, entry: Entry) -> Outcome {
+    applied.last = Some(entry.log_id);
+    match entry.payload {
+        EntryPayload::Blank => Outcome::Done,
+        EntryPayload::Membership(membership) => {
+            applied.membership = StoredMembership::new(Some(entry.log_id), membership);
+            Outcome::Done
+        }
+        EntryPayload::Normal(command) => {
+            apply(Arc::make_mut(&mut applied.state), &applied.membership, command)
+        }
     }
 }
 

@@ -29,6 +29,8 @@ mod process;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod reads;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod repair;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod single_node;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod snapshot;
