@@ -5,6 +5,7 @@ mod client;
 pub mod demo;
 mod failure;
 mod flags;
+mod inspect;
 mod logs;
 mod node;
 mod output;
@@ -56,6 +57,8 @@ enum Command {
     Query(query::QueryArgs),
     /// Measure a cluster: one of its own on this machine, or one that runs
     Bench(bench::BenchArgs),
+    /// Look into a data directory while no node runs on it; mend a damaged log
+    Inspect(inspect::InspectArgs),
 }
 
 /// The program: what `main` returns to the shell. 0 done, 1 failed, 2 wrong usage, 74 disk.
@@ -86,6 +89,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Write(args) => write::run(args).await,
         Command::Query(args) => query::run(args).await,
         Command::Bench(args) => bench::run(args).await,
+        Command::Inspect(args) => inspect::run(args).await,
     }
 }
 
@@ -119,6 +123,11 @@ mod tests {
             "skein bench forward --nodes 5 --rounds 3",
             "skein bench latency --writes 500 --ack memory --url http://a:1",
             "skein bench failover --kills 20 --profile fast --json",
+            "skein inspect wal --data-dir /d --json",
+            "skein inspect wal --repair --accept-loss",
+            "skein inspect raft --json",
+            "skein inspect manifest",
+            "skein inspect snapshot --data-dir /d",
         ] {
             Cli::try_parse_from(line.split_whitespace()).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
@@ -136,6 +145,9 @@ mod tests {
             "skein bench write --nodes 3 --url http://a:1",
             "skein bench failover --url http://a:1",
             "skein bench failover --nodes 2",
+            "skein inspect",
+            "skein inspect wal --accept-loss",
+            "skein inspect raft --repair",
         ] {
             let error = Cli::try_parse_from(line.split_whitespace()).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -229,6 +229,7 @@ pub(super) async fn assemble(
         record.cluster,
         timing,
         &control,
+        &mesh_view.borrow().clone(),
         engine,
         &tasks,
     )
@@ -382,10 +383,16 @@ async fn open_data(
     cluster: crate::types::ClusterId,
     timing: Timing,
     control: &Control,
+    saved_view: &ClusterView,
     engine: Arc<dyn StorageEngine>,
     tasks: &Tasks,
 ) -> Result<DataPlane, NodeError> {
-    let wal_config = WalConfig { segment_bytes: config.segment_bytes, ..WalConfig::new(dir.join("wal")) };
+    // Damage is repaired from a writer; a voter that is alone can only be that itself.
+    let quarantine = [saved_view, &control.view().borrow()]
+        .iter()
+        .any(|view| view.all_voters().iter().any(|voter| *voter != identity.node()));
+    let wal_config =
+        WalConfig { segment_bytes: config.segment_bytes, quarantine, ..WalConfig::new(dir.join("wal")) };
     let mut nonces = surroundings.rng();
     let (wal, driver, recovered) =
         Wal::open(surroundings.disk.clone(), wal_config, cluster, Box::new(move || nonces.next_u64()))

@@ -322,6 +322,10 @@ impl Node {
         if view.writer.is_none() {
             reasons.push("no writer has been named yet".to_owned());
         }
+        if let Some(debt) = this.replica.wal.debt() {
+            reasons
+                .push(format!("records from {} on were damaged here and are fetched again", debt.lost_from));
+        }
         let behind = this.replica.commit().seq.saturating_sub(this.apply.watch().borrow().seq);
         if behind > 10_000 {
             reasons.push(format!("{behind} records behind the commit position"));

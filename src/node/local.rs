@@ -100,6 +100,8 @@ impl Local for ThisNode {
             version: VERSION.to_owned(),
             cert_days_left: (not_after - now).div_euclid(86_400),
             draining: self.resigning.load(Ordering::Acquire) || self.writer.is_draining(),
+            repairing: self.replica.wal.debt().map(|debt| debt.lost_from),
+            quarantined: self.replica.wal.quarantined(),
         }
     }
 

@@ -64,6 +64,16 @@ impl Node {
             Box::new(|node| f64::from(u8::from(node.own_status().disk_troubled))),
         );
         gauge(
+            "skein_repairing",
+            "1 while this node fetches records that were damaged here, and answers no seal.",
+            Box::new(|node| f64::from(u8::from(node.own_status().repairing.is_some()))),
+        );
+        gauge(
+            "skein_quarantined_bytes",
+            "Bytes of this node's log that were damaged, or lay behind damage, and were set aside.",
+            Box::new(|node| node.own_status().quarantined as f64),
+        );
+        gauge(
             "skein_ready",
             "1 when /readyz says yes.",
             Box::new(|node| f64::from(u8::from(node.readiness().ready))),

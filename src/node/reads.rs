@@ -123,6 +123,11 @@ impl Reads {
             return Err(ReadError::LostPosition { wanted });
         }
         self.reach_seq(wanted.seq, deadline).await?;
+        // A log that was damaged may end below what is applied: it cannot tell yet.
+        let mut held = self.replica.wal.watch_end();
+        if timeout_at(deadline, held.wait_for(|end| end.seq >= wanted.seq)).await.is_err() {
+            return Err(ReadError::NotReached { applied: self.applied() });
+        }
         let epochs = self.replica.wal.epochs();
         if epochs.holds(wanted, self.replica.wal.end().seq) {
             Ok(())

@@ -1,6 +1,11 @@
 //! `skein status`: every member is asked at once, for a moment.
 
-use std::{cmp::Ordering, collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::join_all;
 
@@ -129,6 +134,33 @@ fn warnings(
         if status.disk_troubled {
             warnings.push(format!("The log's disk on {} is full.", id.short()));
         }
+        if let Some(first) = status.repairing {
+            warnings.push(format!(
+                "The log of {} was damaged: it fetches records from {first} on again, and counts as down for a \
+                 failover until it has them.",
+                id.short()
+            ));
+        } else if status.quarantined > 0 {
+            warnings.push(format!(
+                "{} set {} bytes of a damaged log aside and has the records again: look at its disk, then empty \
+                 wal/quarantine.",
+                id.short(),
+                status.quarantined
+            ));
+        }
+    }
+    let sound = |id: &&NodeId| heard.get(*id).is_some_and(|status| status.repairing.is_none());
+    let sealing: BTreeSet<NodeId> = voters.iter().filter(sound).copied().collect();
+    let damaged = heard.values().filter(|s| s.repairing.is_some() && view.is_voter(s.node)).count();
+    let in_office = heard.values().any(|status| status.office.is_some());
+    if damaged > 0 && !in_office && !view.is_quorum(&sealing) {
+        warnings.push(format!(
+            "No writer can be named: {damaged} of {} voters lost records they had acknowledged, and only {} others \
+             answer. Bring more voters up; if there are none, give up what is lost with `skein inspect wal --repair \
+             --accept-loss` on a stopped node.",
+            voters.len(),
+            sealing.len()
+        ));
     }
     warnings
 }

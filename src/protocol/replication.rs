@@ -41,6 +41,10 @@ pub enum Subscribed {
         chain: u32,
         /// The writer's epoch starts.
         epochs: EpochTable,
+        /// Where the writer's log ends now: a follower that has lost records it acknowledged must
+        /// hold all of this before it answers a seal. `None` from an older version.
+        #[serde(default)]
+        end: Option<Lsn>,
     },
     /// The log no longer reaches back that far: fetch an engine snapshot, then subscribe again.
     SnapshotNeeded {

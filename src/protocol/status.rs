@@ -50,4 +50,10 @@ pub struct NodeStatus {
     pub cert_days_left: i64,
     /// True while it hands over before stopping.
     pub draining: bool,
+    /// Set while it fetches records that were damaged here and answers no seal: the first of them.
+    #[serde(default)]
+    pub repairing: Option<u64>,
+    /// Bytes of its log in quarantine.
+    #[serde(default)]
+    pub quarantined: u64,
 }

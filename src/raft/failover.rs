@@ -219,6 +219,7 @@ impl Failover {
             })
             .collect();
         let (mut reports, mut have, mut refusals) = (Vec::new(), BTreeSet::new(), Vec::new());
+        let mut damaged = 0;
         let mut grace = std::pin::pin!(None::<tokio::time::Sleep>);
         loop {
             let answer = tokio::select! {
@@ -232,6 +233,7 @@ impl Failover {
                     have.insert(voter);
                     reports.push(report);
                 }
+                Ok(Sealed::Damaged) => damaged += 1,
                 Ok(other) => refusals.push(format!("{}: {other:?}", voter.short())),
                 Err(error) => refusals.push(format!("{}: {error}", voter.short())),
             }
@@ -241,6 +243,16 @@ impl Failover {
         }
         if view.is_quorum(&have) {
             Ok(reports)
+        } else if damaged > 0 {
+            tracing::error!(
+                damaged,
+                sealed = have.len(),
+                voters = voters.len(),
+                "no writer can be named: voters whose logs were damaged answer no seal before they are repaired \
+                 from a writer. Bring more voters up; if there are none, give up what is lost with `skein inspect \
+                 wal --repair --accept-loss` on a stopped node"
+            );
+            Err(format!("{damaged} of {} voters have damaged logs", voters.len()))
         } else {
             Err(format!("{} of {} voters sealed ({})", have.len(), voters.len(), refusals.join("; ")))
         }
@@ -424,6 +436,8 @@ mod tests {
             version: String::new(),
             cert_days_left: 30,
             draining: false,
+            repairing: None,
+            quarantined: 0,
         }
     }
 

@@ -72,11 +72,11 @@ pub(super) struct LogStore {
 }
 
 #[derive(Default)]
-struct Memory {
-    entries: BTreeMap<u64, Held>,
-    purged: Option<LogId>,
-    vote: Option<Vote>,
-    committed: Option<LogId>,
+pub(super) struct Memory {
+    pub(super) entries: BTreeMap<u64, Held>,
+    pub(super) purged: Option<LogId>,
+    pub(super) vote: Option<Vote>,
+    pub(super) committed: Option<LogId>,
     /// Bytes of payloads queued since the file was begun, and of those still needed.
     written: u64,
     live: u64,
@@ -85,8 +85,8 @@ struct Memory {
 /// A job that lacks only who waits for it.
 type MakeJob = Box<dyn FnOnce(Done) -> Job + Send>;
 
-struct Held {
-    entry: Entry,
+pub(super) struct Held {
+    pub(super) entry: Entry,
     bytes: u64,
 }
 
@@ -105,38 +105,15 @@ impl LogStore {
         failed: watch::Sender<Option<String>>,
     ) -> Result<(Self, LogWriter), LogError> {
         let io = |source| LogError::Io { dir: dir.to_owned(), source };
-        let damaged = |reason: String| LogError::Damaged { dir: dir.to_owned(), reason };
         let (log, vote_path) = (dir.join("log"), dir.join("vote"));
         disk.create_dir(dir).await.map_err(io)?;
-        let names = disk.list(dir).await.map_err(io)?;
-        let there = |name: &str| names.iter().any(|n| n == name);
-        let vote = if there("vote") {
-            let bytes = read_file(&*disk, &vote_path, MAX_VOTE).await.map_err(io)?;
-            Some(decode_vote(&bytes).ok_or_else(|| damaged("the vote file does not verify".into()))?)
-        } else {
-            None
-        };
-        if !there("log") {
-            if vote.is_some() {
-                return Err(damaged("there is a vote but no log".into()));
-            }
+        let Content { memory, end, len, there } = Content::read(&*disk, dir).await?;
+        if !there {
             replace_file(&*disk, &log, Bytes::from_static(&MAGIC)).await.map_err(io)?;
         }
-        let content = read_file(&*disk, &log, MAX_FILE).await.map_err(io)?;
-        if !content.starts_with(&MAGIC) {
-            return Err(damaged("the log does not begin as a log of this version does".into()));
-        }
-        let (payloads, end) = log_record::scan(&content).map_err(|e: Damage| damaged(e.to_string()))?;
-        let mut memory = Memory { vote, ..Memory::default() };
-        for payload in payloads {
-            let record = frame::decode(payload, MAX_PAYLOAD)
-                .map_err(|e| damaged(format!("a record with a right checksum does not decode: {e}")))?;
-            memory.play(record, payload.len() as u64).map_err(damaged)?;
-        }
-        memory.check_vote().map_err(damaged)?;
         let file = disk.open(&log, Create::No).await.map_err(io)?;
-        if end < content.len() {
-            let torn = content.len() - end;
+        if end < len {
+            let torn = len - end;
             tracing::warn!(bytes = torn, dir = %dir.display(), "cut the torn end of the raft log");
             file.resize(end as u64).await.map_err(io)?;
         }
@@ -183,6 +160,51 @@ impl LogStore {
     }
 }
 
+/// What the files say.
+pub(super) struct Content {
+    pub(super) memory: Memory,
+    /// Where the log's records end, and the file.
+    pub(super) end: usize,
+    pub(super) len: usize,
+    /// False for a directory that holds no log yet.
+    there: bool,
+}
+
+impl Content {
+    /// Reads the files in `dir`, which exists; changes nothing.
+    pub(super) async fn read(disk: &dyn Disk, dir: &Path) -> Result<Self, LogError> {
+        let io = |source| LogError::Io { dir: dir.to_owned(), source };
+        let damaged = |reason: String| LogError::Damaged { dir: dir.to_owned(), reason };
+        let names = disk.list(dir).await.map_err(io)?;
+        let there = |name: &str| names.iter().any(|n| n == name);
+        let vote = if there("vote") {
+            let bytes = read_file(disk, &dir.join("vote"), MAX_VOTE).await.map_err(io)?;
+            Some(decode_vote(&bytes).ok_or_else(|| damaged("the vote file does not verify".into()))?)
+        } else {
+            None
+        };
+        let mut memory = Memory { vote, ..Memory::default() };
+        if !there("log") {
+            if memory.vote.is_some() {
+                return Err(damaged("there is a vote but no log".into()));
+            }
+            return Ok(Self { memory, end: MAGIC.len(), len: MAGIC.len(), there: false });
+        }
+        let content = read_file(disk, &dir.join("log"), MAX_FILE).await.map_err(io)?;
+        if !content.starts_with(&MAGIC) {
+            return Err(damaged("the log does not begin as a log of this version does".into()));
+        }
+        let (payloads, end) = log_record::scan(&content).map_err(|e: Damage| damaged(e.to_string()))?;
+        for payload in payloads {
+            let record = frame::decode(payload, MAX_PAYLOAD)
+                .map_err(|e| damaged(format!("a record with a right checksum does not decode: {e}")))?;
+            memory.play(record, payload.len() as u64).map_err(damaged)?;
+        }
+        memory.check_vote().map_err(damaged)?;
+        Ok(Self { memory, end, len: content.len(), there: true })
+    }
+}
+
 impl Memory {
     /// Where the next entry goes, if that is certain.
     fn next_index(&self) -> Option<u64> {
@@ -226,7 +248,7 @@ impl Memory {
         Ok(())
     }
 
-    fn last(&self) -> Option<LogId> {
+    pub(super) fn last(&self) -> Option<LogId> {
         let entry = self.entries.values().next_back().map(|held| held.entry.log_id);
         entry.or(self.purged)
     }

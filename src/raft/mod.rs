@@ -15,6 +15,7 @@ mod rpc;
 mod runtime;
 mod snapshot;
 mod state_machine;
+mod survey;
 mod type_config;
 mod types;
 
@@ -22,6 +23,7 @@ pub use control::{Control, ControlDriver, ControlError, RaftConfig};
 pub use log_store::LogError;
 pub use network::MeshSlot;
 pub use propose::{ProposeError, forward_command};
+pub use survey::{LogAt, RaftSurvey, SnapshotSurvey, survey};
 pub use types::{ApiToken, Command, Outcome, State, TokenRecord};
 
 /// openraft's handle for our types.

@@ -79,7 +79,8 @@ impl From<OpenError> for CatchUpError {
     }
 }
 
-/// Fetches a snapshot from the writer and installs it, if it lies beyond this node's log end.
+/// Fetches a snapshot from the writer and installs it, if it lies beyond this node's log end. A log
+/// that was cut back for damage may end below what the engine has: then only the log begins anew.
 pub async fn fetch(
     into: &Fetch,
     replica: &Replica,
@@ -92,6 +93,13 @@ pub async fn fetch(
     let offer: Offer = stream.recv.read_message(MAX_RAFT).await?;
     if offer.position <= replica.wal.end() || offer.files.len() > MAX_FILES {
         return Err(CatchUpError::Retry(format!("the snapshot at {} is of no use here", offer.position)));
+    }
+    if applier.applied().seq >= offer.position.seq {
+        // Applied is committed, so it is the same history, and the engine goes back for nobody.
+        replica.fence.reset(office.epoch, offer.position, offer.chain, offer.epochs).await?;
+        replica.note_commit(offer.position);
+        tracing::info!(position = %offer.position, "the log begins behind the writer's snapshot");
+        return Ok(());
     }
     tracing::info!(position = %offer.position, files = offer.files.len(), "fetching a snapshot");
     clear(into).await?;

@@ -224,7 +224,7 @@ impl Receiver {
                     }
                 })
             }
-            Subscribed::Resume { keep, chain, epochs } => {
+            Subscribed::Resume { keep, chain, epochs, end } => {
                 if keep > durable.seq || epochs.last_epoch() != office.epoch {
                     return Err(End::Retry("the writer's answer contradicts its office".into()));
                 }
@@ -240,7 +240,7 @@ impl Receiver {
                 }
                 let session = replica.fence.adopt(office.epoch, keep, held).await?;
                 tracing::info!(writer = %office.node, epoch = office.epoch, from = keep + 1, "following");
-                self.take(office, session, stream).await
+                self.take(office, session, end, stream).await
             }
         }
     }
@@ -252,13 +252,20 @@ impl Receiver {
         chain.ok_or_else(|| End::Retry("the log was cut meanwhile".into()))
     }
 
-    async fn take(&self, office: Office, session: Session, stream: Stream) -> Result<(), End> {
+    async fn take(
+        &self,
+        office: Office,
+        session: Session,
+        end: Option<Lsn>,
+        stream: Stream,
+    ) -> Result<(), End> {
         let (rounds, seen) = watch::channel(0);
         let sent = Mutex::new(VecDeque::new());
         let Stream { send, recv } = stream;
         tokio::select! {
             ended = self.append(session, rounds, &sent, recv) => ended,
             ended = self.acknowledge(office, seen, &sent, send) => ended,
+            ended = self.repair(session, end) => ended,
         }
     }
 
@@ -299,6 +306,26 @@ impl Receiver {
             });
             rounds.send_if_modified(|seen| head.round > std::mem::replace(seen, head.round.max(*seen)));
         }
+    }
+
+    /// Pays the debt of a log that was damaged: the records are there again once everything is that
+    /// the writer's log held when this stream was subscribed (`wal/quarantine.rs` says why). Never
+    /// returns unless the stream has ended.
+    async fn repair(&self, session: Session, end: Option<Lsn>) -> Result<(), End> {
+        let replica = &*self.replica;
+        let (Some(debt), Some(end)) = (replica.wal.debt(), end) else { return std::future::pending().await };
+        tracing::warn!(lost_from = debt.lost_from, until = %end, "fetching the records that were damaged here");
+        let mut durable = replica.wal.watch_durable();
+        if durable.wait_for(|at| at.seq >= end.seq).await.is_err() || !replica.fence.is_current(session) {
+            return Err(End::Retry("sealed".into()));
+        }
+        replica.wal.clear_debt().await?;
+        tracing::warn!(
+            lost_from = debt.lost_from,
+            end = %replica.wal.durable(),
+            "the log is repaired: every record is here again, and this node answers seals"
+        );
+        std::future::pending().await
     }
 
     async fn acknowledge(

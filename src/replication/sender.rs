@@ -122,7 +122,7 @@ async fn position(
         }
     }
     match wal.chain_at(keep).await? {
-        Some(chain) => Ok(Subscribed::Resume { keep, chain, epochs }),
+        Some(chain) => Ok(Subscribed::Resume { keep, chain, epochs, end: Some(wal.end()) }),
         None => Ok(Subscribed::SnapshotNeeded { first: wal.first_seq() }),
     }
 }

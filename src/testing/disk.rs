@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -16,10 +17,8 @@ use std::{
 use bytes::Bytes;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
+use super::platter::{Change, Inode};
 use crate::disk::{Create, Disk, DiskFile, Durability, Io};
-
-/// Granularity at which a power cut tears a write.
-const SECTOR: u64 = 512;
 
 /// A simulated disk; clones are the same disk.
 ///
@@ -62,6 +61,17 @@ pub struct DiskLatency {
     pub other: Duration,
 }
 
+/// The bit that [`SimDisk::rot`] flipped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rot {
+    /// In this file,
+    pub path: PathBuf,
+    /// in this byte,
+    pub offset: u64,
+    /// this bit, 0 to 7.
+    pub bit: u8,
+}
+
 #[derive(Debug, Clone, Default)]
 struct Machine {
     life: u64,
@@ -88,19 +98,6 @@ struct Planted {
 
 /// Names set or removed in one step.
 type NameChange = Vec<(PathBuf, Option<u64>)>;
-
-#[derive(Debug, Clone, Default)]
-struct Inode {
-    seen: Vec<u8>,
-    durable: Vec<u8>,
-    unsynced: Vec<Change>,
-}
-
-#[derive(Debug, Clone)]
-enum Change {
-    Write(u64, Bytes),
-    Resize(u64),
-}
 
 impl SimDisk {
     /// An empty disk without faults, latency or limit.
@@ -193,6 +190,33 @@ impl SimDisk {
             }
         }
         flipped
+    }
+
+    /// Lets one bit of a synced file rot at rest: flips it on the platter and in what a process
+    /// reads next. `under` is a file, or a directory whose files (at any depth) are candidates;
+    /// `dice` decides which file, byte and bit. Only bytes that are durable come into question,
+    /// and only sectors that hold something, because preallocated space would swallow nearly
+    /// every throw. The same disk and dice give the same bit; `None` if there is nothing to rot.
+    pub fn rot(&self, under: &Path, dice: u64) -> Option<Rot> {
+        let mut random = StdRng::seed_from_u64(dice);
+        let (path, sectors) = {
+            let machine = self.lock();
+            let synced = machine.names.iter().filter(|(path, number)| {
+                path.starts_with(under) && machine.durable_names.get(*path) == Some(*number)
+            });
+            let candidates = synced.filter_map(|(path, number)| {
+                let sectors = machine.inodes.get(number)?.sectors_at_rest();
+                (!sectors.is_empty()).then(|| (path.clone(), sectors))
+            });
+            let mut candidates: Vec<(PathBuf, Vec<Range<u64>>)> = candidates.collect();
+            if candidates.is_empty() {
+                return None;
+            }
+            candidates.swap_remove(random.random_range(0..candidates.len()))
+        };
+        let sector = sectors.get(random.random_range(0..sectors.len()))?.clone();
+        let (offset, bit) = (random.random_range(sector), random.random_range(0..8));
+        self.flip(&path, offset, bit).then_some(Rot { path, offset, bit })
     }
 
     /// The bytes of a file as a process sees them.
@@ -518,72 +542,6 @@ fn apply_names(names: &mut BTreeMap<PathBuf, u64>, change: &[(PathBuf, Option<u6
     }
 }
 
-impl Inode {
-    fn sync(&mut self) {
-        for change in self.unsynced.drain(..) {
-            change.apply(&mut self.durable);
-        }
-    }
-
-    /// Decides what of the unsynced changes reached the platter. Within one sector they arrive in
-    /// order (the page cache holds one version); between sectors, and for the length, anything goes.
-    fn crash(&mut self, random: &mut StdRng) {
-        let unsynced = std::mem::take(&mut self.unsynced);
-        let all = unsynced.len();
-        match random.random_range(0..4) {
-            0 => {}
-            1 => unsynced.iter().for_each(|change| change.apply(&mut self.durable)),
-            _ => {
-                let sized = random.random_range(0..=all);
-                let mut len = self.durable.len() as u64;
-                let mut reached: BTreeMap<u64, usize> = BTreeMap::new();
-                for (nth, change) in unsynced.iter().enumerate() {
-                    match change {
-                        Change::Resize(to) if nth < sized => {
-                            len = *to;
-                            self.durable.truncate(*to as usize);
-                        }
-                        Change::Resize(_) => {}
-                        Change::Write(offset, bytes) => {
-                            let end = offset + bytes.len() as u64;
-                            if nth < sized {
-                                len = len.max(end);
-                            }
-                            for sector in offset / SECTOR..end.div_ceil(SECTOR) {
-                                let until =
-                                    *reached.entry(sector).or_insert_with(|| random.random_range(0..=all));
-                                if nth < until {
-                                    let from = (sector * SECTOR).max(*offset);
-                                    let to = ((sector + 1) * SECTOR).min(end);
-                                    let part = bytes.slice((from - offset) as usize..(to - offset) as usize);
-                                    Change::Write(from, part).apply(&mut self.durable);
-                                }
-                            }
-                        }
-                    }
-                }
-                self.durable.resize(len as usize, 0);
-            }
-        }
-        self.seen = self.durable.clone();
-    }
-}
-
-impl Change {
-    fn apply(&self, image: &mut Vec<u8>) {
-        match self {
-            Self::Resize(len) => image.resize(*len as usize, 0),
-            Self::Write(offset, bytes) => {
-                let (from, to) = (*offset as usize, *offset as usize + bytes.len());
-                if image.len() < to {
-                    image.resize(to, 0);
-                }
-                image[from..to].copy_from_slice(bytes);
-            }
-        }
-    }
-}
-
 /// The error of a fault that lets a call have no effect.
 fn refuse(fault: Option<Fault>) -> io::Result<()> {
     match fault {
@@ -603,7 +561,7 @@ fn cut(fault: Option<Fault>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::platter::SECTOR, *};
 
     fn bytes(byte: u8, len: usize) -> Vec<Bytes> {
         vec![Bytes::from(vec![byte; len])]
@@ -672,5 +630,34 @@ mod tests {
         disk.clear_faults();
         assert!(disk.flip(Path::new("/f"), 3, 0));
         assert_eq!(disk.content(Path::new("/f")).unwrap()[3], 0);
+    }
+
+    #[tokio::test]
+    async fn rot_strikes_durable_content_and_nothing_else() {
+        let dir = Path::new("/d");
+        let disk = SimDisk::new();
+        disk.create_dir(dir).await.unwrap();
+        assert_eq!(disk.rot(dir, 0), None);
+        let file = disk.open(Path::new("/d/synced"), Create::New).await.unwrap();
+        disk.open(Path::new("/other"), Create::New).await.unwrap();
+        disk.sync_dir(dir).await.unwrap();
+        file.resize(64 * SECTOR).await.unwrap();
+        file.write(2 * SECTOR, bytes(7, SECTOR as usize), Durability::Now).await.unwrap();
+        file.write(9 * SECTOR, bytes(7, SECTOR as usize), Durability::Later).await.unwrap();
+        let fresh = disk.open(Path::new("/d/unnamed"), Create::New).await.unwrap();
+        fresh.write(0, bytes(7, 10), Durability::Now).await.unwrap();
+        let before = disk.content(Path::new("/d/synced")).unwrap();
+        for dice in 0..64 {
+            let (disk, twin) = (disk.fork(), disk.fork());
+            let rot = disk.rot(dir, dice).unwrap();
+            assert_eq!(
+                (twin.rot(dir, dice).as_ref(), rot.path.as_path()),
+                (Some(&rot), Path::new("/d/synced"))
+            );
+            assert!((2 * SECTOR..3 * SECTOR).contains(&rot.offset), "{rot:?}");
+            disk.crash(0);
+            let after = disk.content(&rot.path).unwrap()[rot.offset as usize];
+            assert_eq!(after, before[rot.offset as usize] ^ (1 << rot.bit));
+        }
     }
 }

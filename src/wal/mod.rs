@@ -8,13 +8,17 @@
 //! - `promise`, `watermark`: two-slot files (`slots.rs`, `watermark.rs`);
 //! - `base`: where the log begins and the epoch starts before that (`base.rs`);
 //! - `spare.wal`: the next segment, allocated in advance; the reserve for a full disk;
-//! - `orphan/`: records that were cut off (`cut.rs`).
+//! - `orphan/`: records that were cut off (`cut.rs`);
+//! - `quarantine/`: bytes that did not verify, and what lay behind them (`quarantine.rs`).
 //!
 //! Any error of a write or sync is final (fail-stop): the page cache may have dropped the data and
 //! a second fsync would wrongly succeed. Only running out of space while *allocating* is not.
 
 mod base;
 mod cut;
+mod error;
+mod mend;
+mod quarantine;
 mod reader;
 mod record;
 mod recovery;
@@ -22,12 +26,13 @@ mod retention;
 mod segment;
 mod slots;
 mod state;
+mod survey;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
 mod watermark;
 mod writer;
 
-use std::{fmt, io, path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -39,8 +44,12 @@ use crate::{
 
 pub use crate::protocol::forward::DedupKey;
 pub use cut::{CutReport, ORPHAN_HEADER};
+pub use error::WalError;
+pub use mend::{Loss, accept_loss};
+pub use quarantine::Debt;
 pub use reader::{ReadError, WalReader};
 pub use record::{Draft, RECORD_HEADER, Record, RecordError, RecordKind};
+pub use survey::{SegmentSurvey, Survey, survey};
 pub use writer::WalDriver;
 
 use state::{Shared, State};
@@ -57,13 +66,16 @@ pub struct WalConfig {
     pub group_bytes: usize,
     /// Durable records kept in memory for readers.
     pub tail_bytes: usize,
+    /// True on a node that can follow another voter: damage is set aside and the log opened without
+    /// it, owing a [`Debt`]. Else damage is refused.
+    pub quarantine: bool,
 }
 
 impl WalConfig {
-    /// Segments of 64 MiB, groups of 1 MiB, a tail of 16 MiB.
+    /// Segments of 64 MiB, groups of 1 MiB, a tail of 16 MiB; damage is refused.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         let (segment_bytes, group_bytes, tail_bytes) = (64 << 20, 1 << 20, 16 << 20);
-        Self { dir: dir.into(), segment_bytes, group_bytes, tail_bytes }
+        Self { dir: dir.into(), segment_bytes, group_bytes, tail_bytes, quarantine: false }
     }
 }
 
@@ -80,102 +92,12 @@ pub struct Recovered {
     pub commit: Lsn,
     /// Bytes of a torn tail that were dropped; none of them was ever called durable.
     pub truncated: u64,
-    /// No record and no snapshot base: a new log.
+    /// No record, no snapshot base and no debt: a new log.
     pub empty: bool,
-}
-
-/// Why the log refuses.
-#[derive(Debug, thiserror::Error)]
-pub enum WalError {
-    /// Records that were durable are damaged or missing. The log is left as it is.
-    #[error(
-        "{segment}: records {first_bad} to {last} are damaged or missing ({reason}); they were durable, so this \
-         is not a torn write, and nothing was changed. If other voters are up, remove this node with `skein node \
-         remove`, move its data directory away and join it again with a new token"
-    )]
-    Corrupt {
-        /// File in which the first bad record lies or should lie.
-        segment: String,
-        /// Seq of the first bad record.
-        first_bad: u64,
-        /// Highest seq that is known to have been written.
-        last: u64,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// One of the small files is damaged or missing.
-    #[error("{}: {reason}; restore it, or give the node an empty data directory and a new token", file.display())]
-    DamagedFile {
-        /// Which.
-        file: PathBuf,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// A log without its promise could break one it has made.
-    #[error("{}: there is a log but no promise file; a node must not forget what it promised. Restore it, or \
-             give the node an empty data directory and a new token", dir.display())]
-    MissingPromise {
-        /// The log's directory.
-        dir: PathBuf,
-    },
-    /// Segments of another cluster.
-    #[error("the log belongs to cluster {found}, not to this one")]
-    OtherCluster {
-        /// Which it belongs to.
-        found: ClusterId,
-    },
-    /// The disk is full; only the reserve is left, which batches may not use. Goes away by itself
-    /// when there is space again.
-    #[error("no space for a new log segment; free some, writes resume by themselves")]
-    Full,
-    /// Fail-stop: the process should exit (74).
-    #[error("the log has failed and takes nothing more: {0}")]
-    Failed(String),
-    /// A cut or reset is under way.
-    #[error("the log is being cut")]
-    Closed,
-    /// The payload is over its limit.
-    #[error("payload of {0} bytes, limit {limit}", limit = crate::protocol::frame::MAX_PAYLOAD)]
-    TooLarge(usize),
-    /// An epoch below the newest in the log, or an own append below the promise.
-    #[error("epoch {epoch} is over: the log is at epoch {newest}")]
-    OldEpoch {
-        /// Of the record.
-        epoch: Epoch,
-        /// Of the log's last record, or the promise if higher.
-        newest: Epoch,
-    },
-    /// A record that does not continue the log.
-    #[error("record {found} does not continue the log, which wants seq {expected}")]
-    Gap {
-        /// The next seq.
-        expected: u64,
-        /// What came.
-        found: Lsn,
-    },
-    /// A record whose chain value is not that of the log: divergence.
-    #[error("the record before {at} is not the one in this log (chain value differs)")]
-    Chain {
-        /// The record that tells.
-        at: Lsn,
-    },
-    /// Bytes that are not a record.
-    #[error(transparent)]
-    Record(#[from] RecordError),
-    /// A request that would break an invariant; says which.
-    #[error("{0}")]
-    Refused(String),
-    /// Reading back failed.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    /// The disk, while opening.
-    #[error("{what}: {source}")]
-    Io {
-        /// What was tried.
-        what: String,
-        /// The error.
-        source: io::Error,
-    },
+    /// What this log must reach again before its node answers a seal.
+    pub debt: Option<Debt>,
+    /// Bytes under `quarantine/`.
+    pub quarantined: u64,
 }
 
 /// A handle to the log; clones are the same log. When the last one is dropped, the driver writes
@@ -190,8 +112,8 @@ impl Wal {
     /// Opens the log in `config.dir`, or makes it. `nonce` draws segment nonces.
     ///
     /// Recovery finishes a cut that was under way, drops a torn tail, and fsyncs log and directory
-    /// before it states a position. It refuses damage ([`WalError::Corrupt`]) and changes nothing
-    /// then. Nothing is written until the driver runs.
+    /// before it states a position. Damage is set aside or refused, as the configuration says; if
+    /// refused ([`WalError::Corrupt`]), nothing is changed. Nothing is written until the driver runs.
     pub async fn open(
         disk: Arc<dyn Disk>,
         config: WalConfig,
@@ -261,6 +183,22 @@ impl Wal {
         self.ask(|reply| Command::Promise { epoch, reply }).await
     }
 
+    /// What this log must reach again before its node answers a seal.
+    pub fn debt(&self) -> Option<Debt> {
+        self.shared.lock().debt
+    }
+
+    /// Bytes under `quarantine/`, as found at start.
+    pub fn quarantined(&self) -> u64 {
+        self.shared.quarantined
+    }
+
+    /// The debt is paid: this log holds, on disk, all that a writer's log held when this node
+    /// subscribed to it. Durable when this returns. Dropping the future does not undo it.
+    pub async fn clear_debt(&self) -> Result<(), WalError> {
+        self.ask(|reply| Command::ClearDebt { reply }).await
+    }
+
     /// The chain value after record `seq`: CRC-32C of its replicated part. 0 for seq 0, `None` for
     /// a record that is retired or not there.
     pub async fn chain_at(&self, seq: u64) -> Result<Option<u32>, WalError> {
@@ -292,6 +230,11 @@ impl Wal {
         let unplaced = record::Unplaced::new(draft).ok_or(WalError::TooLarge(len))?;
         let mut state = self.shared.lock();
         self.shared.admit(&state, &[kind], unplaced.stored_len() as u64)?;
+        if state.debt.is_some() {
+            return Err(WalError::Refused(
+                "a log that lacks records it once held cannot be a writer's".into(),
+            ));
+        }
         let newest = state.end.epoch.max(state.promise);
         if epoch < newest || epoch == 0 {
             return Err(WalError::OldEpoch { epoch, newest });

@@ -6,6 +6,9 @@
 //! back from its fsync. Anything else is **damage** to records that were durable: a group behind
 //! was only written once the one with s was. Damage to the very last group cannot be told from a
 //! torn tail, unless the watermark knows it.
+//!
+//! Looking ([`read`]) changes nothing, so that `skein inspect` may look too. What is found is then
+//! refused, or set aside (`quarantine.rs`) and looked at again.
 
 use std::{collections::VecDeque, path::Path, sync::Arc};
 
@@ -16,22 +19,26 @@ use super::{
     Recovered, WalConfig, WalDriver, WalError,
     base::{BASE, Base},
     cut::zero,
+    error::NO_PROMISE,
+    quarantine::{BadRecords, Damage, Remains, contents},
     segment::{
-        Behind, Cursor, FOUND, NoRecord, SEGMENT_HEADER, Segment, SegmentHeader, look_behind,
+        Behind, Cursor, FOUND, NoRecord, OTHER_FORMAT, SEGMENT_HEADER, Segment, SegmentHeader, look_behind,
         parse_segment_name, segment_name,
     },
-    slots::{Slots, SlotsError},
+    slots::{Slots, SlotsError, Values},
     state::{Shared, State},
-    watermark::{PROMISE, WATERMARK, Watermark, promise_values},
+    watermark::{PROMISE, Promise, WATERMARK, Watermark},
     writer::{Command, Nonces, Parts, allocate_spare},
 };
 use crate::{
     disk::{Create, Disk, Durability},
-    types::{ClusterId, Epoch, EpochTable, Lsn},
+    types::{ClusterId, EpochTable, Lsn},
 };
 
 /// Bytes written again at once.
 const CHUNK: usize = 1 << 20;
+/// Damage is set aside so often at most. Once is enough for a disk that reads the same twice.
+const TRIES: u32 = 3;
 
 /// A log that is ready for its driver.
 pub(super) struct Opened {
@@ -54,119 +61,239 @@ pub(super) async fn recover(
 ) -> Result<Opened, WalError> {
     let dir = &config.dir;
     disk.create_dir(dir).await.map_err(io("making the log's directory"))?;
-    let names = disk.list(dir).await.map_err(io("listing the log's directory"))?;
-    let mut files = SmallFiles::open(&*disk, dir, &names).await?;
-    let mark = files.mark;
+    let mut reading = read(&*disk, dir, Some(cluster)).await?;
+    let mut tries = 0;
+    while let Some(damage) = reading.damage.first() {
+        if !config.quarantine || tries == TRIES {
+            return Err(damage.clone().refuse(dir));
+        }
+        tries += 1;
+        set_aside(&*disk, dir, &reading).await?;
+        reading = read(&*disk, dir, Some(cluster)).await?;
+    }
+    if let Some(debt) = reading.promise.debt.filter(|_| !config.quarantine) {
+        return Err(WalError::Owes(debt));
+    }
+    make_lasting(disk, config, cluster, nonce, reading).await
+}
 
-    // What a retirement or a reset left over is told by the base; what a cut left over, by its end.
-    let firsts = names.iter().filter_map(|name| parse_segment_name(name));
-    let cut_at = mark.end.unwrap_or(u64::MAX);
-    let (live, gone): (Vec<u64>, Vec<u64>) =
-        firsts.partition(|first| *first > files.base.lsn.seq && *first <= cut_at);
+async fn set_aside(disk: &dyn Disk, dir: &Path, reading: &Reading) -> Result<(), WalError> {
+    let what = io("setting damaged records aside (there must be space for a copy of them)");
+    let remains = Remains::of(disk, dir, reading).await.map_err(&what)?;
+    tracing::error!(
+        damage = ?reading.damage,
+        kept = %remains.end,
+        bytes = remains.bytes(),
+        "the log is damaged: cut behind its last good record; the rest is kept in quarantine/ and fetched \
+         again from the writer; until then this node answers no seal"
+    );
+    remains.cut_back(disk, dir, reading.promise.epoch, reading.mark.commit).await.map_err(&what)
+}
+
+/// Finishes what was under way, and makes durable what was read before anything is said of it.
+async fn make_lasting(
+    disk: Arc<dyn Disk>,
+    config: WalConfig,
+    cluster: ClusterId,
+    nonce: Nonces,
+    reading: Reading,
+) -> Result<Opened, WalError> {
+    let Reading { promise, mark, base, gone, scan, .. } = reading;
+    let dir = &config.dir;
     for first in gone {
         disk.remove(&dir.join(segment_name(first))).await.map_err(io("removing a log segment"))?;
     }
     disk.sync_dir(dir).await.map_err(io("syncing the log's directory"))?;
-
-    let mut scan = Scan::new(&files.base, mark);
-    for (nth, first) in live.iter().enumerate() {
-        scan.segment(&*disk, dir, cluster, *first, live.get(nth + 1).copied()).await?;
-    }
-    if scan.end.seq < mark.durable.seq {
-        let segment = segment_name(live.last().copied().unwrap_or(scan.end.seq + 1));
-        return Err(scan.corrupt(segment, "the log ends before its watermark", scan.end.seq));
-    }
     scan.settle(mark.durable.seq).await?;
 
     // Only now is anything durable said: again, because a failed fsync of a former life may have
-    // left these files readable but not on disk.
-    let (durable, promise) = (scan.end, files.promise);
+    // left these files readable but not on disk. The promise first: a log without it is refused.
+    let durable = scan.end;
     let lasting = Watermark { durable, commit: mark.commit, end: None };
-    files.promise_slots.write_both(promise_values(promise)).await.map_err(io("writing the promise"))?;
-    files.mark_slots.write_both(lasting.values()).await.map_err(io("writing the watermark"))?;
+    let promise_slots = rewrite(&*disk, dir, PROMISE, promise.values(), "writing the promise").await?;
+    let mark_slots = rewrite(&*disk, dir, WATERMARK, lasting.values(), "writing the watermark").await?;
     let spare = allocate_spare(&*disk, &config).await.map_err(io("allocating a log segment"))?;
     disk.sync_dir(dir).await.map_err(io("syncing the log's directory"))?;
 
+    let aside = contents(&*disk, dir).await.map_err(io("looking into the quarantine"))?;
     let recovered = Recovered {
         end: durable,
         durable,
-        promise,
+        promise: promise.epoch,
         commit: mark.commit,
         truncated: scan.truncated,
-        empty: durable == Lsn::ZERO,
+        empty: durable == Lsn::ZERO && promise.debt.is_none(),
+        debt: promise.debt,
+        quarantined: aside.iter().map(|file| file.1).sum(),
     };
-    let mut state = State::recovered(files.base, scan.segments, durable, scan.digest);
-    (state.epochs, state.promise, state.commit) = (scan.epochs, promise, mark.commit);
-    let shared = Arc::new(Shared::new(state, spare.is_none(), config.tail_bytes));
-    let (watermark, promise) = (files.mark_slots, files.promise_slots);
+    let mut state = State::recovered(base, scan.segments, durable, scan.digest);
+    (state.epochs, state.promise, state.debt) = (scan.epochs, promise.epoch, promise.debt);
+    state.commit = mark.commit;
+    let shared = Arc::new(Shared::new(state, spare.is_none(), config.tail_bytes, recovered.quarantined));
+    let (watermark, promise) = (mark_slots, promise_slots);
     Ok(Opened { parts: Parts { shared, disk, config, cluster, watermark, promise, spare, nonce }, recovered })
 }
 
-/// Everything in the directory that is not a segment.
-struct SmallFiles {
-    promise_slots: Slots,
-    promise: Epoch,
-    mark_slots: Slots,
-    mark: Watermark,
-    base: Base,
-}
-
-impl SmallFiles {
-    /// Makes what a new log needs: the promise first, because a log without it is refused.
-    async fn open(disk: &dyn Disk, dir: &Path, names: &[String]) -> Result<Self, WalError> {
-        let has = |name: &str| names.iter().any(|n| n == name);
-        let (promise_path, mark_path) = (dir.join(PROMISE.0), dir.join(WATERMARK.0));
-        let begun = has(BASE) || names.iter().any(|name| parse_segment_name(name).is_some());
-        if !has(PROMISE.0) {
-            if begun || has(WATERMARK.0) {
-                return Err(WalError::MissingPromise { dir: dir.to_owned() });
-            }
-            let made = Slots::create(disk, &promise_path, PROMISE.1, promise_values(0)).await;
-            made.map_err(io("making the promise"))?;
+/// Writes both slots of a file, and makes it if it is not there.
+async fn rewrite(
+    disk: &dyn Disk,
+    dir: &Path,
+    (name, magic): (&str, [u8; 4]),
+    values: Values,
+    what: &'static str,
+) -> Result<Slots, WalError> {
+    let path = dir.join(name);
+    match Slots::open(disk, &path, magic).await {
+        Ok((mut slots, _)) => {
+            slots.write_both(values).await.map_err(io(what))?;
+            Ok(slots)
         }
-        if !has(WATERMARK.0) {
-            if begun {
-                return Err(WalError::DamagedFile { file: mark_path, reason: "the watermark is missing" });
-            }
-            let made = Slots::create(disk, &mark_path, WATERMARK.1, Watermark::default().values()).await;
-            made.map_err(io("making the watermark"))?;
+        Err(SlotsError::Io(e)) if e.kind() == std::io::ErrorKind::NotFound => {
+            Slots::create(disk, &path, magic, values).await.map_err(io(what))?;
+            Slots::open(disk, &path, magic).await.map(|opened| opened.0).map_err(slots(what))
         }
-        let (promise_slots, [promise, ..]) =
-            Slots::open(disk, &promise_path, PROMISE.1).await.map_err(slots("reading the promise"))?;
-        let (mark_slots, values) =
-            Slots::open(disk, &mark_path, WATERMARK.1).await.map_err(slots("reading the watermark"))?;
-        let base = if has(BASE) {
-            let base = Base::load(disk, dir).await.map_err(io("reading the base of the log"))?;
-            base.ok_or_else(|| WalError::DamagedFile {
-                file: dir.join(BASE),
-                reason: "its checksum does not match",
-            })?
-        } else {
-            Base::default()
-        };
-        Ok(Self { promise_slots, promise, mark_slots, mark: Watermark::from_values(values), base })
+        Err(error) => Err(slots(what)(error)),
     }
 }
 
+/// What lies in the directory of a log.
+pub(super) struct Reading {
+    pub(super) promise: Promise,
+    pub(super) mark: Watermark,
+    pub(super) base: Base,
+    /// First seqs of segments that a cut, a retirement or a reset left over.
+    pub(super) gone: Vec<u64>,
+    /// The log, up to the first damage in it.
+    pub(super) scan: Scan,
+    /// What is wrong.
+    pub(super) damage: Vec<Damage>,
+    /// If something is: the highest position that is found anywhere in the segments.
+    pub(super) seen: Lsn,
+}
+
+/// Reads a log, which may be empty; changes nothing. `cluster`: whose it must be, if that is known.
+pub(super) async fn read(
+    disk: &dyn Disk,
+    dir: &Path,
+    cluster: Option<ClusterId>,
+) -> Result<Reading, WalError> {
+    let names = disk.list(dir).await.map_err(io("listing the log's directory"))?;
+    let has = |name: &str| names.iter().any(|n| n == name);
+    let firsts: Vec<u64> = names.iter().filter_map(|name| parse_segment_name(name)).collect();
+    let begun = has(BASE) || !firsts.is_empty();
+    let mut damage = Vec::new();
+
+    let promise = if has(PROMISE.0) {
+        let read = Slots::open(disk, &dir.join(PROMISE.0), PROMISE.1).await;
+        Promise::from_values(read.map_err(slots("reading the promise"))?.1)
+    } else if begun || has(WATERMARK.0) {
+        return Err(WalError::MissingPromise { dir: dir.to_owned() });
+    } else {
+        Promise::default()
+    };
+    let mark = match Slots::open(disk, &dir.join(WATERMARK.0), WATERMARK.1).await {
+        _ if !has(WATERMARK.0) => {
+            damage.extend(begun.then_some(Damage::File(WATERMARK.0, "it is missing")));
+            Watermark::default()
+        }
+        Ok((_, values)) => Watermark::from_values(values),
+        Err(SlotsError::Damaged(_)) => {
+            damage.push(Damage::File(WATERMARK.0, "neither copy in it is whole"));
+            Watermark::default()
+        }
+        Err(SlotsError::Io(error)) => return Err(io("reading the watermark")(error)),
+    };
+    let base = match has(BASE) {
+        true => Base::load(disk, dir).await.map_err(io("reading the base of the log"))?,
+        false => Some(Base::default()),
+    };
+    let Some(base) = base else {
+        damage.push(Damage::File(BASE, "its checksum does not match"));
+        let scan = Scan::new(&Base::default(), mark, cluster);
+        let seen = highest(disk, dir, &firsts).await?;
+        return Ok(Reading { promise, mark, base: Base::default(), gone: Vec::new(), scan, damage, seen });
+    };
+
+    // What a retirement or a reset left over is told by the base; what a cut left over, by its end.
+    let cut_at = mark.end.unwrap_or(u64::MAX);
+    let (live, gone): (Vec<u64>, Vec<u64>) =
+        firsts.into_iter().partition(|first| *first > base.lsn.seq && *first <= cut_at);
+    let mut scan = Scan::new(&base, mark, cluster);
+    let mut seen = Lsn::ZERO;
+    match scan.all(disk, dir, &live).await {
+        Ok(()) => {}
+        Err(Stop::Bad(mut bad)) => {
+            seen = highest(disk, dir, &live).await?;
+            bad.last = bad.last.max(seen.seq);
+            damage.push(Damage::Records(bad));
+        }
+        Err(Stop::Error(error)) => return Err(error),
+    }
+    Ok(Reading { promise, mark, base, gone, scan, damage, seen })
+}
+
+/// The highest position of a record whose header verifies, in segments of which some may be damaged.
+async fn highest(disk: &dyn Disk, dir: &Path, firsts: &[u64]) -> Result<Lsn, WalError> {
+    let mut highest = Lsn::ZERO;
+    for first in firsts {
+        let path = dir.join(segment_name(*first));
+        let file = disk.open(&path, Create::No).await.map_err(io("opening a log segment"))?;
+        let len = file.len().await.map_err(io("opening a log segment"))?;
+        let head = file.read(0, SEGMENT_HEADER as usize).await.map_err(io("reading a log segment"))?;
+        if let Ok(header) = SegmentHeader::decode(&head) {
+            let segment = Segment::new(path, file, header, len);
+            let found = look_behind(&segment, SEGMENT_HEADER).await.map_err(io("reading a log segment"))?;
+            highest = highest.max(found.last);
+        }
+    }
+    Ok(highest)
+}
+
 /// What the segments read so far have told.
-struct Scan {
+pub(super) struct Scan {
     mark: Watermark,
-    segments: VecDeque<Segment>,
-    end: Lsn,
-    digest: u32,
-    epochs: EpochTable,
-    truncated: u64,
+    /// Whose log it is, if that is known yet.
+    pub(super) cluster: Option<ClusterId>,
+    pub(super) segments: VecDeque<Segment>,
+    pub(super) end: Lsn,
+    pub(super) digest: u32,
+    pub(super) epochs: EpochTable,
+    pub(super) truncated: u64,
     /// Offset, in the segment read last, of the first record above the watermark.
     unsure: u64,
     /// Range in the segment read last in which a torn tail lies.
     torn: Option<(u64, u64)>,
 }
 
+/// Why reading ends early.
+enum Stop {
+    Bad(BadRecords),
+    Error(WalError),
+}
+
+impl From<WalError> for Stop {
+    fn from(error: WalError) -> Self {
+        Self::Error(error)
+    }
+}
+
 impl Scan {
-    fn new(base: &Base, mark: Watermark) -> Self {
+    fn new(base: &Base, mark: Watermark, cluster: Option<ClusterId>) -> Self {
         let (end, digest, epochs) = (base.lsn, base.chain, base.epochs.clone());
         let (segments, truncated, unsure, torn) = (VecDeque::new(), 0, SEGMENT_HEADER, None);
-        Self { mark, segments, end, digest, epochs, truncated, unsure, torn }
+        Self { mark, cluster, segments, end, digest, epochs, truncated, unsure, torn }
+    }
+
+    /// Reads the segments that begin with these seqs.
+    async fn all(&mut self, disk: &dyn Disk, dir: &Path, live: &[u64]) -> Result<(), Stop> {
+        for (nth, first) in live.iter().enumerate() {
+            self.segment(disk, dir, *first, live.get(nth + 1).copied()).await?;
+        }
+        if self.end.seq < self.mark.durable.seq {
+            let segment = segment_name(live.last().copied().unwrap_or(self.end.seq + 1));
+            return Err(self.bad(segment, "the log ends before its watermark", self.end.seq));
+        }
+        Ok(())
     }
 
     /// Reads the segment that starts with `first`; `next` is where the one behind it starts.
@@ -174,32 +301,43 @@ impl Scan {
         &mut self,
         disk: &dyn Disk,
         dir: &Path,
-        cluster: ClusterId,
         first: u64,
         next: Option<u64>,
-    ) -> Result<(), WalError> {
+    ) -> Result<(), Stop> {
         let name = segment_name(first);
         if first != self.end.seq + 1 {
-            return Err(self.corrupt(name, "the segment before it is missing or ends early", first));
+            return Err(self.bad(name, "the segment before it is missing or ends early", first));
         }
         let path = dir.join(&name);
         let file = disk.open(&path, Create::No).await.map_err(io("opening a log segment"))?;
         let len = file.len().await.map_err(io("opening a log segment"))?;
         let bytes = file.read(0, SEGMENT_HEADER as usize).await.map_err(io("reading a log segment"))?;
-        let header =
-            SegmentHeader::decode(&bytes).map_err(|reason| self.corrupt(name.clone(), reason, first))?;
-        if header.cluster != cluster {
-            return Err(WalError::OtherCluster { found: header.cluster });
+        let header = match SegmentHeader::decode(&bytes) {
+            Ok(header) => header,
+            Err(OTHER_FORMAT) => {
+                return Err(WalError::OtherVersion { segment: name, reason: OTHER_FORMAT.to_owned() }.into());
+            }
+            Err(reason) => return Err(self.bad(name, reason, first)),
+        };
+        if *self.cluster.get_or_insert(header.cluster) != header.cluster {
+            return Err(WalError::OtherCluster { found: header.cluster }.into());
         }
         if (header.first_seq, header.epoch, header.chain) != (first, self.end.epoch, self.digest) {
-            return Err(self.corrupt(name, "the segment does not continue the log", first));
+            return Err(self.bad(name, "the segment does not continue the log", first));
         }
         let mut segment = Segment::new(path, file, header, len);
+        let read = self.records(&mut segment, next).await;
+        self.segments.push_back(segment);
+        read
+    }
+
+    /// Reads the records of a segment, up to the first bad one.
+    async fn records(&mut self, segment: &mut Segment, next: Option<u64>) -> Result<(), Stop> {
         self.unsure = SEGMENT_HEADER;
-        let mut cursor = Cursor::new(&segment, SEGMENT_HEADER, len);
-        let bad = loop {
+        let mut cursor = Cursor::new(segment, SEGMENT_HEADER, segment.len);
+        let reason = loop {
             if self.mark.end == Some(self.end.seq) {
-                break None;
+                return Ok(());
             }
             match cursor.next().await {
                 Ok(record) => {
@@ -207,7 +345,7 @@ impl Scan {
                     let continues = at.seq == self.end.seq + 1 && record.chain == self.digest;
                     if !continues || !self.epochs.note(at.epoch, at.seq) {
                         let reason = format!("record {at} does not continue the log");
-                        return Err(self.corrupt(name, &reason, at.seq));
+                        return Err(self.bad_behind(segment, &reason, at.seq));
                     }
                     segment.note(at.seq, record.stored_len() as u64);
                     (self.end, self.digest) = (at, record.digest);
@@ -215,37 +353,36 @@ impl Scan {
                         self.unsure = segment.end;
                     }
                 }
-                Err(NoRecord::Io(error)) => return Err(io("reading a log segment")(error)),
+                Err(NoRecord::Io(error)) => return Err(io("reading a log segment")(error).into()),
                 Err(NoRecord::Foreign(error)) => {
-                    return Err(self.corrupt(name, &error.to_string(), self.end.seq + 1));
+                    let segment = segment_name(segment.header.first_seq);
+                    let reason = format!("record {} has a good checksum, but {error}", self.end.seq + 1);
+                    return Err(WalError::OtherVersion { segment, reason }.into());
                 }
-                Err(NoRecord::Damaged(error)) => break Some(error.to_string()),
-                Err(NoRecord::Nothing) => break Some("its header does not verify".to_owned()),
+                Err(NoRecord::Damaged(error)) => break error.to_string(),
+                Err(NoRecord::Nothing) => break "its header does not verify".to_owned(),
             }
         };
-        match (bad, next) {
+        match next {
             // The next segment was begun when everything before it was durable.
-            (Some(reason), Some(next)) if next != self.end.seq + 1 => {
-                return Err(self.corrupt(name, &reason, next.saturating_sub(1)));
+            Some(next) if next != self.end.seq + 1 => {
+                Err(self.bad_behind(segment, &reason, next.saturating_sub(1)))
             }
-            (Some(reason), None) => self.judge(&segment, &reason).await?,
-            _ => {}
+            Some(_) => Ok(()),
+            None => self.judge(segment, &reason).await,
         }
-        self.segments.push_back(segment);
-        Ok(())
     }
 
     /// Is the bad record behind the end of this, the last segment, a torn tail or damage?
-    async fn judge(&mut self, segment: &Segment, reason: &str) -> Result<(), WalError> {
+    async fn judge(&mut self, segment: &Segment, reason: &str) -> Result<(), Stop> {
         let bad = self.end.seq + 1;
         let behind: Behind = look_behind(segment, segment.end).await.map_err(io("reading a log segment"))?;
         if behind.group > bad || bad <= self.mark.durable.seq {
-            return Err(self.corrupt(segment_name(segment.header.first_seq), reason, behind.last.seq));
+            return Err(self.bad_behind(segment, reason, behind.last.seq));
         }
         if behind.extent > segment.end {
             self.truncated = behind.extent - segment.end;
             self.torn = Some((segment.end, behind.extent.max(segment.end + FOUND as u64).min(segment.len)));
-            tracing::warn!(bytes = self.truncated, after = %self.end, "dropped a torn tail of the log");
         }
         Ok(())
     }
@@ -253,6 +390,9 @@ impl Scan {
     /// Makes the last segment durable as it was read: nothing behind its end, and every record
     /// that may not have been durable before written once more.
     async fn settle(&self, durable: u64) -> Result<(), WalError> {
+        if self.truncated > 0 {
+            tracing::warn!(bytes = self.truncated, after = %self.end, "dropped a torn tail of the log");
+        }
         let Some(last) = self.segments.back() else { return Ok(()) };
         let what = io("making the log durable");
         // What a cut that was under way left behind its `end` may be anywhere in the segment.
@@ -276,21 +416,35 @@ impl Scan {
         last.file.write(last.end, Vec::new(), Durability::Now).await.map_err(&what)
     }
 
+    /// The records from here on are bad, and so is the whole segment of that name.
     /// `seen`: highest seq that is known to have been there, beside the watermark.
-    fn corrupt(&self, segment: String, reason: &str, seen: u64) -> WalError {
+    fn bad(&self, segment: String, reason: &str, seen: u64) -> Stop {
+        Stop::Bad(self.bad_records(segment, reason, seen, None))
+    }
+
+    /// The same, behind the last record of a segment that may have good ones before.
+    fn bad_behind(&self, segment: &Segment, reason: &str, seen: u64) -> Stop {
+        let first = segment.header.first_seq;
+        Stop::Bad(self.bad_records(segment_name(first), reason, seen, Some((first, segment.end))))
+    }
+
+    fn bad_records(&self, segment: String, reason: &str, seen: u64, tail: Option<(u64, u64)>) -> BadRecords {
         let first_bad = self.end.seq + 1;
         let last = seen.max(self.mark.durable.seq).max(first_bad);
-        WalError::Corrupt { segment, first_bad, last, reason: reason.to_owned() }
+        BadRecords { segment, first_bad, last, reason: reason.to_owned(), tail }
     }
 }
 
-fn io(what: &'static str) -> impl Fn(std::io::Error) -> WalError {
+/// Says what was tried when the disk failed.
+pub(super) fn io(what: &'static str) -> impl Fn(std::io::Error) -> WalError {
     move |source| WalError::Io { what: what.to_owned(), source }
 }
 
 fn slots(what: &'static str) -> impl Fn(SlotsError) -> WalError {
     move |error| match error {
-        SlotsError::Damaged(file) => WalError::DamagedFile { file, reason: "neither copy in it is whole" },
+        SlotsError::Damaged(file) => {
+            WalError::DamagedFile { file, reason: "neither copy in it is whole", advice: NO_PROMISE }
+        }
         SlotsError::Io(source) => WalError::Io { what: what.to_owned(), source },
     }
 }

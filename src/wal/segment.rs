@@ -27,6 +27,8 @@ use crate::{
     types::{ClusterId, Lsn},
 };
 
+/// What [`SegmentHeader::decode`] says of a header that is whole and not of this version.
+pub(super) const OTHER_FORMAT: &str = "segment format of another version";
 /// Bytes of a segment before its first record.
 pub(super) const SEGMENT_HEADER: u64 = 4096;
 /// Bytes of a record before its replicated part.
@@ -132,7 +134,7 @@ impl SegmentHeader {
             return Err("segment header checksum does not match");
         }
         if version != VERSION {
-            return Err("segment format of another version of skein");
+            return Err(OTHER_FORMAT);
         }
         let cluster = ClusterId(fields.take());
         let (nonce, first_seq, epoch) = (fields.u64(), fields.u64(), fields.u64());

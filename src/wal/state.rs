@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::{Notify, watch};
 
 use super::{
-    WalError,
+    Debt, WalError,
     base::Base,
     record::{Record, RecordKind},
     segment::Segment,
@@ -28,6 +28,8 @@ pub(super) struct Shared {
     pub(super) stalled: watch::Sender<bool>,
     /// Wakes the driver: records are queued or the watermark is to be written.
     pub(super) work: Notify,
+    /// Bytes under `quarantine/`, as found at start.
+    pub(super) quarantined: u64,
     tail_limit: usize,
 }
 
@@ -48,6 +50,7 @@ pub(super) struct State {
     queued: u64,
     pub(super) epochs: EpochTable,
     pub(super) promise: Epoch,
+    pub(super) debt: Option<Debt>,
     pub(super) commit: Lsn,
     /// The watermark on disk is behind.
     pub(super) watermark_due: bool,
@@ -58,7 +61,7 @@ pub(super) struct State {
 }
 
 impl Shared {
-    pub(super) fn new(state: State, full: bool, tail_limit: usize) -> Self {
+    pub(super) fn new(state: State, full: bool, tail_limit: usize, quarantined: u64) -> Self {
         Self {
             end: watch::Sender::new(state.end),
             durable: watch::Sender::new(state.durable),
@@ -66,6 +69,7 @@ impl Shared {
             full: watch::Sender::new(full),
             stalled: watch::Sender::new(false),
             work: Notify::new(),
+            quarantined,
             tail_limit,
             state: Mutex::new(state),
         }
@@ -179,6 +183,7 @@ impl State {
             durable: end,
             queued: 0,
             promise: 0,
+            debt: None,
             commit: Lsn::ZERO,
             watermark_due: false,
             cuts: Vec::new(),

@@ -1,5 +1,10 @@
 //! The log on the simulated disk: crashes at every call, flipped bits, cuts, retirement, full disk.
 
+mod bits;
+mod faults;
+mod format;
+mod repair;
+
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use bytes::BytesMut;
@@ -348,7 +353,7 @@ async fn damage_is_told_from_a_torn_tail_by_groups_and_watermark() {
     let before = copy.content(&last);
     let error = open(&copy).await.unwrap_err();
     assert!(matches!(error, WalError::Corrupt { first_bad: 6, last: 7, .. }), "{error}");
-    assert!(error.to_string().contains("skein node remove"));
+    assert!(error.to_string().contains("skein inspect wal --repair"));
     assert_eq!(copy.content(&last), before, "a refused log is left as it is");
     // The last: a torn tail, as far as anyone can tell.
     let copy = disk.fork();

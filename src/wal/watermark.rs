@@ -1,7 +1,7 @@
 //! The watermark (what was surely durable, the last known commit position, a cut under way) and
 //! the promise: the meanings of the two two-slot files `watermark` and `promise`.
 
-use super::slots::Values;
+use super::{quarantine::Debt, slots::Values};
 use crate::types::{Epoch, Lsn};
 
 /// File name and magic of the watermark.
@@ -32,7 +32,22 @@ impl Watermark {
     }
 }
 
-/// Content of the file `promise`.
-pub(super) const fn promise_values(epoch: Epoch) -> Values {
-    [epoch, 0, 0, 0, 0, 0]
+/// Content of the file `promise`: what this node must not forget, whatever becomes of its log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Promise {
+    /// Highest epoch promised.
+    pub(super) epoch: Epoch,
+    /// Set while the log may lack records that this node has acknowledged.
+    pub(super) debt: Option<Debt>,
+}
+
+impl Promise {
+    pub(super) fn values(&self) -> Values {
+        let Debt { lost_from, reach } = self.debt.unwrap_or_default();
+        [self.epoch, self.debt.is_some() as u64, lost_from, reach.epoch, reach.seq, 0]
+    }
+
+    pub(super) fn from_values([epoch, owes, lost_from, e, s, _]: Values) -> Self {
+        Self { epoch, debt: (owes != 0).then_some(Debt { lost_from, reach: Lsn::new(e, s) }) }
+    }
 }

@@ -15,7 +15,7 @@ use super::{
     segment::{LOCAL_PART, SEGMENT_HEADER, Segment, SegmentHeader, segment_name},
     slots::Slots,
     state::Shared,
-    watermark::{Watermark, promise_values},
+    watermark::{Promise, Watermark},
 };
 use crate::{
     disk::{Create, Disk, DiskFile, Durability},
@@ -55,6 +55,7 @@ type Reply<T> = oneshot::Sender<Result<T, WalError>>;
 /// What a handle asks of the driver.
 pub(super) enum Command {
     Promise { epoch: Epoch, reply: Reply<()> },
+    ClearDebt { reply: Reply<()> },
     Cut { keep: u64, reply: Reply<CutReport> },
     Reset { base: Lsn, chain: u32, epochs: EpochTable, reply: Reply<()> },
     Retire { through: u64, reply: Reply<u64> },
@@ -136,6 +137,10 @@ impl WalDriver {
                 let done = self.set_promise(epoch).await;
                 self.answer(reply, done)
             }
+            Command::ClearDebt { reply } => {
+                let done = self.clear_debt().await;
+                self.answer(reply, done)
+            }
             Command::Cut { keep, reply } => {
                 let done = self.cut(keep).await;
                 self.answer(reply, done)
@@ -169,10 +174,25 @@ impl WalDriver {
     }
 
     async fn set_promise(&mut self, epoch: Epoch) -> Result<(), WalError> {
-        if epoch > self.shared.lock().promise {
-            self.promise.write_both(promise_values(epoch)).await.map_err(failed("writing the promise"))?;
-            self.shared.lock().promise = epoch;
+        let (promised, debt) = {
+            let state = self.shared.lock();
+            (state.promise, state.debt)
+        };
+        if epoch > promised {
+            self.write_promise(Promise { epoch, debt }).await?;
         }
+        Ok(())
+    }
+
+    async fn clear_debt(&mut self) -> Result<(), WalError> {
+        let promised = self.shared.lock().promise;
+        self.write_promise(Promise { epoch: promised, debt: None }).await
+    }
+
+    async fn write_promise(&mut self, promise: Promise) -> Result<(), WalError> {
+        self.promise.write_both(promise.values()).await.map_err(failed("writing the promise"))?;
+        let mut state = self.shared.lock();
+        (state.promise, state.debt) = (promise.epoch, promise.debt);
         Ok(())
     }
 

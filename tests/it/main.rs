@@ -34,6 +34,8 @@ mod reads;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod recover;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod repair;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod single_node;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod snapshot;

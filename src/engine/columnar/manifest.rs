@@ -158,6 +158,14 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "testing")]
+    #[test]
+    fn the_bytes_are_those_of_format_1() {
+        let manifest = sample();
+        crate::testing::fixture("engine/MANIFEST", &manifest.encode().unwrap());
+        assert_eq!(Manifest::decode(&crate::testing::read_fixture("engine/MANIFEST")).unwrap(), manifest);
+    }
+
     #[test]
     fn impossible_manifests_are_refused() {
         let bad: [fn(&mut Manifest); 4] = [

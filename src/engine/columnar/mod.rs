@@ -43,6 +43,7 @@ mod snapshot;
 #[cfg(feature = "sql")]
 pub mod sql;
 mod state;
+pub mod survey;
 #[cfg(test)]
 mod tests;
 

@@ -281,3 +281,90 @@ mod crash {
         assert_eq!(disk.calls(), calls, "nothing is tried again");
     }
 }
+
+/// A log, vote and snapshot with one of everything.
+#[cfg(feature = "testing")]
+async fn written(disk: &crate::testing::SimDisk, dir: &Path) {
+    let shared: Arc<dyn Disk> = Arc::new(disk.boot());
+    let (mut store, writer) = LogStore::open(shared.clone(), dir, watch::Sender::new(None)).await.unwrap();
+    let writer = tokio::spawn(writer.run());
+    let vote = RaftVote::new_committed(2, NodeId::from(1));
+    store.save_vote(&vote).await.unwrap();
+    append(&mut store, (1..=4).map(|i| blank(1, i)).collect()).await.unwrap();
+    store.truncate_after(Some(id(1, 3))).await.unwrap();
+    let named = super::super::types::Command::SetWriter(crate::types::Office {
+        epoch: 1,
+        node: NodeId::from(1),
+        boot: crate::types::BootId(7),
+        membership: Default::default(),
+    });
+    append(&mut store, vec![Entry::new_normal(id(2, 4), named)]).await.unwrap();
+    store.save_committed(Some(id(2, 4))).await.unwrap();
+    store.purge(id(1, 1)).await.unwrap();
+    append(&mut store, vec![blank(2, 5)]).await.unwrap();
+    let (snapshots, _) = Snapshots::open(shared, dir.join("snapshot")).await.unwrap();
+    let meta = super::super::type_config::SnapshotMeta { last_log_id: Some(id(1, 1)), ..Default::default() };
+    let state = frame::encode(&super::super::types::State { name: "home".into(), ..Default::default() });
+    snapshots.save(super::super::type_config::Snapshot { meta, snapshot: state }).await.unwrap();
+    drop(store);
+    writer.await.unwrap();
+    disk.kill();
+}
+
+#[cfg(feature = "testing")]
+#[tokio::test(start_paused = true)]
+async fn the_bytes_are_those_of_format_1() {
+    let (disk, dir) = (crate::testing::SimDisk::new(), Path::new("/raft"));
+    written(&disk, dir).await;
+    for name in ["log", "vote", "snapshot"] {
+        crate::testing::fixture(&format!("raft/{name}"), &disk.content(&dir.join(name)).unwrap());
+    }
+}
+
+/// Every bit flipped: refused, or, in the last write, that one is gone and all before it is there.
+/// Every file cut at every byte: what is left of a log is what it was at some moment.
+#[cfg(feature = "testing")]
+#[tokio::test(start_paused = true)]
+async fn every_flipped_bit_and_every_cut_is_seen() {
+    let (disk, dir) = (crate::testing::SimDisk::new(), Path::new("/raft"));
+    written(&disk, dir).await;
+    let whole = vec![(1, 2), (1, 3), (2, 4), (2, 5)];
+    let growing = |from: u64, to: u64| (from..=to).map(|index| (1, index)).collect::<Vec<_>>();
+    let mut moments: Vec<Vec<(u64, u64)>> = (0..=4).map(|to| growing(1, to)).collect();
+    moments.push([growing(1, 3), vec![(2, 4)]].concat());
+    moments.push(whole[..3].to_vec());
+    moments.push(whole.clone());
+    let (mut refused, mut torn) = (0, 0);
+    for name in ["log", "vote", "snapshot"] {
+        let path = dir.join(name);
+        let bytes = disk.content(&path).unwrap();
+        let flips = (0..bytes.len() * 8).map(|bit| (Some(bit), bytes.len()));
+        for (flipped, len) in flips.chain((0..bytes.len()).map(|len| (None, len))) {
+            let copy = disk.fork();
+            match flipped {
+                Some(bit) => assert!(copy.flip(&path, bit as u64 / 8, bit as u8 % 8)),
+                None => copy.open(&path, Create::No).await.unwrap().resize(len as u64).await.unwrap(),
+            }
+            let context = format!("{name}, bit {flipped:?}, {len} bytes");
+            let shared: Arc<dyn Disk> = Arc::new(copy.boot());
+            let snapshot = Snapshots::open(shared.clone(), dir.join("snapshot")).await;
+            assert_eq!(snapshot.is_err(), name == "snapshot", "{context}");
+            match LogStore::open(shared, dir, watch::Sender::new(None)).await {
+                Err(LogError::Io { source, .. }) => panic!("{context}: {source}"),
+                Err(LogError::Damaged { .. }) => refused += 1,
+                Ok((store, _)) if name == "log" => {
+                    let found = indices(&store);
+                    assert!(moments.contains(&found), "{context}: {found:?}");
+                    if flipped.is_some() {
+                        assert!(whole.starts_with(&found) && found.len() >= 3, "{context}: {found:?}");
+                    }
+                    torn += 1;
+                }
+                Ok((store, _)) => {
+                    assert_eq!((indices(&store), name), (whole.clone(), "snapshot"), "{context}")
+                }
+            }
+        }
+    }
+    assert!(refused > 1000 && torn > 100, "{refused} {torn}");
+}

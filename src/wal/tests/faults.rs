@@ -1,0 +1,41 @@
+//! Errors at every call, once and from there on, in the script and in the recovery after it.
+
+use super::*;
+
+/// Whatever fails: what the log said was durable is there afterwards, and nothing else is.
+async fn fail_at_every_call(fault: Fault) {
+    for stop in 1..=calls_of_script().await {
+        for persistent in [false, true] {
+            let disk = SimDisk::new();
+            disk.fail_at(stop, fault, persistent);
+            let mut model = Model::default();
+            if let Ok((wal, _)) = open(&disk).await {
+                let patience = Duration::from_secs(30);
+                // A log without space waits for it; it is found as it stands then.
+                let _ = tokio::time::timeout(patience, script(&wal, &mut model)).await;
+            }
+            disk.crash(stop);
+            // The recovery meets the same trouble.
+            disk.fail_at(disk.calls() + 1 + stop % 23, fault, persistent);
+            let _ = open(&disk).await;
+            disk.crash(stop + 1);
+            let context = format!("{fault:?} at call {stop}, persistent {persistent}");
+            let (wal, found) = open(&disk).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+            model.check(&found, &all(&wal).await, wal.first_seq());
+            drop(wal);
+            disk.crash(stop + 2);
+            let (_, again) = open(&disk).await.unwrap_or_else(|e| panic!("{context}, again: {e}"));
+            assert_eq!((again.end, again.promise), (found.end, found.promise), "{context}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_input_output_error_loses_nothing_also_if_it_stays() {
+    fail_at_every_call(Fault::Eio).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_loses_nothing_at_whichever_call_it_fills() {
+    fail_at_every_call(Fault::Enospc).await;
+}

@@ -1,0 +1,111 @@
+//! The bytes of format 1, as `docs/wal-format.md` tells them: a log made anew has those of the
+//! fixture, and the fixture is read.
+
+use super::*;
+use crate::{
+    protocol::forward::BatchId,
+    testing::fixture,
+    types::{BootId, NodeId},
+};
+
+fn fixed(seed: u64) -> Box<dyn FnMut() -> u64 + Send + Sync> {
+    let mut nonce = seed;
+    Box::new(move || {
+        nonce += 0x0101_0101_0101_0101;
+        nonce
+    })
+}
+
+async fn open_fixed(disk: &SimDisk, quarantine: bool) -> Wal {
+    let config = WalConfig { segment_bytes: 4096 + 700, quarantine, ..config() };
+    let opened = Wal::open(Arc::new(disk.boot()), config, CLUSTER, fixed(0x1000)).await;
+    let (wal, driver, _) = opened.unwrap();
+    tokio::spawn(driver.run());
+    wal
+}
+
+/// One of everything that a log's directory can hold.
+async fn everything() -> SimDisk {
+    let disk = SimDisk::new();
+    let wal = open_fixed(&disk, false).await;
+    wal.set_promise(1).await.unwrap();
+    let batch_id = DedupKey::Batch(BatchId { edge: NodeId([7; 16]), boot: BootId(8), counter: 9 });
+    let client = DedupKey::Client { key: [0xaa; 16], body: [0xbb; 16] };
+    wal.append(1, draft(RecordKind::EpochStart, 20, 1)).unwrap();
+    wal.append(1, Draft { key: Some(batch_id), ..batch(100, 2) }).unwrap();
+    wal.settle().await.unwrap();
+    for n in 3..=6 {
+        wal.append(1, batch(150, n)).unwrap();
+        wal.settle().await.unwrap();
+    }
+    wal.set_promise(2).await.unwrap();
+    wal.append(2, draft(RecordKind::EpochStart, 20, 7)).unwrap();
+    wal.append(2, Draft { key: Some(client), ..batch(33, 8) }).unwrap();
+    wal.append(2, draft(RecordKind::Control, 5, 9)).unwrap();
+    wal.append(2, draft(RecordKind::ConfigMark, 16, 10)).unwrap();
+    wal.settle().await.unwrap();
+    wal.note_commit(Lsn::new(2, 8));
+    assert!(wal.retire(4).await.unwrap() > 1);
+    wal.cut(9).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    drop(wal);
+    disk.crash(0);
+    disk
+}
+
+/// Every file but the spare, by its path below the log's directory.
+fn files(disk: &SimDisk) -> Vec<(String, Vec<u8>)> {
+    let below = |path: &Path| path.strip_prefix(DIR).unwrap().to_string_lossy().into_owned();
+    let files = disk.files().into_iter().map(|path| (below(&path), disk.content(&path).unwrap()));
+    files.filter(|file| file.0 != "spare.wal").collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bytes_are_those_of_format_1() {
+    let disk = everything().await;
+    let written = files(&disk);
+    let names: Vec<&str> = written.iter().map(|file| file.0.as_str()).collect();
+    assert!(
+        ["base", "promise", "watermark", "orphan/2.10-2.10.orphan"].iter().all(|name| names.contains(name))
+    );
+    for (name, bytes) in &written {
+        fixture(&format!("wal/{name}"), bytes);
+    }
+
+    // Damage, and what it leaves.
+    let last = disk.files().into_iter().rfind(|path| path.to_string_lossy().contains("/000")).unwrap();
+    let content = disk.content(&last).unwrap();
+    let used = content.iter().rposition(|byte| *byte != 0).unwrap();
+    assert!(disk.flip(&last, used as u64, 0));
+    drop(open_fixed(&disk, true).await);
+    disk.kill();
+    let damaged = files(&disk);
+    assert!(damaged.iter().any(|file| file.0.starts_with("quarantine/")), "nothing was set aside");
+    for (name, bytes) in damaged.iter().filter(|(n, _)| n == "promise" || n.starts_with("quarantine/")) {
+        fixture(&format!("wal-damaged/{name}"), bytes);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_of_format_1_is_read() {
+    let made = everything().await;
+    let disk = SimDisk::new();
+    for dir in ["", "orphan"] {
+        disk.create_dir(&Path::new(DIR).join(dir)).await.unwrap();
+    }
+    for (name, _) in files(&made) {
+        let path = Path::new(DIR).join(&name);
+        let file = disk.open(&path, crate::disk::Create::New).await.unwrap();
+        let bytes = crate::testing::read_fixture(&format!("wal/{name}"));
+        file.write(0, vec![bytes.into()], crate::disk::Durability::Now).await.unwrap();
+        disk.sync_dir(path.parent().unwrap()).await.unwrap();
+    }
+    let wal = open_fixed(&disk, false).await;
+    assert_eq!((wal.end(), wal.promise(), wal.commit()), (Lsn::new(2, 9), 2, Lsn::new(2, 8)));
+    assert_eq!(wal.epochs().entries(), [(1, 1), (2, 7)]);
+    let records = all(&wal).await;
+    check_sequence(&records, wal.first_seq());
+    let kinds: Vec<RecordKind> = records.iter().rev().take(3).map(|record| record.kind).collect();
+    assert_eq!(kinds, [RecordKind::Control, RecordKind::Batch, RecordKind::EpochStart]);
+    assert_eq!(records[records.len() - 2].key, Some(DedupKey::Client { key: [0xaa; 16], body: [0xbb; 16] }));
+}
