@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -60,6 +61,17 @@ pub struct DiskLatency {
     pub sync: Duration,
     /// Of everything else.
     pub other: Duration,
+}
+
+/// The bit that [`SimDisk::rot`] flipped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rot {
+    /// In this file,
+    pub path: PathBuf,
+    /// in this byte,
+    pub offset: u64,
+    /// this bit, 0 to 7.
+    pub bit: u8,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -193,6 +205,33 @@ impl SimDisk {
             }
         }
         flipped
+    }
+
+    /// Lets one bit of a synced file rot at rest: flips it on the platter and in what a process
+    /// reads next. `under` is a file, or a directory whose files (at any depth) are candidates;
+    /// `dice` decides which file, byte and bit. Only bytes that are durable come into question,
+    /// and only sectors that hold something, because preallocated space would swallow nearly
+    /// every throw. The same disk and dice give the same bit; `None` if there is nothing to rot.
+    pub fn rot(&self, under: &Path, dice: u64) -> Option<Rot> {
+        let mut random = StdRng::seed_from_u64(dice);
+        let (path, sectors) = {
+            let machine = self.lock();
+            let synced = machine.names.iter().filter(|(path, number)| {
+                path.starts_with(under) && machine.durable_names.get(*path) == Some(*number)
+            });
+            let candidates = synced.filter_map(|(path, number)| {
+                let sectors = machine.inodes.get(number)?.sectors_at_rest();
+                (!sectors.is_empty()).then(|| (path.clone(), sectors))
+            });
+            let mut candidates: Vec<(PathBuf, Vec<Range<u64>>)> = candidates.collect();
+            if candidates.is_empty() {
+                return None;
+            }
+            candidates.swap_remove(random.random_range(0..candidates.len()))
+        };
+        let sector = sectors.get(random.random_range(0..sectors.len()))?.clone();
+        let (offset, bit) = (random.random_range(sector), random.random_range(0..8));
+        self.flip(&path, offset, bit).then_some(Rot { path, offset, bit })
     }
 
     /// The bytes of a file as a process sees them.
@@ -525,6 +564,16 @@ impl Inode {
         }
     }
 
+    /// The sectors that are the same in cache and on the platter and hold more than zeros.
+    fn sectors_at_rest(&self) -> Vec<Range<u64>> {
+        let platter = self.durable.chunks(SECTOR as usize).zip((0..).step_by(SECTOR as usize));
+        let at_rest = platter.filter(|(bytes, at)| {
+            let from = *at as usize;
+            bytes.iter().any(|b| *b != 0) && self.seen.get(from..from + bytes.len()) == Some(*bytes)
+        });
+        at_rest.map(|(bytes, at)| at..at + bytes.len() as u64).collect()
+    }
+
     /// Decides what of the unsynced changes reached the platter. Within one sector they arrive in
     /// order (the page cache holds one version); between sectors, and for the length, anything goes.
     fn crash(&mut self, random: &mut StdRng) {
@@ -672,5 +721,34 @@ mod tests {
         disk.clear_faults();
         assert!(disk.flip(Path::new("/f"), 3, 0));
         assert_eq!(disk.content(Path::new("/f")).unwrap()[3], 0);
+    }
+
+    #[tokio::test]
+    async fn rot_strikes_durable_content_and_nothing_else() {
+        let dir = Path::new("/d");
+        let disk = SimDisk::new();
+        disk.create_dir(dir).await.unwrap();
+        assert_eq!(disk.rot(dir, 0), None);
+        let file = disk.open(Path::new("/d/synced"), Create::New).await.unwrap();
+        disk.open(Path::new("/other"), Create::New).await.unwrap();
+        disk.sync_dir(dir).await.unwrap();
+        file.resize(64 * SECTOR).await.unwrap();
+        file.write(2 * SECTOR, bytes(7, SECTOR as usize), Durability::Now).await.unwrap();
+        file.write(9 * SECTOR, bytes(7, SECTOR as usize), Durability::Later).await.unwrap();
+        let fresh = disk.open(Path::new("/d/unnamed"), Create::New).await.unwrap();
+        fresh.write(0, bytes(7, 10), Durability::Now).await.unwrap();
+        let before = disk.content(Path::new("/d/synced")).unwrap();
+        for dice in 0..64 {
+            let (disk, twin) = (disk.fork(), disk.fork());
+            let rot = disk.rot(dir, dice).unwrap();
+            assert_eq!(
+                (twin.rot(dir, dice).as_ref(), rot.path.as_path()),
+                (Some(&rot), Path::new("/d/synced"))
+            );
+            assert!((2 * SECTOR..3 * SECTOR).contains(&rot.offset), "{rot:?}");
+            disk.crash(0);
+            let after = disk.content(&rot.path).unwrap()[rot.offset as usize];
+            assert_eq!(after, before[rot.offset as usize] ^ (1 << rot.bit));
+        }
     }
 }

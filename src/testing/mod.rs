@@ -3,4 +3,4 @@
 mod disk;
 pub mod mutant;
 
-pub use disk::{DiskLatency, Fault, SimDisk};
+pub use disk::{DiskLatency, Fault, Rot, SimDisk};
