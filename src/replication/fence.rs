@@ -131,18 +131,26 @@ impl Fence {
         if let Some(refusal) = self.judge(from, &seal, view) {
             return Ok(refusal);
         }
+        #[cfg(feature = "testing")]
+        if crate::types::planted::is("promise_stops_nothing") {
+            self.wal.set_promise(seal.epoch).await?;
+            return Ok(self.report(seal.epoch, commit));
+        }
         self.raise(seal.epoch);
         // Intake is stopped by now; what was queued before may still reach the disk and must be
         // covered by the report.
         self.wal.settle().await?;
+        #[cfg(feature = "testing")]
+        if crate::types::planted::is("seal_before_promise_fsync") {
+            return Ok(self.report(seal.epoch, commit));
+        }
         self.wal.set_promise(seal.epoch).await?;
-        Ok(Sealed::Report(Report {
-            node: self.node,
-            boot: self.boot,
-            promise: seal.epoch,
-            durable: self.wal.durable(),
-            commit,
-        }))
+        Ok(self.report(seal.epoch, commit))
+    }
+
+    fn report(&self, promise: Epoch, commit: Lsn) -> Sealed {
+        let (node, boot, durable) = (self.node, self.boot, self.wal.durable());
+        Sealed::Report(Report { node, boot, promise, durable, commit })
     }
 
     fn judge(&self, from: NodeId, seal: &Seal, view: &ClusterView) -> Option<Sealed> {

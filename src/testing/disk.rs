@@ -17,10 +17,8 @@ use std::{
 use bytes::Bytes;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
+use super::inode::{Change, Inode};
 use crate::disk::{Create, Disk, DiskFile, Durability, Io};
-
-/// Granularity at which a power cut tears a write.
-const SECTOR: u64 = 512;
 
 /// A simulated disk; clones are the same disk.
 ///
@@ -79,6 +77,7 @@ struct Machine {
     life: u64,
     stopped: bool,
     calls: u64,
+    torn: u64,
     faults: Vec<Planted>,
     latency: DiskLatency,
     limit: Option<u64>,
@@ -100,19 +99,6 @@ struct Planted {
 
 /// Names set or removed in one step.
 type NameChange = Vec<(PathBuf, Option<u64>)>;
-
-#[derive(Debug, Clone, Default)]
-struct Inode {
-    seen: Vec<u8>,
-    durable: Vec<u8>,
-    unsynced: Vec<Change>,
-}
-
-#[derive(Debug, Clone)]
-enum Change {
-    Write(u64, Bytes),
-    Resize(u64),
-}
 
 impl SimDisk {
     /// An empty disk without faults, latency or limit.
@@ -139,9 +125,9 @@ impl SimDisk {
         let mut machine = self.lock();
         let mut random = StdRng::seed_from_u64(seed);
         machine.end_life();
-        for inode in machine.inodes.values_mut() {
-            inode.crash(&mut random);
-        }
+        let torn = machine.inodes.values_mut().filter_map(|inode| inode.crash(&mut random).then_some(()));
+        let torn = torn.count() as u64;
+        machine.torn += torn;
         let renames = std::mem::take(&mut machine.renames);
         for changes in renames.into_values() {
             let kept = random.random_range(0..=changes.len());
@@ -152,6 +138,27 @@ impl SimDisk {
         machine.names = machine.durable_names.clone();
         let named: BTreeSet<u64> = machine.names.values().copied().collect();
         machine.inodes.retain(|number, _| named.contains(number));
+    }
+
+    /// Number of files that a power cut tore so far.
+    pub fn torn(&self) -> u64 {
+        self.lock().torn
+    }
+
+    /// Another disk with what is on the platter of this one and nothing else: as after a power cut
+    /// that lost everything that was not synced.
+    pub fn platter(&self) -> Self {
+        let disk = self.fork();
+        let mut machine = disk.lock();
+        machine.end_life();
+        machine.renames.clear();
+        machine.names = machine.durable_names.clone();
+        for inode in machine.inodes.values_mut() {
+            inode.unsynced.clear();
+            inode.seen = inode.durable.clone();
+        }
+        drop(machine);
+        Self { life: None, ..disk }
     }
 
     /// Ends the process as `kill -9` does: everything written stays, synced or not. Open files
@@ -557,82 +564,6 @@ fn apply_names(names: &mut BTreeMap<PathBuf, u64>, change: &[(PathBuf, Option<u6
     }
 }
 
-impl Inode {
-    fn sync(&mut self) {
-        for change in self.unsynced.drain(..) {
-            change.apply(&mut self.durable);
-        }
-    }
-
-    /// The sectors that are the same in cache and on the platter and hold more than zeros.
-    fn sectors_at_rest(&self) -> Vec<Range<u64>> {
-        let platter = self.durable.chunks(SECTOR as usize).zip((0..).step_by(SECTOR as usize));
-        let at_rest = platter.filter(|(bytes, at)| {
-            let from = *at as usize;
-            bytes.iter().any(|b| *b != 0) && self.seen.get(from..from + bytes.len()) == Some(*bytes)
-        });
-        at_rest.map(|(bytes, at)| at..at + bytes.len() as u64).collect()
-    }
-
-    /// Decides what of the unsynced changes reached the platter. Within one sector they arrive in
-    /// order (the page cache holds one version); between sectors, and for the length, anything goes.
-    fn crash(&mut self, random: &mut StdRng) {
-        let unsynced = std::mem::take(&mut self.unsynced);
-        let all = unsynced.len();
-        match random.random_range(0..4) {
-            0 => {}
-            1 => unsynced.iter().for_each(|change| change.apply(&mut self.durable)),
-            _ => {
-                let sized = random.random_range(0..=all);
-                let mut len = self.durable.len() as u64;
-                let mut reached: BTreeMap<u64, usize> = BTreeMap::new();
-                for (nth, change) in unsynced.iter().enumerate() {
-                    match change {
-                        Change::Resize(to) if nth < sized => {
-                            len = *to;
-                            self.durable.truncate(*to as usize);
-                        }
-                        Change::Resize(_) => {}
-                        Change::Write(offset, bytes) => {
-                            let end = offset + bytes.len() as u64;
-                            if nth < sized {
-                                len = len.max(end);
-                            }
-                            for sector in offset / SECTOR..end.div_ceil(SECTOR) {
-                                let until =
-                                    *reached.entry(sector).or_insert_with(|| random.random_range(0..=all));
-                                if nth < until {
-                                    let from = (sector * SECTOR).max(*offset);
-                                    let to = ((sector + 1) * SECTOR).min(end);
-                                    let part = bytes.slice((from - offset) as usize..(to - offset) as usize);
-                                    Change::Write(from, part).apply(&mut self.durable);
-                                }
-                            }
-                        }
-                    }
-                }
-                self.durable.resize(len as usize, 0);
-            }
-        }
-        self.seen = self.durable.clone();
-    }
-}
-
-impl Change {
-    fn apply(&self, image: &mut Vec<u8>) {
-        match self {
-            Self::Resize(len) => image.resize(*len as usize, 0),
-            Self::Write(offset, bytes) => {
-                let (from, to) = (*offset as usize, *offset as usize + bytes.len());
-                if image.len() < to {
-                    image.resize(to, 0);
-                }
-                image[from..to].copy_from_slice(bytes);
-            }
-        }
-    }
-}
-
 /// The error of a fault that lets a call have no effect.
 fn refuse(fault: Option<Fault>) -> io::Result<()> {
     match fault {
@@ -652,6 +583,7 @@ fn cut(fault: Option<Fault>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::inode::SECTOR;
     use super::*;
 
     fn bytes(byte: u8, len: usize) -> Vec<Bytes> {
@@ -721,6 +653,22 @@ mod tests {
         disk.clear_faults();
         assert!(disk.flip(Path::new("/f"), 3, 0));
         assert_eq!(disk.content(Path::new("/f")).unwrap()[3], 0);
+    }
+
+    #[tokio::test]
+    async fn the_platter_has_what_was_synced_and_nothing_else() {
+        let disk = SimDisk::new();
+        let file = disk.open(Path::new("/f"), Create::New).await.unwrap();
+        file.write(0, bytes(1, 10), Durability::Now).await.unwrap();
+        assert!(disk.platter().files().is_empty(), "its name is not durable");
+        disk.sync_dir(Path::new("/")).await.unwrap();
+        file.write(5, bytes(2, 10), Durability::Later).await.unwrap();
+        disk.rename(Path::new("/f"), Path::new("/g")).await.unwrap();
+        let platter = disk.platter();
+        assert_eq!(platter.content(Path::new("/f")).unwrap(), vec![1; 10]);
+        assert_eq!(platter.content(Path::new("/g")), None);
+        assert_eq!(disk.content(Path::new("/g")).unwrap().len(), 15, "the disk itself goes on");
+        file.write(0, bytes(3, 1), Durability::Now).await.unwrap();
     }
 
     #[tokio::test]

@@ -165,6 +165,11 @@ impl WalDriver {
 
     async fn set_promise(&mut self, epoch: Epoch) -> Result<(), WalError> {
         if epoch > self.shared.lock().promise {
+            #[cfg(feature = "testing")]
+            if crate::types::planted::is("promise_not_persisted") {
+                self.shared.lock().promise = epoch;
+                return Ok(());
+            }
             self.promise.write_both(promise_values(epoch)).await.map_err(failed("writing the promise"))?;
             self.shared.lock().promise = epoch;
         }
@@ -208,7 +213,14 @@ impl WalDriver {
             self.shared.written(&mut self.shared.lock(), &group);
             return Ok(true);
         }
-        file.write(offset, parts, Durability::Now).await.map_err(failed("writing the log"))?;
+        let written = file.write(offset, parts, Durability::Now).await;
+        #[cfg(feature = "testing")]
+        let written = if written.is_err() && crate::types::planted::is("retry_fsync") {
+            file.write(offset, Vec::new(), Durability::Now).await
+        } else {
+            written
+        };
+        written.map_err(failed("writing the log"))?;
         self.shared.written(&mut self.shared.lock(), &group);
         Ok(true)
     }
@@ -238,6 +250,10 @@ impl WalDriver {
         let begin = async {
             file.write(0, vec![header.encode()], Durability::Now).await?;
             self.disk.rename(&self.config.dir.join(SPARE), &path).await?;
+            #[cfg(feature = "testing")]
+            if crate::types::planted::is("skip_dir_fsync") {
+                return Ok(());
+            }
             self.disk.sync_dir(&self.config.dir).await
         };
         begin.await.map_err(failed("beginning a log segment"))?;
