@@ -86,10 +86,11 @@ impl Reads {
             }
             Consistency::MaxStaleness(bound) => {
                 if self.staleness().is_none_or(|age| age > bound) {
-                    // Not fresh enough by what this node hears: the index is fresh by definition.
+                    // Not fresh enough by what this node hears: the index is as fresh as the question.
+                    let asked = Instant::now();
                     let index = self.read_index(deadline).await?;
                     self.reach_seq(index.seq, deadline).await?;
-                    return Ok(ReadPoint { applied: self.applied(), staleness: Some(Duration::ZERO) });
+                    return Ok(ReadPoint { applied: self.applied(), staleness: Some(asked.elapsed()) });
                 }
             }
         }
@@ -108,7 +109,7 @@ impl Reads {
             return None;
         }
         let confirmed = match self.replica.tenure() {
-            Some(tenure) => tenure.acks().confirmed(now),
+            Some(tenure) => self.replica.confirmed(&tenure, now),
             None => self.replica.watch_contact().borrow().and_then(|contact| contact.confirmed),
         };
         confirmed.map(|at| now.saturating_duration_since(at))
@@ -123,10 +124,13 @@ impl Reads {
             return Err(ReadError::LostPosition { wanted });
         }
         self.reach_seq(wanted.seq, deadline).await?;
-        // A log that was damaged may end below what is applied: it cannot tell yet.
-        let mut held = self.replica.wal.watch_end();
-        if timeout_at(deadline, held.wait_for(|end| end.seq >= wanted.seq)).await.is_err() {
-            return Err(ReadError::NotReached { applied: self.applied() });
+        // While a snapshot is installed, or a damaged log is being repaired, the log ends below what is
+        // applied, and tells nothing about it.
+        let mut end = self.replica.wal.watch_end();
+        match timeout_at(deadline, end.wait_for(|end| end.seq >= wanted.seq)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err(ReadError::Stopping),
+            Err(_) => return Err(ReadError::NotReached { applied: self.applied() }),
         }
         let epochs = self.replica.wal.epochs();
         if epochs.holds(wanted, self.replica.wal.end().seq) {

@@ -367,7 +367,7 @@ pub enum Alarm {
 pub fn decide(reports: &[Report], preferred: NodeId) -> Result<&Report, Alarm> {
     let chosen = reports
         .iter()
-        .max_by_key(|report| (report.durable, report.node == preferred, std::cmp::Reverse(report.node)))
+        .max_by_key(|report| (rank(report), report.node == preferred, std::cmp::Reverse(report.node)))
         .ok_or(Alarm::Empty)?;
     match reports.iter().map(|report| report.commit).max() {
         Some(commit) if commit > chosen.durable => {
@@ -375,6 +375,19 @@ pub fn decide(reports: &[Report], preferred: NodeId) -> Result<&Report, Alarm> {
         }
         _ => Ok(chosen),
     }
+}
+
+/// What reports are compared by.
+fn rank(report: &Report) -> Lsn {
+    #[cfg(feature = "testing")]
+    if crate::types::planted::is("choose_the_leader") {
+        return Lsn::ZERO;
+    }
+    #[cfg(feature = "testing")]
+    if crate::types::planted::is("longest_log_wins") {
+        return Lsn::new(0, report.durable.seq);
+    }
+    report.durable
 }
 
 /// For status pages: who holds office by what the view says.

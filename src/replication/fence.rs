@@ -131,6 +131,11 @@ impl Fence {
         if let Some(refusal) = self.judge(from, &seal, view) {
             return Ok(refusal);
         }
+        #[cfg(feature = "testing")]
+        if crate::types::planted::is("promise_stops_nothing") {
+            self.wal.set_promise(seal.epoch).await?;
+            return Ok(self.report(seal.epoch, commit));
+        }
         self.raise(seal.epoch);
         // What is queued may still come to the disk, and then must be covered by the report. From here
         // on nothing is queued any more, and what is gets no ack.
@@ -150,14 +155,17 @@ impl Fence {
             }
             settled => drop(settled?),
         }
+        #[cfg(feature = "testing")]
+        if crate::types::planted::is("seal_before_promise_fsync") {
+            return Ok(self.report(seal.epoch, commit));
+        }
         self.wal.set_promise(seal.epoch).await?;
-        Ok(Sealed::Report(Report {
-            node: self.node,
-            boot: self.boot,
-            promise: seal.epoch,
-            durable: self.wal.durable(),
-            commit,
-        }))
+        Ok(self.report(seal.epoch, commit))
+    }
+
+    fn report(&self, promise: Epoch, commit: Lsn) -> Sealed {
+        let (node, boot, durable) = (self.node, self.boot, self.wal.durable());
+        Sealed::Report(Report { node, boot, promise, durable, commit })
     }
 
     fn judge(&self, from: NodeId, seal: &Seal, view: &ClusterView) -> Option<Sealed> {

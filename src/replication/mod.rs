@@ -210,6 +210,16 @@ impl Replica {
         });
     }
 
+    /// When a majority last confirmed that this process is the writer. `None` before the start of the
+    /// office is committed: until then the commit position may be behind what an earlier office
+    /// acknowledged, however fresh the contact is.
+    pub fn confirmed(&self, tenure: &Tenure, now: Instant) -> Option<Instant> {
+        if self.commit().seq < tenure.start {
+            return None;
+        }
+        tenure.acks().confirmed(now)
+    }
+
     /// Recounts what is committed and what is on every voter after an ack, an fsync or a change of
     /// voters.
     pub fn recount(&self, tenure: &Tenure) {

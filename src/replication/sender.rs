@@ -150,11 +150,12 @@ async fn send_records(
             lane = wanted;
         }
         let now = Instant::now();
-        let (round, echo, confirmed) = {
+        let (round, echo) = {
             let acks = tenure.acks();
             let echo = acks.followers().get(&follower).map_or(0, |f| f.round);
-            (acks.round(), echo, acks.confirmed(now))
+            (acks.round(), echo)
         };
+        let confirmed = replica.confirmed(tenure, now);
         // Sealed for a later epoch: what is in the log from now on is not of this stream.
         if replica.fence.promised() > tenure.epoch {
             return Ok(());

@@ -77,6 +77,7 @@ struct Machine {
     life: u64,
     stopped: bool,
     calls: u64,
+    torn: u64,
     faults: Vec<Planted>,
     latency: DiskLatency,
     limit: Option<u64>,
@@ -124,9 +125,9 @@ impl SimDisk {
         let mut machine = self.lock();
         let mut random = StdRng::seed_from_u64(seed);
         machine.end_life();
-        for inode in machine.inodes.values_mut() {
-            inode.crash(&mut random);
-        }
+        let torn = machine.inodes.values_mut().filter_map(|inode| inode.crash(&mut random).then_some(()));
+        let torn = torn.count() as u64;
+        machine.torn += torn;
         let renames = std::mem::take(&mut machine.renames);
         for changes in renames.into_values() {
             let kept = random.random_range(0..=changes.len());
@@ -137,6 +138,27 @@ impl SimDisk {
         machine.names = machine.durable_names.clone();
         let named: BTreeSet<u64> = machine.names.values().copied().collect();
         machine.inodes.retain(|number, _| named.contains(number));
+    }
+
+    /// Number of files that a power cut tore so far.
+    pub fn torn(&self) -> u64 {
+        self.lock().torn
+    }
+
+    /// Another disk with what is on the platter of this one and nothing else: as after a power cut
+    /// that lost everything that was not synced.
+    pub fn platter(&self) -> Self {
+        let disk = self.fork();
+        let mut machine = disk.lock();
+        machine.end_life();
+        machine.renames.clear();
+        machine.names = machine.durable_names.clone();
+        for inode in machine.inodes.values_mut() {
+            inode.unsynced.clear();
+            inode.seen = inode.durable.clone();
+        }
+        drop(machine);
+        Self { life: None, ..disk }
     }
 
     /// Ends the process as `kill -9` does: everything written stays, synced or not. Open files
@@ -630,6 +652,22 @@ mod tests {
         disk.clear_faults();
         assert!(disk.flip(Path::new("/f"), 3, 0));
         assert_eq!(disk.content(Path::new("/f")).unwrap()[3], 0);
+    }
+
+    #[tokio::test]
+    async fn the_platter_has_what_was_synced_and_nothing_else() {
+        let disk = SimDisk::new();
+        let file = disk.open(Path::new("/f"), Create::New).await.unwrap();
+        file.write(0, bytes(1, 10), Durability::Now).await.unwrap();
+        assert!(disk.platter().files().is_empty(), "its name is not durable");
+        disk.sync_dir(Path::new("/")).await.unwrap();
+        file.write(5, bytes(2, 10), Durability::Later).await.unwrap();
+        disk.rename(Path::new("/f"), Path::new("/g")).await.unwrap();
+        let platter = disk.platter();
+        assert_eq!(platter.content(Path::new("/f")).unwrap(), vec![1; 10]);
+        assert_eq!(platter.content(Path::new("/g")), None);
+        assert_eq!(disk.content(Path::new("/g")).unwrap().len(), 15, "the disk itself goes on");
+        file.write(0, bytes(3, 1), Durability::Now).await.unwrap();
     }
 
     #[tokio::test]

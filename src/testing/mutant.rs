@@ -1,28 +1,109 @@
 //! Bugs planted at run time, to see that the tests find them.
 //!
-//! Each stands where it would be made, under `#[cfg(feature = "testing")]`, and asks whether it is
-//! switched on.
+//! Each stands where it would be made, under `#[cfg(feature = "testing")]`, and asks
+//! `types::planted` whether it is switched on.
 
 use crate::types::planted;
 
-/// Names the bug to switch on.
-const VARIABLE: &str = "SKEIN_MUTANT";
+/// A bug that can be switched on.
+#[derive(Debug, Clone, Copy)]
+pub struct Mutant {
+    /// What `SKEIN_MUTANT` calls it.
+    pub name: &'static str,
+    /// What it breaks.
+    pub breaks: &'static str,
+    /// Who must find it.
+    pub caught: Caught,
+}
 
-/// Every bug there is, and what it breaks.
-pub const MUTANTS: [(&str, &str); 3] = [
-    ("ack_before_fsync", "the log counts a group as durable without waiting for fdatasync"),
-    ("commit_alone", "the writer takes its own disk for a majority"),
-    ("keep_the_tail", "a follower adopts a stream without cutting what the new writer does not hold"),
+/// Who finds a bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caught {
+    /// One of the first so many schedules of the simulation.
+    Simulation {
+        /// How many.
+        within: u64,
+    },
+    /// A test of the library, by its path: the schedule that shows the bug is too rare to wait for.
+    Test(&'static str),
+}
+
+const fn simulation(name: &'static str, breaks: &'static str, within: u64) -> Mutant {
+    Mutant { name, breaks, caught: Caught::Simulation { within } }
+}
+
+const fn test(name: &'static str, breaks: &'static str, path: &'static str) -> Mutant {
+    Mutant { name, breaks, caught: Caught::Test(path) }
+}
+
+/// Every bug there is.
+pub const MUTANTS: &[Mutant] = &[
+    simulation("ack_before_fsync", "the log counts a group as durable without waiting for fdatasync", 30),
+    simulation("commit_alone", "the writer takes its own disk for a majority", 30),
+    simulation(
+        "keep_the_tail",
+        "a follower adopts a stream without cutting what the new writer does not hold",
+        60,
+    ),
+    simulation("promise_not_persisted", "a promise is kept in memory only", 30),
+    simulation(
+        "seal_before_promise_fsync",
+        "a voter reports to the leader before its promise is on disk",
+        30,
+    ),
+    simulation("promise_stops_nothing", "a sealed voter goes on to take records of the old epoch", 60),
+    simulation("office_survives_restart", "a restarted writer goes on in its old epoch", 30),
+    simulation("choose_the_leader", "the leader names itself, whatever the reports say", 60),
+    simulation("dedup_not_replicated", "only the writer remembers which batches were applied", 60),
+    simulation(
+        "retry_not_checked_against_tail",
+        "a new writer lets batches in before its start is applied",
+        60,
+    ),
+    simulation("apply_beyond_commit", "a replica applies what it has on disk, committed or not", 60),
+    simulation("read_without_majority", "a writer answers a linearizable read without asking a voter", 60),
+    simulation("read_before_epoch_start", "a new writer answers reads before its start is committed", 60),
+    simulation("skip_dir_fsync", "a new log segment is used before its name is durable", 30),
+    simulation("retry_fsync", "a failed fsync is tried again, and believed", 60),
+    simulation("recover_without_sync", "recovery calls what it reads durable without syncing it", 30),
+    test(
+        "commit_old_epoch",
+        "records of earlier epochs are counted for a commit (figure 8 of the raft paper)",
+        "replication::acks::tests::commit_needs_a_majority_in_the_own_epoch",
+    ),
+    test(
+        "learners_count",
+        "a learner's acknowledgement counts for a commit",
+        "replication::acks::tests::learners_do_not_count_and_joint_sets_both_do",
+    ),
+    test(
+        "longest_log_wins",
+        "reports are compared by seq, whatever their epoch",
+        "raft::failover::tests::highest_epoch_then_seq_wins_and_ties_go_to_the_preferred",
+    ),
+    test(
+        "truncate_mid_log_corruption",
+        "damage before the end of the log is taken for a torn tail",
+        "wal::tests::damage_is_told_from_a_torn_tail_by_groups_and_watermark",
+    ),
+    test(
+        "membership_gate_dropped",
+        "the next change of voters does not wait for the mark of the last",
+        "raft::membership::tests::the_gate_stays_shut_until_the_mark_is_committed",
+    ),
+    test(
+        "setwriter_without_membership",
+        "a writer is named by a majority of voters that are no longer the voters",
+        "raft::state_machine::tests::an_office_counted_under_another_membership_is_stale",
+    ),
 ];
 
-/// Switches on what `SKEIN_MUTANT` names; nothing if it is not set. Call it before a node starts.
+/// The bug that `SKEIN_MUTANT` switches on, if any.
 ///
 /// # Panics
 /// There is no such bug: a misspelt name would pass for a bug that nothing finds.
 pub fn plant_from_environment() -> Option<&'static str> {
-    let wanted = std::env::var(VARIABLE).ok().filter(|name| !name.is_empty())?;
-    let known = MUTANTS.iter().find(|(name, _)| *name == wanted);
-    let (name, _) = known.unwrap_or_else(|| panic!("{VARIABLE}={wanted}: there is no such planted bug"));
-    assert!(planted::plant(name), "another bug is planted already");
-    Some(name)
+    let wanted = planted::name()?;
+    let known = MUTANTS.iter().find(|mutant| mutant.name == wanted);
+    Some(known.unwrap_or_else(|| panic!("SKEIN_MUTANT={wanted}: there is no such planted bug")).name)
 }

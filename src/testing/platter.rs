@@ -45,10 +45,11 @@ impl Inode {
 
     /// Decides what of the unsynced changes reached the platter. Within one sector they arrive in
     /// order (the page cache holds one version); between sectors, and for the length, anything goes.
-    pub(super) fn crash(&mut self, random: &mut StdRng) {
+    /// True if something may be torn.
+    pub(super) fn crash(&mut self, random: &mut StdRng) -> bool {
         let unsynced = std::mem::take(&mut self.unsynced);
-        let all = unsynced.len();
-        match random.random_range(0..4) {
+        let (all, fate) = (unsynced.len(), random.random_range(0..4));
+        match fate {
             0 => {}
             1 => unsynced.iter().for_each(|change| change.apply(&mut self.durable)),
             _ => {
@@ -84,6 +85,7 @@ impl Inode {
             }
         }
         self.seen = self.durable.clone();
+        all > 0 && fate > 1
     }
 }
 

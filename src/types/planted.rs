@@ -1,16 +1,17 @@
-//! Which planted bug is switched on: only with the feature `testing`, and there by
-//! `testing::mutant`. The tests show that they find it; no other build holds one.
+//! Which planted bug is switched on: only with the feature `testing`, by the environment variable
+//! `SKEIN_MUTANT`, read once. `testing::mutant` has the list. The tests show that they find each; no
+//! other build holds one.
 
 use std::sync::OnceLock;
 
-static PLANTED: OnceLock<String> = OnceLock::new();
+static PLANTED: OnceLock<Option<String>> = OnceLock::new();
 
-/// Switches a bug on for the rest of the process. False if another was switched on before.
-pub fn plant(name: &str) -> bool {
-    PLANTED.get_or_init(|| name.to_owned()) == name
+/// The name of the bug that is switched on, for as long as the process runs.
+pub fn name() -> Option<&'static str> {
+    PLANTED.get_or_init(|| std::env::var("SKEIN_MUTANT").ok().filter(|name| !name.is_empty())).as_deref()
 }
 
 /// True if that bug is switched on.
-pub(crate) fn is(name: &str) -> bool {
-    PLANTED.get().is_some_and(|planted| planted == name)
+pub(crate) fn is(bug: &str) -> bool {
+    name() == Some(bug)
 }

@@ -179,6 +179,11 @@ impl WalDriver {
             (state.promise, state.debt)
         };
         if epoch > promised {
+            #[cfg(feature = "testing")]
+            if crate::types::planted::is("promise_not_persisted") {
+                self.shared.lock().promise = epoch;
+                return Ok(());
+            }
             self.write_promise(Promise { epoch, debt }).await?;
         }
         Ok(())
@@ -233,7 +238,14 @@ impl WalDriver {
             self.shared.written(&mut self.shared.lock(), &group);
             return Ok(true);
         }
-        file.write(offset, parts, Durability::Now).await.map_err(failed("writing the log"))?;
+        let written = file.write(offset, parts, Durability::Now).await;
+        #[cfg(feature = "testing")]
+        let written = if written.is_err() && crate::types::planted::is("retry_fsync") {
+            file.write(offset, Vec::new(), Durability::Now).await
+        } else {
+            written
+        };
+        written.map_err(failed("writing the log"))?;
         self.shared.written(&mut self.shared.lock(), &group);
         Ok(true)
     }
@@ -263,6 +275,10 @@ impl WalDriver {
         let begin = async {
             file.write(0, vec![header.encode()], Durability::Now).await?;
             self.disk.rename(&self.config.dir.join(SPARE), &path).await?;
+            #[cfg(feature = "testing")]
+            if crate::types::planted::is("skip_dir_fsync") {
+                return Ok(());
+            }
             self.disk.sync_dir(&self.config.dir).await
         };
         begin.await.map_err(failed("beginning a log segment"))?;

@@ -144,6 +144,9 @@ impl Apply {
         let mut tick = tokio::time::interval(CHECKPOINT_TICK);
         loop {
             let limit = commit.borrow_and_update().seq.min(durable.borrow_and_update().seq);
+            #[cfg(feature = "testing")]
+            let limit =
+                if crate::types::planted::is("apply_beyond_commit") { durable.borrow().seq } else { limit };
             let next = self.applied.borrow().seq + 1;
             if limit < next {
                 tokio::select! {
@@ -204,7 +207,12 @@ impl Apply {
             self.marked.send_replace(mark.membership);
         }
         let mut ledger = self.ledger();
-        if let Some(key) = record.key {
+        let key = record.key;
+        #[cfg(feature = "testing")]
+        let key = key.filter(|key| {
+            !crate::types::planted::is("dedup_not_replicated") || ledger.in_flight.seq_of(key).is_some()
+        });
+        if let Some(key) = key {
             Arc::make_mut(&mut ledger.dedup).feed(&key, at, record.timestamp);
             ledger.in_flight.remove(&key);
         }

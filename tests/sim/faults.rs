@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use rand::{Rng, rngs::StdRng};
+use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 
 /// Something that begins, lasts and ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,86 +21,143 @@ pub(crate) enum Kind {
     PowerLossOfAll,
     /// The process ends, the machine stays.
     Kill(usize),
+    /// The process is asked to stop and comes back: it hands office over first.
+    Restart(usize),
+    /// The process stands still, as by SIGSTOP.
+    Pause(usize),
     /// Nothing goes to the host and nothing comes from it.
     Partition(usize),
+    /// The hosts of the set bits and the others do not hear each other.
+    Halves(u8),
     /// It hears nothing.
     Deaf(usize),
     /// It is not heard.
     Mute(usize),
+    /// The first is not heard by the second.
+    OneWay(usize, usize),
     /// Every datagram may be lost, with this probability.
     Loss(f64),
     /// Every datagram may arrive twice, with this probability.
     Twice(f64),
+    /// Every datagram may be overtaken, with this probability.
+    Reorder(f64),
     /// A sync takes this long.
     SlowDisk(usize, Duration),
+    /// So many bytes more and the disk is full.
+    Full(usize, u64),
+    /// The disk call after so many fails, and with `true` all after it.
+    Eio(usize, u64, bool),
+    /// The wall clock is off by so many seconds.
+    Clock(usize, i64),
+    /// The host loses power, and meanwhile a bit of its log rots.
+    BitFlip(usize, u64),
+    /// The host is removed, and its machine comes back as a new node with an empty disk.
+    Replace(usize),
 }
 
-impl Kind {
-    fn draw(random: &mut StdRng, hosts: usize) -> Self {
-        let host = random.random_range(0..hosts);
-        match random.random_range(0..20) {
-            0..=3 => Self::PowerLoss(host),
-            4..=5 => Self::PowerLossOfAll,
-            6..=8 => Self::Kill(host),
-            9..=11 => Self::Partition(host),
-            12..=13 => Self::Deaf(host),
-            14..=15 => Self::Mute(host),
-            16..=17 => Self::Loss(random.random_range(0.02..0.3)),
-            18 => Self::Twice(random.random_range(0.05..0.5)),
-            _ => Self::SlowDisk(host, Duration::from_millis(random.random_range(20..300))),
-        }
-    }
+/// Draws one kind of fault.
+type Draw = fn(&mut StdRng, usize) -> Kind;
 
+/// Every kind, with how often it comes beside the others where both are enabled.
+const KINDS: [(u32, Draw); 19] = [
+    (4, |_, host| Kind::PowerLoss(host)),
+    (2, |_, _| Kind::PowerLossOfAll),
+    (3, |_, host| Kind::Kill(host)),
+    (2, |_, host| Kind::Restart(host)),
+    (3, |_, host| Kind::Pause(host)),
+    (3, |_, host| Kind::Partition(host)),
+    (2, |random, _| Kind::Halves(random.random())),
+    (2, |_, host| Kind::Deaf(host)),
+    (2, |_, host| Kind::Mute(host)),
+    (2, |random, host| Kind::OneWay(host, random.random_range(0..3))),
+    (2, |random, _| Kind::Loss(random.random_range(0.02..0.3))),
+    (1, |random, _| Kind::Twice(random.random_range(0.05..0.5))),
+    (2, |random, _| Kind::Reorder(random.random_range(0.05..0.6))),
+    (2, |random, host| Kind::SlowDisk(host, Duration::from_millis(random.random_range(20..300)))),
+    (2, |random, host| Kind::Full(host, random.random_range(0..40_000))),
+    (2, |random, host| Kind::Eio(host, random.random_range(1..40), random.random_bool(0.3))),
+    (2, |random, host| Kind::Clock(host, random.random_range(-3_000..40_000))),
+    (1, |random, host| Kind::BitFlip(host, random.random())),
+    (1, |_, host| Kind::Replace(host)),
+];
+
+impl Kind {
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::PowerLoss(_) => "power-loss",
             Self::PowerLossOfAll => "power-loss-of-all",
             Self::Kill(_) => "kill",
+            Self::Restart(_) => "restart",
+            Self::Pause(_) => "pause",
             Self::Partition(_) => "partition",
+            Self::Halves(_) => "halves",
             Self::Deaf(_) => "deaf",
             Self::Mute(_) => "mute",
+            Self::OneWay(..) => "one-way",
             Self::Loss(_) => "loss",
             Self::Twice(_) => "twice",
+            Self::Reorder(_) => "reorder",
             Self::SlowDisk(..) => "slow-disk",
+            Self::Full(..) => "disk-full",
+            Self::Eio(..) => "disk-error",
+            Self::Clock(..) => "clock",
+            Self::BitFlip(..) => "bit-flip",
+            Self::Replace(_) => "replace",
         }
     }
 
-    /// Hosts that are down while it lasts.
+    /// Hosts that are switched off while it lasts.
     pub(crate) fn downs(&self, host: usize) -> bool {
         match self {
-            Self::PowerLoss(it) | Self::Kill(it) => *it == host,
+            Self::PowerLoss(it) | Self::Kill(it) | Self::BitFlip(it, _) => *it == host,
             Self::PowerLossOfAll => true,
             _ => false,
         }
+    }
+
+    /// Whether the machine gets no turn while it lasts.
+    pub(crate) fn stops(&self, host: usize) -> bool {
+        matches!(self, Self::Pause(it) if *it == host)
     }
 
     /// Whether it keeps datagrams of `from` away from `to`.
     pub(crate) fn blocks(&self, from: usize, to: usize) -> bool {
         match self {
             Self::Partition(host) => *host == from || *host == to,
+            Self::Halves(half) => (half >> from) & 1 != (half >> to) & 1,
             Self::Deaf(host) => *host == to,
             Self::Mute(host) => *host == from,
+            Self::OneWay(mouth, ear) => (*mouth, *ear) == (from, to),
             _ => false,
         }
     }
 }
 
-/// The faults of a storm of that length, by beginning. They may overlap.
+/// The faults of a storm of that length, by beginning. They may overlap. Each storm has its own mix:
+/// about half of the kinds, some of them far more often than others.
 pub(crate) fn plan(random: &mut StdRng, hosts: usize, begin: Duration, length: Duration) -> Vec<Fault> {
+    let mut mix: Vec<(u32, Draw)> = Vec::new();
+    for (weight, draw) in KINDS {
+        let (enabled, factor) = (random.random_bool(0.5), random.random_range(0..4));
+        if enabled {
+            mix.push((weight << factor, draw));
+        }
+    }
     let mut faults = Vec::new();
     let mut from = begin;
     loop {
-        from += Duration::from_millis(random.random_range(100..3_000));
+        from += Duration::from_millis(random.random_range(100..2_500));
+        let host = random.random_range(0..hosts);
+        let until = (from + Duration::from_millis(random.random_range(50..4_000))).min(begin + length);
         if from >= begin + length {
             return faults;
         }
-        let kind = Kind::draw(random, hosts);
-        let until = (from + Duration::from_millis(random.random_range(50..4_000))).min(begin + length);
-        faults.push(Fault { kind, from, until });
+        let Ok((_, draw)) = mix.choose_weighted(random, |kind| kind.0) else { return faults };
+        faults.push(Fault { kind: draw(random, host), from, until });
     }
 }
 
-/// How often each kind of fault was reached.
+/// How often each kind of fault, and whatever else is worth counting, was reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Counts(pub(crate) BTreeMap<String, u64>);
 
@@ -115,4 +172,11 @@ impl fmt::Display for Counts {
         let each: Vec<String> = self.0.iter().map(|(name, times)| format!("{name}={times}")).collect();
         f.write_str(&each.join(" "))
     }
+}
+
+/// Names of all kinds of faults.
+pub(crate) fn names() -> Vec<&'static str> {
+    use rand::SeedableRng;
+    let mut random = StdRng::seed_from_u64(0);
+    KINDS.iter().map(|(_, draw)| draw(&mut random, 0).name()).collect()
 }

@@ -2,57 +2,66 @@
 
 use std::{
     collections::VecDeque,
-    net::SocketAddr,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use bytes::Bytes;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use skeinmesh::{
     engine::MemoryEngine,
     identity::{DataDir, JoinToken},
-    node::{Node, NodeConfig, Surroundings, Write},
+    node::{Node, NodeConfig, NodeError, Surroundings},
     protocol::status::NodeStatus,
     testing::SimDisk,
     transport::Socket,
-    types::{ClusterView, Role, TimingProfile},
+    types::{ClusterView, NodeId, Role, TimingProfile},
 };
 
 use crate::{
+    clients::{self, Order},
+    engine::SimEngine,
     ledger::Ledger,
-    network::{Bound, Network, SimRuntime, SimSocket},
+    machine,
+    network::{Bound, Network, SimRuntime, SimSocket, address},
 };
 
-/// The port of every mesh endpoint.
-pub(crate) const PORT: u16 = 7400;
 /// Simulated time begins here, in nanoseconds since 1970.
 const EPOCH_NS: i64 = 1_790_000_000_000_000_000;
 /// Between two looks at the node and at what its clients want.
 const LOOK: Duration = Duration::from_millis(10);
-/// How long a client waits.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// Bytes of a log segment: small, so that there are many.
+pub(crate) const SEGMENT_BYTES: u64 = 16 << 10;
 
 /// What all hosts of a schedule share.
 #[derive(Debug)]
 pub(crate) struct Common {
     pub(crate) network: Arc<Network>,
     pub(crate) ledger: Mutex<Ledger>,
-    /// From the founding node, for the others.
+    /// From the founding node, for the other voters.
     pub(crate) token: Mutex<Option<JoinToken>>,
-    pub(crate) addresses: Mutex<Vec<SocketAddr>>,
+    /// How many machines there are.
+    pub(crate) places: usize,
 }
 
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) name: &'static str,
-    /// The first of them makes the cluster.
+    /// Where it is in the network. Who is at the first place makes the cluster.
     pub(crate) place: usize,
-    pub(crate) disk: SimDisk,
-    /// For the lock only; everything else goes to the simulated disk under the same path.
-    pub(crate) dir: PathBuf,
-    pub(crate) seed: u64,
+    pub(crate) role: Role,
+    /// The disk in use, and how many before it were taken out.
+    pub(crate) disk: Mutex<(SimDisk, u64)>,
+    home: PathBuf,
+    seed: u64,
+    /// How far its wall clock is off, in nanoseconds.
+    pub(crate) clock_off: Arc<AtomicI64>,
+    /// For a node that is no member yet; without one the founder's is taken.
+    pub(crate) token: Mutex<Option<JoinToken>>,
+    pub(crate) boots: AtomicU64,
     pub(crate) common: Arc<Common>,
     pub(crate) now: Mutex<Life>,
 }
@@ -60,101 +69,176 @@ pub(crate) struct Host {
 /// The process that runs, as seen from outside.
 #[derive(Debug, Default)]
 pub(crate) struct Life {
-    pub(crate) boots: u64,
-    pub(crate) orders: VecDeque<usize>,
+    pub(crate) orders: VecDeque<Order>,
     pub(crate) engine: Option<Arc<MemoryEngine>>,
     pub(crate) status: Option<NodeStatus>,
     pub(crate) view: Option<Arc<ClusterView>>,
+    /// What came of an order for a token.
+    pub(crate) made_token: Option<JoinToken>,
+    /// How many snapshots it installed.
+    pub(crate) installed: u64,
+    /// It has ended by itself.
+    pub(crate) ended: Option<Ended>,
+}
+
+/// How a process ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// As it was asked to.
+    Stopped,
+    /// It learnt that it was removed.
+    Removed,
+    /// It blames its disk.
+    Disk(String),
+    /// Anything else.
+    Failed(String),
+}
+
+impl From<NodeError> for Ended {
+    fn from(error: NodeError) -> Self {
+        match error {
+            NodeError::Removed { .. } => Self::Removed,
+            error if error.is_disk() => Self::Disk(error.to_string()),
+            error => Self::Failed(error.to_string()),
+        }
+    }
 }
 
 impl Host {
-    /// What the machine does from power on. Returns only when the node ended of itself, which is
-    /// a violation.
-    pub(crate) async fn live(self: Arc<Self>) -> turmoil::Result {
-        if let Err(reason) = self.run().await {
-            let says = format!("liveness: the node on {} ended: {reason}", self.name);
-            self.common.ledger.lock().unwrap().violated(says);
-        }
-        Ok(())
+    pub(crate) fn new(
+        name: &'static str,
+        place: usize,
+        role: Role,
+        home: PathBuf,
+        seed: u64,
+        common: Arc<Common>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            place,
+            role,
+            disk: Mutex::new((SimDisk::new(), 0)),
+            home,
+            seed,
+            clock_off: Arc::default(),
+            token: Mutex::new(None),
+            boots: AtomicU64::new(0),
+            common,
+            now: Mutex::new(Life::default()),
+        })
     }
 
-    async fn run(&self) -> Result<(), Box<dyn std::error::Error>> {
-        let boot = {
-            let mut life = self.now.lock().unwrap();
-            *life = Life { boots: life.boots + 1, ..Life::default() };
-            life.boots
-        };
+    /// Puts an empty disk in, for a node that nobody knows.
+    pub(crate) fn new_disk(&self) {
+        let mut disk = self.disk.lock().unwrap();
+        *disk = (SimDisk::new(), disk.1 + 1);
+    }
+
+    pub(crate) fn disk(&self) -> SimDisk {
+        self.disk.lock().unwrap().0.clone()
+    }
+
+    /// The data directory. It is there for the lock only; everything else goes to the simulated disk
+    /// under the same path.
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.home.join(format!("{}-{}", self.name, self.disk.lock().unwrap().1))
+    }
+
+    pub(crate) fn node(&self) -> Option<NodeId> {
+        self.now.lock().unwrap().status.as_ref().map(|status| status.node)
+    }
+
+    /// What the machine does from power on.
+    pub(crate) async fn live(self: Arc<Self>) {
+        let ended = self.run().await.unwrap_or_else(|ended| ended);
+        tracing::info!(host = self.name, ?ended, "ended");
+        self.now.lock().unwrap().ended = Some(ended);
+    }
+
+    async fn run(self: &Arc<Self>) -> Result<Ended, Ended> {
+        let boot = self.boots.fetch_add(1, Ordering::Relaxed) + 1;
+        let (disk, disks) = self.disk.lock().unwrap().clone();
         let mut random = StdRng::seed_from_u64(self.seed ^ (boot << 8) ^ ((self.place as u64) << 48));
-        let disk = Arc::new(self.disk.boot());
-        let addresses = self.common.addresses.lock().unwrap().clone();
-        let own = addresses[self.place];
-        let socket = SimSocket::bind(own, self.common.network.clone()).await?;
+        let disk = Arc::new(disk.boot());
+        let socket = SimSocket::bind(self.place, self.common.network.clone());
         let _bound = Bound(socket.clone());
-        let join = if self.place == 0 { None } else { Some(self.token().await) };
+        let founder = self.place == 0 && disks == 0;
+        let join = if founder { None } else { Some(self.token().await) };
+        let others = (0..self.common.places).filter(|place| *place != self.place);
         let config = NodeConfig {
-            dir: DataDir::open(&self.dir)?,
+            dir: DataDir::open(&self.dir()).map_err(NodeError::from)?,
             name: self.name.to_owned(),
-            role: Role::Voter,
+            role: self.role,
             join,
-            new_cluster: self.place == 0,
+            new_cluster: founder,
             bootstrap_expect: None,
             profile: TimingProfile::Lan,
             socket: Socket::Abstract { socket, runtime: Arc::new(SimRuntime), rng_seed: random.random() },
-            advertise: vec![own],
+            advertise: vec![address(self.place)],
             http: None,
-            seeds: if self.place == 0 { Vec::new() } else { vec![addresses[0].to_string()] },
+            seeds: if founder { Vec::new() } else { others.map(|it| address(it).to_string()).collect() },
             mdns: None,
-            segment_bytes: 16 << 10,
-            keep_bytes: 16 << 10,
+            segment_bytes: SEGMENT_BYTES,
+            keep_bytes: SEGMENT_BYTES,
         };
-        let random = Mutex::new(random);
-        let surroundings = Surroundings {
-            disk: disk.clone(),
-            clock: Arc::new(|| EPOCH_NS + turmoil::sim_elapsed().unwrap_or_default().as_nanos() as i64),
-            entropy: Arc::new(move |bytes| random.lock().unwrap().fill_bytes(bytes)),
-        };
-        let engine = Arc::new(MemoryEngine::open(disk, self.dir.join("engine")).await?);
+        let surroundings = self.surroundings(disk.clone(), random);
+        let engine = MemoryEngine::open(disk, self.dir().join("engine")).await.map_err(NodeError::from)?;
+        let engine = Arc::new(SimEngine::new(engine));
         let node = Node::start(config, surroundings, engine.clone()).await?;
         if let Some(founded) = node.founded() {
             *self.common.token.lock().unwrap() = Some(founded.token.clone());
         }
-        self.now.lock().unwrap().engine = Some(engine);
+        self.now.lock().unwrap().engine = Some(engine.contents());
         loop {
             tokio::select! {
                 biased;
                 error = node.run() => return Err(error.into()),
                 () = tokio::time::sleep(LOOK) => {}
             }
-            self.look(&node);
+            self.look(&node, &engine);
             let orders = std::mem::take(&mut self.now.lock().unwrap().orders);
-            for number in orders {
-                tokio::spawn(submit(node.clone(), self.common.clone(), number));
+            for order in orders {
+                match order {
+                    Order::Stop => {
+                        node.shutdown().await;
+                        return Ok(Ended::Stopped);
+                    }
+                    order => drop(tokio::spawn(clients::serve(
+                        self.clone(),
+                        node.clone(),
+                        engine.contents(),
+                        order,
+                    ))),
+                }
             }
+        }
+    }
+
+    fn surroundings(&self, disk: Arc<SimDisk>, random: StdRng) -> Surroundings {
+        let (random, off) = (Mutex::new(random), self.clock_off.clone());
+        let now = move || EPOCH_NS + machine::now().as_nanos() as i64 + off.load(Ordering::Relaxed);
+        Surroundings {
+            disk,
+            clock: Arc::new(now),
+            entropy: Arc::new(move |bytes| random.lock().unwrap().fill_bytes(bytes)),
         }
     }
 
     async fn token(&self) -> JoinToken {
         loop {
-            if let Some(token) = &*self.common.token.lock().unwrap() {
-                return token.clone();
+            let own = self.token.lock().unwrap().clone();
+            let first = || self.common.token.lock().unwrap().clone().filter(|it| it.role() == self.role);
+            if let Some(token) = own.or_else(first) {
+                return token;
             }
             tokio::time::sleep(LOOK).await;
         }
     }
 
-    fn look(&self, node: &Node) {
+    fn look(&self, node: &Node, engine: &SimEngine) {
         let (status, view) = (node.own_status(), node.view().borrow().clone());
         self.common.ledger.lock().unwrap().observe(self.name, &status, &view);
         let mut life = self.now.lock().unwrap();
-        (life.status, life.view) = (Some(status), Some(view));
+        (life.status, life.view, life.installed) = (Some(status), Some(view), engine.installed());
     }
-}
-
-/// One client: a write, and what becomes of it.
-async fn submit(node: Node, common: Arc<Common>, number: usize) {
-    let payload: Bytes = common.ledger.lock().unwrap().writes[number].payload.clone();
-    let write = Write { encoding: 9, payload, ack: None, timeout: PATIENCE, key: None };
-    let answer = node.submit(write).await;
-    let now = turmoil::sim_elapsed().unwrap_or_default();
-    common.ledger.lock().unwrap().end(number, answer, now);
 }

@@ -5,19 +5,26 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use skeinmesh::{
     engine::{MemoryEngine, Operation},
-    node::{AckLevel, Receipt, SubmitError},
+    node::{AckLevel, ClientKey, ReadError, ReadPoint, Receipt, SubmitError},
     protocol::status::NodeStatus,
     types::{BootId, ClusterView, Epoch, Lsn, NodeId},
 };
 
-use crate::invariants::{i1, i4, i5};
+use crate::{
+    invariants::{i3, i4, i5, i6, i8, i9},
+    machine,
+};
 
-/// Every write, every record ever applied, every office ever seen.
+/// Every write, every read, every record ever applied, every office and every state ever seen.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     pub(crate) writes: Vec<Written>,
     pub(crate) history: i5::History,
     pub(crate) epochs: i4::Epochs,
+    pub(crate) control: i8::Control,
+    pub(crate) reads: i9::Reads,
+    /// Writes that a majority has just acknowledged.
+    pub(crate) fresh: Vec<usize>,
     /// What is broken, first finding first.
     pub(crate) violations: Vec<String>,
 }
@@ -26,6 +33,16 @@ pub(crate) struct Ledger {
 #[derive(Debug, Clone)]
 pub(crate) struct Written {
     pub(crate) payload: Bytes,
+    /// Level asked for.
+    pub(crate) ack: Option<AckLevel>,
+    /// With a key it may be sent again, to whatever node.
+    pub(crate) key: Option<ClientKey>,
+    pub(crate) attempts: Vec<Attempt>,
+}
+
+/// One time that it was sent.
+#[derive(Debug, Clone)]
+pub(crate) struct Attempt {
     pub(crate) host: &'static str,
     pub(crate) outcome: Outcome,
     /// Simulated time of its answer.
@@ -36,42 +53,83 @@ pub(crate) struct Written {
 pub(crate) enum Outcome {
     /// No answer yet.
     Open,
-    /// Acknowledged at this position, by a majority.
-    Acked(Lsn),
+    /// Acknowledged at this position, at this level.
+    Acked(Lsn, AckLevel),
     /// Refused: it was not written.
     Refused(String),
     /// Nobody knows.
     Unknown,
 }
 
+impl Outcome {
+    /// The position, if a majority stands for it. Levels are ordered by what they claim.
+    pub(crate) fn lasting(&self) -> Option<Lsn> {
+        match self {
+            Self::Acked(at, level) if *level >= AckLevel::Quorum => Some(*at),
+            _ => None,
+        }
+    }
+}
+
 impl Ledger {
-    /// Notes that a client on `host` is about to write; returns the number of the write.
-    pub(crate) fn begin(&mut self, host: &'static str, padding: usize) -> usize {
+    /// A new write; returns its number.
+    pub(crate) fn write(&mut self, ack: Option<AckLevel>, keyed: bool, padding: usize) -> usize {
         let number = self.writes.len();
-        let payload = Bytes::from(format!("{number} at {host} {}", "x".repeat(padding)));
-        self.writes.push(Written { payload, host, outcome: Outcome::Open, answered: Duration::ZERO });
+        let payload = Bytes::from(format!("{number} {}", "x".repeat(padding)));
+        let hash = (number as u128).to_be_bytes();
+        let key = keyed.then_some(ClientKey { key: hash, body: hash });
+        self.writes.push(Written { payload, ack, key, attempts: Vec::new() });
         number
     }
 
-    pub(crate) fn end(&mut self, number: usize, answer: Result<Receipt, SubmitError>, now: Duration) {
+    /// Notes that a client on `host` is about to send a write; returns the number of the attempt.
+    pub(crate) fn attempt(&mut self, write: usize, host: &'static str) -> usize {
+        let attempts = &mut self.writes[write].attempts;
+        attempts.push(Attempt { host, outcome: Outcome::Open, answered: Duration::ZERO });
+        attempts.len() - 1
+    }
+
+    pub(crate) fn end(&mut self, write: usize, attempt: usize, answer: Result<Receipt, SubmitError>) {
+        let wanted = self.writes[write].ack.unwrap_or(AckLevel::Quorum);
         let outcome = match answer {
-            Ok(receipt) if receipt.ack == AckLevel::Quorum => Outcome::Acked(receipt.at),
             Ok(receipt) => {
                 let level = receipt.ack;
-                self.violated(format!("I1: write {number} was acknowledged at {level:?}, not by a quorum"));
-                Outcome::Unknown
+                if level < wanted {
+                    self.violated(format!("I1: write {write} was acknowledged at {level:?}, not {wanted:?}"));
+                }
+                Outcome::Acked(receipt.at, level)
             }
             Err(SubmitError::Unknown(_)) => Outcome::Unknown,
             Err(error) => Outcome::Refused(error.to_string()),
         };
-        let write = &mut self.writes[number];
-        (write.outcome, write.answered) = (outcome, now);
+        if let Some(at) = outcome.lasting() {
+            self.reads.note_acked(machine::now(), at);
+            self.fresh.push(write);
+        }
+        let it = &mut self.writes[write].attempts[attempt];
+        (it.outcome, it.answered) = (outcome, machine::now());
+    }
+
+    /// A read on `host` was answered; `engine` is what it was answered from.
+    pub(crate) fn end_read(
+        &mut self,
+        host: &'static str,
+        read: &i9::Read,
+        answer: Result<ReadPoint, ReadError>,
+        engine: &MemoryEngine,
+    ) {
+        if answer.is_ok() {
+            self.observe_contents(host, engine);
+        }
+        let found = self.reads.end(host, read, answer);
+        self.violations.extend(found);
     }
 
     /// The clients on `host` died with it.
     pub(crate) fn host_died(&mut self, host: &str) {
-        for write in self.writes.iter_mut().filter(|w| w.host == host && w.outcome == Outcome::Open) {
-            write.outcome = Outcome::Unknown;
+        let attempts = self.writes.iter_mut().flat_map(|write| &mut write.attempts);
+        for attempt in attempts.filter(|it| it.host == host && it.outcome == Outcome::Open) {
+            attempt.outcome = Outcome::Unknown;
         }
     }
 
@@ -80,34 +138,23 @@ impl Ledger {
     }
 
     pub(crate) fn count(&self, what: impl Fn(&Outcome) -> bool) -> usize {
-        self.writes.iter().filter(|write| what(&write.outcome)).count()
+        self.writes.iter().flat_map(|write| &write.attempts).filter(|attempt| what(&attempt.outcome)).count()
     }
 
-    /// Seq of the last acknowledged record; 0 if there is none.
-    pub(crate) fn last_acked(&self) -> u64 {
-        let acked = |write: &Written| match write.outcome {
-            Outcome::Acked(at) => Some(at.seq),
-            _ => None,
-        };
-        self.writes.iter().filter_map(acked).max().unwrap_or(0)
-    }
-
-    /// Looks at a node: its own word, and the register as it knows it.
+    /// Looks at a node: its own word, and the control state as it knows it.
     pub(crate) fn observe(&mut self, host: &'static str, status: &NodeStatus, view: &ClusterView) {
-        let found = self.epochs.observe(host, status, view.writer);
+        let mut found = self.epochs.observe(host, status, view.writer);
+        found.extend(self.control.observe(host, status.boot, view));
         self.violations.extend(found);
     }
 
     /// Looks at what an engine has applied.
     pub(crate) fn observe_contents(&mut self, host: &'static str, engine: &MemoryEngine) {
-        let found = self.history.observe(host, &payloads(engine));
-        self.violations.extend(found);
-    }
-
-    /// The last word, once every node has everything.
-    pub(crate) fn judge(&mut self, engines: &[(&'static str, BTreeMap<Lsn, Bytes>)]) {
-        let mut found = i1::judge(&self.writes, engines);
-        found.extend(self.history.judge(engines));
+        use skeinmesh::engine::StorageEngine as _;
+        let (contents, applied) = (payloads(engine), engine.applied());
+        let mut found = i3::judge(host, &contents, applied);
+        found.extend(self.history.observe(host, &contents));
+        found.extend(i6::judge(host, &contents, applied, &self.history));
         self.violations.extend(found);
     }
 
@@ -117,7 +164,7 @@ impl Ledger {
 }
 
 /// The batches an engine holds, by position.
-pub(crate) fn payloads(engine: &MemoryEngine) -> BTreeMap<Lsn, Bytes> {
+pub(crate) fn payloads(engine: &MemoryEngine) -> Contents {
     let batch = |(at, operation)| match operation {
         Operation::Batch { payload, .. } => Some((at, payload)),
         _ => None,
@@ -125,7 +172,14 @@ pub(crate) fn payloads(engine: &MemoryEngine) -> BTreeMap<Lsn, Bytes> {
     engine.contents().into_iter().filter_map(batch).collect()
 }
 
+/// Batches by position.
+pub(crate) type Contents = BTreeMap<Lsn, Bytes>;
 /// Which process holds an office.
 pub(crate) type Process = (NodeId, BootId);
 /// Who was seen in which epoch.
 pub(crate) type Offices = BTreeMap<Epoch, Process>;
+
+/// Which write a payload is, without what fills it up.
+pub(crate) fn head(payload: &Bytes) -> String {
+    String::from_utf8_lossy(payload).trim_end_matches(['x', ' ']).to_owned()
+}

@@ -1,15 +1,15 @@
-//! quinn over turmoil's UDP: socket and timers for a node, loss and duplication, and the trace.
+//! The network between the machines, quinn's socket and timers upon it, and the trace.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     future::Future,
     io::{self, IoSliceMut},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use quinn::{
@@ -18,16 +18,39 @@ use quinn::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-/// Between all hosts of one schedule.
+use crate::machine;
+
+/// The port of every mesh endpoint.
+const PORT: u16 = 7400;
+/// Of a datagram, at least.
+const LATENCY: Duration = Duration::from_micros(200);
+/// Datagrams that a socket keeps for a process that does not read them.
+const KEPT: usize = 3_000;
+
+/// Where the machine at that place is reached.
+pub(crate) fn address(place: usize) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 168, 0, 1 + place as u8)), PORT)
+}
+
+/// Between all machines of one schedule.
 #[derive(Debug)]
 pub(crate) struct Network(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
     random: StdRng,
+    /// At most, in calm weather.
+    latency: Duration,
     weather: Weather,
+    /// Whoever is at the first place is not heard at the second.
+    blocked: BTreeSet<(usize, usize)>,
+    /// By destination, then by arrival; the number tells two of one moment apart.
+    under_way: Vec<BTreeMap<(Duration, u64), Datagram>>,
+    inboxes: Vec<Option<Arc<Mutex<Inbox>>>>,
     trace: Trace,
 }
+
+type Datagram = (Vec<u8>, SocketAddr);
 
 /// What happens to a datagram by chance.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -36,6 +59,8 @@ pub(crate) struct Weather {
     pub(crate) loss: f64,
     /// Probability that it arrives twice.
     pub(crate) twice: f64,
+    /// Probability that it is held up, so that later ones overtake it.
+    pub(crate) held_up: f64,
 }
 
 /// Everything that was sent, in one number: time, source, destination and length of each datagram.
@@ -46,29 +71,64 @@ pub(crate) struct Trace {
 }
 
 impl Network {
-    pub(crate) fn new(seed: u64) -> Arc<Self> {
-        let trace = Trace { hash: 0xcbf2_9ce4_8422_2325, datagrams: 0 };
-        let random = StdRng::seed_from_u64(seed);
-        Arc::new(Self(Mutex::new(State { random, weather: Weather::default(), trace })))
+    pub(crate) fn new(seed: u64, places: usize) -> Arc<Self> {
+        let mut random = StdRng::seed_from_u64(seed);
+        Arc::new(Self(Mutex::new(State {
+            latency: Duration::from_millis(random.random_range(1..20)),
+            random,
+            weather: Weather::default(),
+            blocked: BTreeSet::new(),
+            under_way: vec![BTreeMap::new(); places],
+            inboxes: vec![None; places],
+            trace: Trace { hash: 0xcbf2_9ce4_8422_2325, datagrams: 0 },
+        })))
     }
 
     pub(crate) fn set_weather(&self, weather: Weather) {
         self.0.lock().unwrap().weather = weather;
     }
 
+    /// Lets nothing pass from the first to the second of each pair; what is under way arrives.
+    pub(crate) fn set_blocked(&self, blocked: BTreeSet<(usize, usize)>) {
+        self.0.lock().unwrap().blocked = blocked;
+    }
+
     pub(crate) fn trace(&self) -> Trace {
         self.0.lock().unwrap().trace
     }
 
-    /// How often the datagram is to be handed on.
-    fn pass(&self, from: SocketAddr, to: SocketAddr, len: usize) -> usize {
-        let now = turmoil::sim_elapsed().unwrap_or_default().as_micros() as u64;
+    /// Hands over what has arrived at that place by now.
+    pub(crate) fn deliver(&self, place: usize) {
         let mut state = self.0.lock().unwrap();
-        state.trace.note([now, number(from), number(to), len as u64]);
-        let Weather { loss, twice } = state.weather;
+        let later = state.under_way[place].split_off(&(machine::now(), u64::MAX));
+        let due = std::mem::replace(&mut state.under_way[place], later);
+        if let Some(inbox) = &state.inboxes[place] {
+            inbox.lock().unwrap().take_in(due.into_values());
+        }
+    }
+
+    fn send(&self, from: usize, to: SocketAddr, bytes: &[u8]) {
+        let now = machine::now();
+        let mut state = self.0.lock().unwrap();
+        let place = (0..state.inboxes.len()).find(|place| address(*place) == to);
+        let values = [now.as_micros() as u64, from as u64, place.unwrap_or(99) as u64, bytes.len() as u64];
+        state.trace.note(values);
         // Drawn whatever the weather is, so that a change of it moves nothing else.
-        let (lost, doubled) = (state.random.random::<f64>(), state.random.random::<f64>());
-        if lost < loss { 0 } else { 1 + usize::from(doubled < twice) }
+        let [lost, twice, held_up] = [(); 3].map(|()| state.random.random::<f64>());
+        let delays = [(); 2].map(|()| state.random.random::<f64>());
+        let hold_up = Duration::from_millis(state.random.random_range(5..120));
+        let weather = state.weather;
+        let Some(place) = place.filter(|place| !state.blocked.contains(&(from, *place))) else { return };
+        let copies = if lost < weather.loss { 0 } else { 1 + usize::from(twice < weather.twice) };
+        for (copy, delay) in delays.into_iter().take(copies).enumerate() {
+            // Most are fast, few are slow.
+            let mut at = now + LATENCY + state.latency.mul_f64(delay * delay * delay);
+            if held_up < weather.held_up {
+                at += hold_up;
+            }
+            let number = state.trace.datagrams * 2 + copy as u64;
+            state.under_way[place].insert((at, number), (bytes.to_vec(), address(from)));
+        }
     }
 }
 
@@ -81,60 +141,56 @@ impl Trace {
     }
 }
 
-fn number(address: SocketAddr) -> u64 {
-    match address.ip() {
-        IpAddr::V4(ip) => u64::from(ip.to_bits()) << 16 | u64::from(address.port()),
-        IpAddr::V6(ip) => ip.to_bits() as u64 ^ u64::from(address.port()),
-    }
-}
-
-/// The socket of one host.
+/// The socket of one process.
 pub(crate) struct SimSocket {
-    socket: Mutex<Option<Arc<turmoil::net::UdpSocket>>>,
-    local: SocketAddr,
-    arrived: Arc<Mutex<Arrived>>,
+    place: usize,
+    inbox: Arc<Mutex<Inbox>>,
     network: Arc<Network>,
 }
 
-#[derive(Default)]
-struct Arrived {
-    datagrams: VecDeque<(Vec<u8>, SocketAddr)>,
+#[derive(Debug, Default)]
+struct Inbox {
+    datagrams: VecDeque<Datagram>,
     waiting: Option<Waker>,
 }
 
-impl SimSocket {
-    /// Binds on the current host, which is reached at `local`.
-    pub(crate) async fn bind(local: SocketAddr, network: Arc<Network>) -> io::Result<Arc<Self>> {
-        let socket = Arc::new(turmoil::net::UdpSocket::bind(("0.0.0.0", local.port())).await?);
-        let arrived = Arc::new(Mutex::new(Arrived::default()));
-        let (from_network, queue) = (socket.clone(), arrived.clone());
-        tokio::spawn(async move {
-            let mut buffer = vec![0; 2048];
-            while let Ok((len, from)) = from_network.recv_from(&mut buffer).await {
-                let mut queue = queue.lock().unwrap();
-                queue.datagrams.push_back((buffer[..len].to_vec(), from));
-                if let Some(waker) = queue.waiting.take() {
-                    waker.wake();
-                }
-            }
-        });
-        Ok(Arc::new(Self { socket: Mutex::new(Some(socket)), local, arrived, network }))
+impl Inbox {
+    fn take_in(&mut self, arrived: impl Iterator<Item = Datagram>) {
+        let room = KEPT.saturating_sub(self.datagrams.len());
+        self.datagrams.extend(arrived.take(room));
+        if !self.datagrams.is_empty()
+            && let Some(waker) = self.waiting.take()
+        {
+            waker.wake();
+        }
     }
 }
 
-/// Frees the port when the process that held it is gone, as a system does, whoever may still hold
-/// the socket.
+impl SimSocket {
+    /// The socket of the process that now runs at that place.
+    pub(crate) fn bind(place: usize, network: Arc<Network>) -> Arc<Self> {
+        let inbox = Arc::new(Mutex::new(Inbox::default()));
+        network.0.lock().unwrap().inboxes[place] = Some(inbox.clone());
+        Arc::new(Self { place, inbox, network })
+    }
+}
+
+/// Closes the socket when the process that held it is gone, as a system does, whoever may still hold
+/// a handle.
 pub(crate) struct Bound(pub(crate) Arc<SimSocket>);
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        self.0.socket.lock().unwrap().take();
+        let bound = &mut self.0.network.0.lock().unwrap().inboxes[self.0.place];
+        if bound.as_ref().is_some_and(|inbox| Arc::ptr_eq(inbox, &self.0.inbox)) {
+            *bound = None;
+        }
     }
 }
 
 impl fmt::Debug for SimSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SimSocket({})", self.local)
+        write!(f, "SimSocket({})", address(self.place))
     }
 }
 
@@ -144,13 +200,7 @@ impl AsyncUdpSocket for SimSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let copies = self.network.pass(self.local, transmit.destination, transmit.contents.len());
-        for _ in 0..copies {
-            // A host that nobody knows: the datagram goes nowhere, as on a real network.
-            if let Some(socket) = &*self.socket.lock().unwrap() {
-                let _ = socket.try_send_to(transmit.contents, transmit.destination);
-            }
-        }
+        self.network.send(self.place, transmit.destination, transmit.contents);
         Ok(())
     }
 
@@ -160,10 +210,10 @@ impl AsyncUdpSocket for SimSocket {
         buffers: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let mut arrived = self.arrived.lock().unwrap();
+        let mut inbox = self.inbox.lock().unwrap();
         let mut count = 0;
         for (buffer, meta) in buffers.iter_mut().zip(meta) {
-            let Some((bytes, from)) = arrived.datagrams.pop_front() else { break };
+            let Some((bytes, from)) = inbox.datagrams.pop_front() else { break };
             let len = bytes.len().min(buffer.len());
             buffer[..len].copy_from_slice(&bytes[..len]);
             *meta = RecvMeta { addr: from, len, stride: len, ecn: None, dst_ip: None };
@@ -172,12 +222,12 @@ impl AsyncUdpSocket for SimSocket {
         if count > 0 {
             return Poll::Ready(Ok(count));
         }
-        arrived.waiting = Some(cx.waker().clone());
+        inbox.waiting = Some(cx.waker().clone());
         Poll::Pending
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.local)
+        Ok(address(self.place))
     }
 
     fn may_fragment(&self) -> bool {
@@ -194,7 +244,7 @@ impl UdpPoller for AlwaysWritable {
     }
 }
 
-/// Timers and clock of the host that asks.
+/// Timers and clock of the machine that asks.
 #[derive(Debug)]
 pub(crate) struct SimRuntime;
 

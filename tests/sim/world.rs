@@ -1,34 +1,37 @@
-//! One schedule: three hosts form a cluster, a storm passes over them while clients write, the
+//! One schedule: hosts form a cluster, a storm passes over them while clients write and read, the
 //! storm ends, and they must come together again.
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use skeinmesh::{
     engine::StorageEngine,
-    testing::{DiskLatency, SimDisk},
-    types::Lsn,
+    node::{AckLevel, Consistency},
+    types::{ClusterId, ClusterView, Epoch, Lsn, Role},
 };
-use turmoil::Sim;
 
 use crate::{
-    faults::{Counts, Fault, Kind, plan},
-    host::{Common, Host, Life, PORT},
+    churn::Churn,
+    clients::Order,
+    faults::{Counts, Fault, plan},
+    host::{Common, Ended, Host},
+    invariants::{i1, i2, i3, i4, i6, i7, i10, i15},
     ledger::{Ledger, Outcome, payloads},
-    network::{Network, Trace, Weather},
+    machine,
+    network::{Network, Trace},
+    platter::{self, Log},
+    station::{Station, dice},
 };
 
-const NAMES: [&str; 3] = ["a", "b", "c"];
-/// Bounds, in simulated time.
-const FORM: Duration = Duration::from_secs(60);
-const SETTLE: Duration = Duration::from_secs(30);
-const ACCEPT: Duration = Duration::from_secs(10);
+const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 /// The storm begins that long after the cluster is formed.
 const CALM: Duration = Duration::from_millis(200);
+/// Of the writes that a majority acknowledges, every so many is looked for on the platters.
+const LOOKED_FOR: usize = 8;
 
 /// What a schedule came to.
 #[derive(Debug)]
@@ -49,159 +52,188 @@ pub(crate) fn run(seed: u64, home: &Path) -> Report {
     let ledger = world.common.ledger.lock().unwrap();
     let mut counts = world.counts;
     let count = |what: fn(&Outcome) -> bool| ledger.count(what) as u64;
-    counts.add("acked", count(|o| matches!(o, Outcome::Acked(_))));
+    counts.add("acked", count(|o| o.lasting().is_some()));
+    counts.add("acked-local", count(|o| matches!(o, Outcome::Acked(_, level) if *level < AckLevel::Quorum)));
     counts.add("refused", count(|o| matches!(o, Outcome::Refused(_))));
     counts.add("unknown", count(|o| matches!(o, Outcome::Unknown)));
     counts.add("offices", ledger.epochs.offices() as u64);
+    ledger.reads.answered.iter().for_each(|(kind, times)| counts.add(kind, *times));
     let trace = world.common.network.trace();
-    Report { trace, simulated: world.sim.elapsed(), counts, violations: ledger.violations.clone() }
+    Report { trace, simulated: machine::now(), counts, violations: ledger.violations.clone() }
 }
 
-struct World {
-    sim: Sim<'static>,
-    hosts: Vec<Arc<Host>>,
-    common: Arc<Common>,
-    random: StdRng,
-    up: [bool; 3],
-    blocked: [[bool; 3]; 3],
-    counts: Counts,
+pub(crate) struct World {
+    pub(crate) stations: Vec<Station>,
+    pub(crate) common: Arc<Common>,
+    pub(crate) random: StdRng,
+    pub(crate) counts: Counts,
+    /// The faults that last now.
+    pub(crate) active: Vec<Fault>,
+    /// The change of membership that is under way.
+    pub(crate) churning: Option<Churn>,
+    acks: usize,
+    epoch: Epoch,
+    cluster: Option<ClusterId>,
 }
 
 impl World {
     fn new(seed: u64, home: &Path) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
-        let mut sim = turmoil::Builder::new()
-            .rng_seed(random.random())
-            .tick_duration(Duration::from_millis(5))
-            .simulation_duration(Duration::from_secs(3600))
-            .min_message_latency(Duration::from_micros(200))
-            .max_message_latency(Duration::from_millis(random.random_range(1..20)))
-            .udp_capacity(4096)
-            .build();
+        let voters = if random.random_bool(0.25) { 5 } else { 3 };
+        let places = voters + usize::from(random.random_bool(0.3));
         let common = Arc::new(Common {
-            network: Network::new(random.random()),
+            network: Network::new(random.random(), places),
             ledger: Mutex::new(Ledger::default()),
             token: Mutex::new(None),
-            addresses: Mutex::new(Vec::new()),
+            places,
         });
-        let mut hosts = Vec::new();
-        for (place, name) in NAMES.into_iter().enumerate() {
-            let host = Arc::new(Host {
-                name,
-                place,
-                disk: SimDisk::new(),
-                dir: home.join(name),
-                seed: random.random(),
-                common: common.clone(),
-                now: Mutex::new(Life::default()),
-            });
-            host.disk.set_latency(usual(random.random_range(1..10)));
-            let it = host.clone();
-            sim.host(name, move || it.clone().live());
-            common.addresses.lock().unwrap().push((sim.lookup(name), PORT).into());
-            hosts.push(host);
+        let mut stations = Vec::new();
+        for (place, name) in NAMES.into_iter().enumerate().take(places) {
+            let role = if place < voters { Role::Voter } else { Role::Reader };
+            let host = Host::new(name, place, role, home.to_owned(), random.random(), common.clone());
+            stations.push(Station::new(host, random.random_range(1..10)));
         }
-        let (blocked, counts) = ([[false; 3]; 3], Counts::default());
-        Self { sim, hosts, common, random, up: [true; 3], blocked, counts }
+        Self {
+            stations,
+            common,
+            random,
+            counts: Counts::default(),
+            active: Vec::new(),
+            churning: None,
+            acks: 0,
+            epoch: 0,
+            cluster: None,
+        }
     }
 
-    /// Until all three vote.
+    /// Until all voters vote, and the reader learns.
     fn form(&mut self) -> bool {
-        self.until("formation", FORM, |world| {
-            world.hosts.iter().all(|host| {
-                let life = host.now.lock().unwrap();
-                let three = |view: &Arc<skeinmesh::types::ClusterView>| {
-                    view.voters.len() == 1 && view.all_voters().len() == 3 && view.writer.is_some()
+        let voters = self.stations.iter().filter(|it| it.host.role == Role::Voter).count();
+        let formed = |world: &mut Self| {
+            world.stations[..voters].iter().all(|it| {
+                let life = it.host.now.lock().unwrap();
+                let all = |view: &Arc<ClusterView>| {
+                    view.voters.len() == 1 && view.all_voters().len() == voters && view.writer.is_some()
                 };
-                life.engine.is_some() && life.view.as_ref().is_some_and(three)
+                life.engine.is_some() && life.view.as_ref().is_some_and(all)
             })
-        })
+        };
+        if !self.until("formation", i10::FORM, formed) {
+            return false;
+        }
+        let cluster = self.views().map(|view| view.cluster).next();
+        self.cluster = cluster;
+        self.churning = (voters < self.stations.len()).then(|| Churn::join(voters));
+        self.until("reader", i10::REPLACE, |world| world.churning.is_none())
     }
 
-    /// Faults and writes.
+    /// Faults, writes and reads.
     fn storm(&mut self) -> bool {
-        let begin = self.sim.elapsed() + CALM;
+        let begin = machine::now() + CALM;
         let length = Duration::from_millis(self.random.random_range(8_000..20_000));
-        let faults = plan(&mut self.random, self.hosts.len(), begin, length);
-        let mut next_write = begin;
-        let mut active: Vec<Fault> = Vec::new();
-        while self.sim.elapsed() < begin + length {
+        let faults = plan(&mut self.random, self.stations.len(), begin, length);
+        let (mut next_write, mut next_read) = (begin, begin);
+        while machine::now() < begin + length {
             if !self.step() {
                 return false;
             }
-            let now = self.sim.elapsed();
-            let before = active.clone();
-            active = faults.iter().filter(|fault| fault.from <= now && now < fault.until).copied().collect();
-            if active != before {
-                self.change(&before, &active);
-            }
+            let now = machine::now();
+            let active = faults.iter().filter(|fault| fault.from <= now && now < fault.until).copied();
+            self.change(active.collect());
             if now >= next_write {
-                let host = self.random.random_range(0..self.hosts.len());
-                let padding = if self.random.random_bool(0.1) { 3_000 } else { 30 };
                 next_write += Duration::from_millis(self.random.random_range(10..150));
-                self.order(host, padding);
+                self.write();
+            }
+            if now >= next_read {
+                next_read += Duration::from_millis(self.random.random_range(20..200));
+                self.read();
             }
         }
-        self.change(&active, &[]);
+        self.change(Vec::new());
         true
     }
 
     /// Nothing is wrong any more: all come together, and every node takes a write.
     fn settle(&mut self) -> bool {
-        let converged = |world: &mut Self| world.converged();
-        if !self.until("convergence", SETTLE, converged) {
+        let settled = |world: &mut Self| {
+            // Nobody keeps a disk that has begun to rot.
+            let rotten = world.stations.iter().position(|it| it.rotten).filter(|_| world.churning.is_none());
+            if let Some(place) = rotten {
+                world.churning = world.stations[place].known_as.map(|id| Churn::replace(place, id));
+            }
+            world.churning.is_none()
+        };
+        if !self.until("end of a change of membership", i10::REPLACE, settled) {
             return false;
         }
-        let acked = |world: &Self| {
-            world.common.ledger.lock().unwrap().count(|outcome| matches!(outcome, Outcome::Acked(_)))
-        };
-        let want = acked(self) + self.hosts.len();
-        (0..self.hosts.len()).for_each(|host| self.order(host, 10));
-        self.until("writes on every node", ACCEPT, |world| acked(world) >= want)
-            && self.until("convergence after the last writes", SETTLE, converged)
+        let converged = |world: &mut Self| world.converged();
+        if !self.until("convergence", i10::SETTLE, converged) {
+            return false;
+        }
+        let acked =
+            |world: &Self| world.common.ledger.lock().unwrap().count(|outcome| outcome.lasting().is_some());
+        let want = acked(self) + self.stations.len();
+        for place in 0..self.stations.len() {
+            let write = self.common.ledger.lock().unwrap().write(None, false, 10);
+            self.send(write, place);
+        }
+        self.until("writes on every node", i10::ACCEPT, |world| acked(world) >= want)
+            && self.until("convergence after the last writes", i10::SETTLE, converged)
     }
 
     /// No client waits, and every engine has applied the same, what is acknowledged included.
     fn converged(&self) -> bool {
         let ledger = self.common.ledger.lock().unwrap();
-        let applied = self.hosts.iter().map(|host| {
-            let life = host.now.lock().unwrap();
-            life.engine.as_ref().map(|engine| engine.applied())
-        });
-        let applied: Vec<Option<Lsn>> = applied.collect();
-        let level = applied.iter().all(|at| at.is_some() && *at == applied[0]);
-        level && ledger.open() == 0 && applied[0].map_or(0, |at| at.seq) >= ledger.last_acked()
+        let applied: Vec<Option<Lsn>> = self
+            .stations
+            .iter()
+            .map(|it| it.host.now.lock().unwrap().engine.as_ref().map(|engine| engine.applied()))
+            .collect();
+        ledger.open() == 0 && i10::level(&applied, ledger.reads.acked_until(Duration::MAX))
     }
 
+    /// The last word on every node, and on every disk.
     fn judge(&mut self) {
-        let engine = |host: &Arc<Host>| {
+        let mut chains = Vec::new();
+        let mut found = Vec::new();
+        for station in &self.stations {
+            let host = &station.host;
+            let (disk, dir, name) = (host.disk().platter(), host.dir(), host.name);
             let life = host.now.lock().unwrap();
-            Some((host.name, payloads(life.engine.as_ref()?)))
-        };
-        let engines: Vec<_> = self.hosts.iter().filter_map(engine).collect();
-        self.common.ledger.lock().unwrap().judge(&engines);
+            let (Some(engine), Some(cluster)) = (&life.engine, self.cluster) else { continue };
+            let (contents, applied) = (payloads(engine), engine.applied());
+            let log = match Log::open(&disk, &dir, cluster) {
+                Ok(log) => log,
+                Err(error) => {
+                    found.push(format!("I15: the log of {name} does not open in the end: {error}"));
+                    continue;
+                }
+            };
+            let mut ledger = self.common.ledger.lock().unwrap();
+            ledger.observe_contents(name, engine);
+            found.extend(i1::judge(name, &contents, &ledger.writes, &log.epochs));
+            found.extend(i2::judge(name, &contents, &ledger.writes));
+            found.extend(i3::judge(name, &contents, applied));
+            found.extend(i6::judge(name, &contents, applied, &ledger.history));
+            found.extend(i7::judge(name, &contents, &ledger.writes));
+            match platter::rebuild(&disk, &dir, &log, applied) {
+                Ok(rebuilt) => found.extend(i15::judge(name, &contents, &rebuilt)),
+                Err(error) => found.push(format!("I15: the disk of {name}: {error}")),
+            }
+            chains.push((name, log.chain(applied)));
+            self.counts.add("snapshots", life.installed);
+        }
+        found.extend(i10::chains(&chains));
+        self.common.ledger.lock().unwrap().violations.extend(found);
     }
 
     /// Steps until `done`; noted as a violation if that takes longer than `bound`, or if something
     /// else is broken meanwhile.
     fn until(&mut self, what: &str, bound: Duration, done: impl Fn(&mut Self) -> bool) -> bool {
-        let deadline = self.sim.elapsed() + bound;
+        let deadline = machine::now() + bound;
         while !done(self) {
-            if self.sim.elapsed() > deadline {
-                let lives: Vec<String> = self
-                    .hosts
-                    .iter()
-                    .map(|host| {
-                        let life = host.now.lock().unwrap();
-                        format!(
-                            "{}: {:?}, register {:?}",
-                            host.name,
-                            life.status,
-                            life.view.as_ref().map(|v| (v.term, v.leader, v.writer, &v.voters))
-                        )
-                    })
-                    .collect();
-                let says = format!("I10: no {what} within {bound:?}: {}", lives.join("\n    "));
+            if machine::now() > deadline {
+                let says = format!("I10: no {what} within {bound:?}: {}", self.describe());
                 self.common.ledger.lock().unwrap().violated(says);
                 return false;
             }
@@ -212,90 +244,174 @@ impl World {
         true
     }
 
-    /// One tick. False once something is broken.
+    fn describe(&self) -> String {
+        let life = |it: &Station| {
+            let life = it.host.now.lock().unwrap();
+            format!(
+                "{}: on {}, {:?}, register {:?}",
+                it.host.name,
+                it.machine.is_on(),
+                life.status,
+                life.view.as_ref().map(|v| (v.term, v.leader, v.writer, &v.voters))
+            )
+        };
+        let lives: Vec<String> = self.stations.iter().map(life).collect();
+        format!("{:?} {}", self.churning, lives.join("\n    "))
+    }
+
+    /// One turn of every machine. False once something is broken.
     fn step(&mut self) -> bool {
-        let ended = self.sim.step().err();
+        for place in 0..self.stations.len() {
+            self.common.network.deliver(place);
+            let stands = self.stands_still(place);
+            let it = &mut self.stations[place];
+            if stands { it.machine.stand_still() } else { it.machine.turn() }
+        }
+        machine::next_round();
+        for place in 0..self.stations.len() {
+            let ended = self.stations[place].host.now.lock().unwrap().ended.take();
+            if let Some(ended) = ended {
+                self.bury(place, ended);
+            }
+            let it = &mut self.stations[place];
+            let held = self.churning.as_ref().is_some_and(|churn| churn.holds_off(place, it.rotten));
+            let joins_first =
+                place > 0 && it.host.role == Role::Reader && it.host.token.lock().unwrap().is_none();
+            let down = self.active.iter().any(|fault| fault.kind.downs(place));
+            let may_run = !held && !down && machine::now() >= it.off_until;
+            if !it.machine.is_on() && may_run && !(joins_first && it.host.boots.load(Ordering::Relaxed) == 0)
+            {
+                it.switch_on();
+            }
+        }
+        self.churn();
+        self.look_at_platters();
+        self.common.ledger.lock().unwrap().violations.is_empty()
+    }
+
+    /// A process has ended by itself: was that right?
+    fn bury(&mut self, place: usize, ended: Ended) {
+        let it = &self.stations[place];
+        let removed = self.churning.as_ref().is_some_and(|churn| churn.removes(place));
+        let (excused, kind) = match &ended {
+            Ended::Stopped => (it.stopping, "stopped"),
+            Ended::Removed => (removed, "told-removed"),
+            Ended::Disk(_) if it.rotten => (true, "rot-found"),
+            Ended::Disk(_) => (it.disk_fails, "fail-stop"),
+            Ended::Failed(_) => (false, "failed"),
+        };
+        if !excused {
+            let says = format!("liveness: the node on {} ended: {ended:?}", it.host.name);
+            self.common.ledger.lock().unwrap().violated(says);
+        }
+        self.counts.add(kind, 1);
+        let pause = Duration::from_millis(self.random.random_range(50..1_500));
+        let id = it.host.node();
+        self.switch_off(place, true);
+        self.stations[place].off_until = machine::now() + pause;
+        if self.stations[place].rotten && self.churning.is_none() {
+            self.churning = id.or(self.stations[place].known_as).map(|id| Churn::replace(place, id));
+        }
+    }
+
+    /// Ends the process on a host.
+    pub(crate) fn switch_off(&mut self, place: usize, killed: bool) {
+        let dice = dice(&mut self.random, killed);
+        let it = &mut self.stations[place];
+        it.known_as = it.host.node().or(it.known_as);
+        if it.machine.is_on() {
+            let torn = it.switch_off(dice, self.cluster, &mut self.random);
+            self.counts.add("torn-write", u64::from(torn));
+        }
+    }
+
+    /// What every node that runs knows of the cluster.
+    pub(crate) fn views(&self) -> impl Iterator<Item = Arc<ClusterView>> {
+        self.stations.iter().filter_map(|it| it.host.now.lock().unwrap().view.clone())
+    }
+
+    fn write(&mut self) {
+        let place = self.random.random_range(0..self.stations.len());
+        let padding = if self.random.random_bool(0.1) { 3_000 } else { 30 };
+        let ack = self.random.random_bool(0.2).then_some(AckLevel::Local);
+        let (keyed, again) = (self.random.random_bool(0.4), self.random.random_bool(0.2));
         let mut ledger = self.common.ledger.lock().unwrap();
-        if let Some(error) = ended {
-            ledger.violated(format!("liveness: a host ended: {error}"));
-        }
-        ledger.violations.is_empty()
+        let pick = ledger.writes.len().checked_sub(1 + self.random.random_range(0..20));
+        // A client that does not know, or does not believe, sends again, to whomever.
+        let old = pick.filter(|it| again && ledger.writes[*it].key.is_some());
+        let write = old.unwrap_or_else(|| ledger.write(ack, keyed, padding));
+        drop(ledger);
+        self.send(write, place);
     }
 
-    fn order(&mut self, host: usize, padding: usize) {
-        let it = &self.hosts[host];
-        let mut life = it.now.lock().unwrap();
-        if self.up[host] && life.engine.is_some() {
-            life.orders.push_back(self.common.ledger.lock().unwrap().begin(it.name, padding));
+    fn send(&mut self, write: usize, place: usize) {
+        let host = &self.stations[place].host;
+        let mut life = host.now.lock().unwrap();
+        if life.engine.is_some() {
+            let attempt = self.common.ledger.lock().unwrap().attempt(write, host.name);
+            life.orders.push_back(Order::Write(write, attempt));
         }
     }
 
-    /// Brings the world from one set of faults to another.
-    fn change(&mut self, before: &[Fault], after: &[Fault]) {
-        for fault in after.iter().filter(|fault| !before.contains(fault)) {
-            tracing::info!(at = ?self.sim.elapsed(), ?fault, "begins");
-            self.counts.add(fault.kind.name(), 1);
-            for host in 0..self.hosts.len() {
-                if fault.kind.downs(host) && self.up[host] {
-                    self.take_down(host, matches!(fault.kind, Kind::Kill(_)));
-                }
-            }
-        }
-        for host in 0..self.hosts.len() {
-            if !self.up[host] && !after.iter().any(|fault| fault.kind.downs(host)) {
-                tracing::info!(at = ?self.sim.elapsed(), host = self.hosts[host].name, "power on");
-                self.sim.bounce(self.hosts[host].name);
-                self.up[host] = true;
-            }
-            let usual = usual(5);
-            let slow = after.iter().find_map(|fault| match fault.kind {
-                Kind::SlowDisk(it, sync) if it == host => Some(DiskLatency { sync, ..usual }),
+    fn read(&mut self) {
+        let place = self.random.random_range(0..self.stations.len());
+        let kind = self.random.random_range(0..10);
+        let age = Duration::from_millis(self.random.random_range(20..800));
+        let ledger = self.common.ledger.lock().unwrap();
+        let local =
+            ledger.writes.iter().rev().flat_map(|write| &write.attempts).find_map(|it| match it.outcome {
+                Outcome::Acked(at, AckLevel::Local) => Some(at),
                 _ => None,
             });
-            self.hosts[host].disk.set_latency(slow.unwrap_or(usual));
-            for to in (0..self.hosts.len()).filter(|to| *to != host) {
-                let block = after.iter().any(|fault| fault.kind.blocks(host, to));
-                if std::mem::replace(&mut self.blocked[host][to], block) != block {
-                    let (from, to) = (self.hosts[host].name, self.hosts[to].name);
-                    if block {
-                        self.sim.partition_oneway(from, to);
-                    } else {
-                        self.sim.repair_oneway(from, to);
-                    }
-                }
-            }
+        let (consistency, lasting) = match kind {
+            0 => (Consistency::Local, true),
+            1..3 => (Consistency::MaxStaleness(age), true),
+            3..5 => (Consistency::MinLsn(ledger.reads.session), true),
+            5 if local.is_some() => (Consistency::MinLsn(local.unwrap_or_default()), false),
+            _ => (Consistency::Linearizable, true),
+        };
+        drop(ledger);
+        let mut life = self.stations[place].host.now.lock().unwrap();
+        if life.engine.is_some() {
+            life.orders.push_back(Order::Read(consistency, lasting));
         }
-        let mut weather = Weather::default();
-        for fault in after {
-            match fault.kind {
-                Kind::Loss(loss) => weather.loss = weather.loss.max(loss),
-                Kind::Twice(twice) => weather.twice = weather.twice.max(twice),
-                _ => {}
-            }
-        }
-        self.common.network.set_weather(weather);
     }
 
-    fn take_down(&mut self, host: usize, killed: bool) {
-        let it = self.hosts[host].clone();
-        self.up[host] = false;
-        self.sim.crash(it.name);
-        let dice = self.random.random();
-        if killed {
-            it.disk.kill();
-        } else {
-            it.disk.crash(dice);
-        }
-        let mut life = it.now.lock().unwrap();
+    /// What was just acknowledged, and what was just promised, is on the platters of a majority.
+    fn look_at_platters(&mut self) {
+        let (fresh, named) = {
+            let mut ledger = self.common.ledger.lock().unwrap();
+            (std::mem::take(&mut ledger.fresh), ledger.epochs.named())
+        };
+        let acks = self.acks;
+        self.acks += fresh.len();
+        let due =
+            fresh.into_iter().enumerate().find(|(nth, _)| (acks + nth) % LOOKED_FOR == 0).map(|it| it.1);
+        let risen = named > self.epoch;
+        self.epoch = named;
+        // Which set counts while it changes only the writer knows; what has rotted counts for nothing.
+        let unclear = self.churning.is_some() || self.stations.iter().any(|it| it.rotten);
+        let Some(cluster) = self.cluster.filter(|_| !unclear && (due.is_some() || risen)) else { return };
+        let voters = self.stations.iter().filter(|it| it.host.role == Role::Voter);
+        let logs: Vec<Log> = voters
+            .filter_map(|it| Log::open(&it.host.disk().platter(), &it.host.dir(), cluster).ok())
+            .collect();
+        let voters = self.stations.iter().filter(|it| it.host.role == Role::Voter).count();
         let mut ledger = self.common.ledger.lock().unwrap();
-        if let Some(engine) = life.engine.take() {
-            ledger.observe_contents(it.name, &engine);
+        if risen {
+            let have = logs.iter().filter(|log| log.recovered.promise >= named).count();
+            ledger.violations.extend(i4::promised(named, have, voters));
         }
-        (life.status, life.view) = (None, None);
-        ledger.host_died(it.name);
+        if let Some(write) = due {
+            let at = ledger.writes[write].attempts.iter().filter_map(|it| it.outcome.lasting()).next_back();
+            let Some(at) = at else { return };
+            let have = logs.iter().filter(|log| log.holds(at)).count();
+            ledger.violations.extend(i1::on_platters(write, at, have, voters));
+        }
     }
-}
 
-fn usual(sync_ms: u64) -> DiskLatency {
-    DiskLatency { sync: Duration::from_millis(sync_ms), ..DiskLatency::default() }
+    /// Whether the machine at that place gets no turn.
+    fn stands_still(&self, place: usize) -> bool {
+        self.active.iter().any(|fault| fault.kind.stops(place))
+    }
 }

@@ -1,60 +1,62 @@
-//! I1: what a majority acknowledged is on every node in the end, once, where the receipt says.
-//! And its other half, I2: what was refused is nowhere.
+//! I1: what was acknowledged is not lost, to the extent that its level promises.
+//!
+//! `quorum` (and above): on every node in the end, where the receipt says. `local`: the same, unless
+//! the epoch ended below that position, so that the record was cut as one that no majority had.
 
-use std::collections::BTreeMap;
+use skeinmesh::types::EpochTable;
 
-use bytes::Bytes;
-use skeinmesh::types::Lsn;
+use crate::ledger::{Contents, Outcome, Written, head};
 
-use crate::ledger::{Outcome, Written};
-
-pub(crate) fn judge(writes: &[Written], engines: &[(&'static str, BTreeMap<Lsn, Bytes>)]) -> Vec<String> {
+/// `epochs`: the epoch starts of the final log.
+pub(crate) fn judge(host: &str, contents: &Contents, writes: &[Written], epochs: &EpochTable) -> Vec<String> {
     let mut found = Vec::new();
-    for (host, contents) in engines {
-        let mut places: BTreeMap<&Bytes, Vec<Lsn>> = BTreeMap::new();
-        for (at, payload) in contents {
-            places.entry(payload).or_default().push(*at);
-        }
-        for (number, write) in writes.iter().enumerate() {
-            let there = places.get(&write.payload).map_or(&[][..], Vec::as_slice);
-            match &write.outcome {
-                Outcome::Acked(at) if there != [*at] => found.push(format!(
-                    "I1: write {number} from {} was acknowledged at {at}, after {:.3} s; {host} holds it at {there:?}",
-                    write.host,
-                    write.answered.as_secs_f64(),
-                )),
-                Outcome::Refused(reason) if !there.is_empty() => found.push(format!(
-                    "I2: write {number} from {} was refused ({reason}); {host} holds it at {there:?}",
-                    write.host
-                )),
-                _ if there.len() > 1 => {
-                    found.push(format!("I7: {host} holds write {number} more than once, at {there:?}"));
-                }
-                _ => {}
+    for (number, write) in writes.iter().enumerate() {
+        for attempt in &write.attempts {
+            let Outcome::Acked(at, level) = attempt.outcome else { continue };
+            if contents.get(&at) == Some(&write.payload) {
+                continue;
+            }
+            let may_be_lost = attempt.outcome.lasting().is_none() && !epochs.holds(at, u64::MAX);
+            if !may_be_lost {
+                let there: Option<String> = contents.get(&at).map(head);
+                let moment = attempt.answered.as_secs_f64();
+                found.push(format!(
+                    "I1: write {number} was acknowledged at {at} ({level:?}) on {} after {moment:.3} s; there \
+                     {host} holds {there:?}",
+                    attempt.host
+                ));
             }
         }
     }
     found
 }
 
+/// On how many of these disks an acknowledged record is: a majority's, at the moment of the answer.
+pub(crate) fn on_platters(
+    write: usize,
+    at: impl std::fmt::Display,
+    have: usize,
+    voters: usize,
+) -> Option<String> {
+    (have * 2 <= voters)
+        .then(|| format!("I1: write {write} was acknowledged at {at}, but is on {have} of {voters} disks"))
+}
+
 #[test]
-fn a_lost_a_doubled_and_a_refused_write_are_seen() {
-    let write = |text: &'static str, outcome| Written {
-        payload: Bytes::from_static(text.as_bytes()),
-        host: "a",
-        outcome,
-        answered: Default::default(),
-    };
-    let at = |seq| Lsn::new(1, seq);
-    let writes = [
-        write("lost", Outcome::Acked(at(1))),
-        write("kept", Outcome::Acked(at(2))),
-        write("refused", Outcome::Refused("no writer".into())),
-        write("twice", Outcome::Unknown),
-        write("gone", Outcome::Unknown),
-    ];
-    let records = [(at(2), "kept"), (at(3), "refused"), (at(4), "twice"), (at(5), "twice")];
-    let contents = records.map(|(at, text)| (at, Bytes::from_static(text.as_bytes()))).into();
-    let found = judge(&writes, &[("a", contents)]);
-    assert_eq!(found.iter().map(|says| &says[..2]).collect::<Vec<_>>(), ["I1", "I2", "I7"]);
+fn a_lost_write_is_seen_and_a_local_one_may_be_cut() {
+    use super::sample::{acked, contents, write};
+    use skeinmesh::node::AckLevel::{Local, Quorum};
+    let epochs = EpochTable::from_entries(vec![(1, 1), (2, 4)]).unwrap();
+    let here = contents(&[(1, 2, "kept"), (2, 5, "other")]);
+    let judged = |text, outcome: Outcome| judge("a", &here, &[write(text, &[outcome])], &epochs).len();
+    assert_eq!(judged("kept", acked(1, 2, Quorum)), 0);
+    assert_eq!(judged("lost", acked(1, 3, Quorum)), 1);
+    assert_eq!(judged("replaced", acked(2, 5, Quorum)), 1);
+    assert_eq!(judged("kept", acked(2, 9, Quorum)), 1, "not where the receipt says");
+    // Epoch 1 ended at 4: its record 6 was cut, its record 3 was not.
+    assert_eq!(judged("cut", acked(1, 6, Local)), 0);
+    assert_eq!(judged("cut", acked(1, 6, Quorum)), 1);
+    assert_eq!(judged("lost", acked(1, 3, Local)), 1);
+    assert!(on_platters(1, "1.2", 1, 3).is_some() && on_platters(1, "1.2", 2, 4).is_some());
+    assert!(on_platters(1, "1.2", 2, 3).is_none());
 }

@@ -1,10 +1,11 @@
-//! I4: one process per epoch, and epochs never go back on a node, restarts included.
+//! I4: one process per epoch, and epochs never go back on a node, restarts included. An epoch is named
+//! only when a majority has promised it, on disk.
 
 use std::collections::BTreeMap;
 
 use skeinmesh::{
     protocol::status::NodeStatus,
-    types::{BootId, Epoch, Office},
+    types::{BootId, Epoch, NodeId, Office},
 };
 
 use crate::ledger::{Offices, Process};
@@ -15,7 +16,7 @@ pub(crate) struct Epochs {
     held: Offices,
     /// Named by an applied register.
     named: Offices,
-    nodes: BTreeMap<&'static str, Floors>,
+    nodes: BTreeMap<NodeId, Floors>,
 }
 
 /// Below which a node may not fall.
@@ -32,7 +33,7 @@ struct Floors {
 impl Epochs {
     pub(crate) fn observe(
         &mut self,
-        host: &'static str,
+        host: &str,
         status: &NodeStatus,
         register: Option<Office>,
     ) -> Vec<String> {
@@ -57,7 +58,7 @@ impl Epochs {
             register: seen,
             synced: status.promise.min(synced),
         };
-        let floors = self.nodes.entry(host).or_insert(fresh);
+        let floors = self.nodes.entry(status.node).or_insert(fresh);
         if floors.boot != status.boot {
             *floors = Floors { synced: floors.synced, ..fresh };
         }
@@ -76,10 +77,21 @@ impl Epochs {
         found
     }
 
+    /// Highest epoch that any register names.
+    pub(crate) fn named(&self) -> Epoch {
+        self.named.last_key_value().map_or(0, |(epoch, _)| *epoch)
+    }
+
     /// How many offices were held.
     pub(crate) fn offices(&self) -> usize {
         self.held.len()
     }
+}
+
+/// On how many of these disks the promise of the epoch just named is.
+pub(crate) fn promised(epoch: Epoch, have: usize, voters: usize) -> Option<String> {
+    (have * 2 <= voters)
+        .then(|| format!("I4: epoch {epoch} is named, but promised on {have} of {voters} disks only"))
 }
 
 fn one_process(offices: &mut Offices, epoch: Epoch, process: Process, what: &str) -> Option<String> {
@@ -92,11 +104,11 @@ fn one_process(offices: &mut Offices, epoch: Epoch, process: Process, what: &str
 
 #[test]
 fn two_processes_in_one_epoch_are_seen() {
-    use skeinmesh::types::NodeId;
     let mut offices = Offices::new();
     let (a, b) = ((NodeId([1; 16]), BootId(1)), (NodeId([1; 16]), BootId(2)));
     assert_eq!(one_process(&mut offices, 3, a, "is named"), None);
     assert_eq!(one_process(&mut offices, 3, a, "is named"), None);
     assert!(one_process(&mut offices, 3, b, "is named").is_some());
     assert_eq!(one_process(&mut offices, 4, b, "is named"), None);
+    assert!(promised(4, 1, 3).is_some() && promised(4, 2, 3).is_none() && promised(4, 2, 4).is_some());
 }

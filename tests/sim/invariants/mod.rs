@@ -1,6 +1,68 @@
-//! What must hold whatever happens. Each is checked on what was observed, not on what a node says
-//! of its own correctness.
+//! What must hold whatever happens, one file each. Each is judged by what was observed from outside,
+//! not by what a node says of its own correctness, and has a test that it sees a violation.
 
 pub(crate) mod i1;
+pub(crate) mod i10;
+pub(crate) mod i14;
+pub(crate) mod i15;
+pub(crate) mod i2;
+pub(crate) mod i3;
 pub(crate) mod i4;
 pub(crate) mod i5;
+pub(crate) mod i6;
+pub(crate) mod i7;
+pub(crate) mod i8;
+pub(crate) mod i9;
+
+#[cfg(test)]
+pub(crate) mod sample {
+    //! Short forms for the tests of the checks.
+
+    use bytes::Bytes;
+    use skeinmesh::{
+        node::AckLevel,
+        types::{Addresses, Lsn, Member, NodeId, Role},
+    };
+
+    use crate::ledger::{Attempt, Contents, Outcome, Written};
+
+    pub(crate) fn contents(records: &[(u64, u64, &'static str)]) -> Contents {
+        let record = |(epoch, seq, text): &(u64, u64, &'static str)| {
+            (Lsn::new(*epoch, *seq), Bytes::from_static(text.as_bytes()))
+        };
+        records.iter().map(record).collect()
+    }
+
+    pub(crate) fn write(text: &'static str, outcomes: &[Outcome]) -> Written {
+        let attempt =
+            |outcome: &Outcome| Attempt { host: "a", outcome: outcome.clone(), answered: Default::default() };
+        Written {
+            payload: Bytes::from_static(text.as_bytes()),
+            ack: None,
+            key: None,
+            attempts: outcomes.iter().map(attempt).collect(),
+        }
+    }
+
+    pub(crate) fn member(n: u8) -> (NodeId, Member) {
+        let id = NodeId([n; 16]);
+        let member = Member {
+            id,
+            name: String::new(),
+            role: Role::Voter,
+            addresses: Addresses::default(),
+            spki: Vec::new(),
+            seal_key: Vec::new(),
+            seal_key_signature: Vec::new(),
+            serial: String::new(),
+            not_after: 0,
+            version: String::new(),
+            features: 0,
+        };
+        (id, member)
+    }
+
+    pub(crate) fn acked(epoch: u64, seq: u64, level: AckLevel) -> Outcome {
+        Outcome::Acked(Lsn::new(epoch, seq), level)
+    }
+}

@@ -1,0 +1,59 @@
+//! I14: recovery is idempotent: what it states is on the disk when it states it, so that opening the
+//! log again, also after a power cut, during it or right behind it, states the same.
+
+use skeinmesh::wal::Recovered;
+
+/// What recoveries of the image of one stopped machine stated.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Recoveries {
+    /// Of the image.
+    pub(crate) first: Recovered,
+    /// Of the same disk, again.
+    pub(crate) again: Recovered,
+    /// Of the same disk, after the power was cut right behind the first.
+    pub(crate) after_cut: Recovered,
+    /// Of another copy, after the power was cut in the middle of its first recovery.
+    pub(crate) after_cut_inside: Recovered,
+    /// After a power loss everything that can be read is on the platter; after a kill some of it is
+    /// not, and a cut inside the first recovery may still take that.
+    pub(crate) all_synced: bool,
+}
+
+pub(crate) fn judge(host: &str, seen: &Recoveries) -> Vec<String> {
+    let mut found = Vec::new();
+    let stated = |it: &Recovered| (it.end, it.durable, it.promise, it.commit);
+    for (when, other) in [("again", &seen.again), ("after a power cut behind it", &seen.after_cut)] {
+        if stated(other) != stated(&seen.first) {
+            found.push(format!("I14: recovery of {host} states {:?}, and {when} {other:?}", seen.first));
+        }
+    }
+    let inside = &seen.after_cut_inside;
+    let less = inside.end > seen.first.end || inside.promise != seen.first.promise;
+    if less || (seen.all_synced && inside.end != seen.first.end) {
+        found.push(format!("I14: recovery of {host} states {:?}, and cut short {inside:?}", seen.first));
+    }
+    found
+}
+
+#[test]
+fn a_recovery_that_states_something_else_is_seen() {
+    use skeinmesh::types::Lsn;
+    let at = |seq, promise| Recovered {
+        end: Lsn::new(1, seq),
+        durable: Lsn::new(1, seq),
+        promise,
+        commit: Lsn::ZERO,
+        truncated: 0,
+        empty: false,
+    };
+    let fine = at(9, 2);
+    let seen =
+        Recoveries { first: fine, again: fine, after_cut: fine, after_cut_inside: fine, all_synced: true };
+    assert_eq!(judge("a", &seen), [""; 0]);
+    assert_eq!(judge("a", &Recoveries { again: at(8, 2), ..seen }).len(), 1);
+    assert_eq!(judge("a", &Recoveries { after_cut: at(9, 1), ..seen }).len(), 1);
+    assert_eq!(judge("a", &Recoveries { after_cut_inside: at(8, 2), ..seen }).len(), 1);
+    let killed = Recoveries { all_synced: false, ..seen };
+    assert_eq!(judge("a", &Recoveries { after_cut_inside: at(8, 2), ..killed }), [""; 0]);
+    assert_eq!(judge("a", &Recoveries { after_cut_inside: at(10, 2), ..killed }).len(), 1);
+}
