@@ -3,6 +3,8 @@
 mod bench;
 mod client;
 pub mod demo;
+#[cfg(feature = "mdns")]
+mod discover;
 mod failure;
 mod flags;
 mod inspect;
@@ -47,6 +49,9 @@ enum Command {
     Status(status::StatusArgs),
     /// Make, list and take back join tokens
     Token(token::TokenArgs),
+    /// Show whom mDNS finds on each interface, and why an address is not used
+    #[cfg(feature = "mdns")]
+    Discover(discover::DiscoverArgs),
     /// List and remove nodes
     Node(node::NodeArgs),
     /// Carry on with one surviving voter when a majority is gone for good
@@ -84,6 +89,8 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Demo(args) => demo::run(args).await,
         Command::Status(args) => status::run(args).await,
         Command::Token(args) => token::run(args).await,
+        #[cfg(feature = "mdns")]
+        Command::Discover(args) => discover::run(args).await,
         Command::Node(args) => node::run(args).await,
         Command::Recover(args) => recover::run(args).await,
         Command::Write(args) => write::run(args).await,
@@ -109,6 +116,7 @@ mod tests {
             "skein demo --nodes 3 --seconds 20 --no-failover --json",
             "skein status --json --watch --url http://x:1",
             "skein token create --role reader --ttl 2h --uses 3",
+            "skein token generate --role reader --seed a:1 --seed b:2 --ttl 7d --uses 3",
             "skein token list --json",
             "skein token revoke 0000000000000007",
             "skein recover",

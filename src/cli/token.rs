@@ -10,6 +10,7 @@ use super::{
     Client, Failure, TargetArgs, output,
     table::{number, render, text},
 };
+use crate::{config::parse_duration, discovery::Seed, identity::JoinToken, node::Surroundings, types::Role};
 
 /// Commands under `skein token`.
 #[derive(Debug, Args)]
@@ -22,6 +23,8 @@ pub(super) struct TokenArgs {
 enum TokenCommand {
     /// Make a join token; without a terminal, print it and nothing else
     Create(CreateArgs),
+    /// Make a join token before there is a cluster; print it and nothing else. Asks no node
+    Generate(GenerateArgs),
     /// List join tokens (never the tokens themselves)
     List(ListArgs),
     /// Take a join token back
@@ -47,6 +50,22 @@ struct CreateArgs {
 }
 
 #[derive(Debug, Args)]
+struct GenerateArgs {
+    /// What the nodes that join may be: voter or reader
+    #[arg(long, default_value = "voter")]
+    role: String,
+    /// Where the nodes may find each other, kept in the token; may be given several times
+    #[arg(long, value_name = "HOST:PORT")]
+    seed: Vec<String>,
+    /// How long the token is good, such as 30m, 1h or 7d; `never` for no end
+    #[arg(long, default_value = "never")]
+    ttl: String,
+    /// How many nodes may join with it, besides the one that makes the cluster; 0 for any number
+    #[arg(long, default_value_t = 0)]
+    uses: u32,
+}
+
+#[derive(Debug, Args)]
 struct ListArgs {
     #[command(flatten)]
     target: TargetArgs,
@@ -66,6 +85,7 @@ struct RevokeArgs {
 pub(super) async fn run(args: TokenArgs) -> Result<(), Failure> {
     match args.command {
         TokenCommand::Create(args) => create(args).await,
+        TokenCommand::Generate(args) => output::print(&format!("{}\n", *generate(&args)?.reveal())),
         TokenCommand::List(args) => list(args).await,
         TokenCommand::Revoke(args) => {
             let client = Client::from_env(args.target.resolve()?);
@@ -110,6 +130,31 @@ fn show_created(created: &Created, on_a_terminal: bool) -> String {
          (not on the same LAN: add --seed HOST:7400 with the address of this node)\n",
         created.role, created.token
     )
+}
+
+fn generate(args: &GenerateArgs) -> Result<JoinToken, Failure> {
+    let role = match args.role.parse::<Role>() {
+        Ok(Role::Gateway) => return Err(Failure::usage("--role gateway: not in this release")),
+        Ok(role) => role,
+        Err(_) => return Err(Failure::usage(format!("--role: voter or reader, not {:?}", args.role))),
+    };
+    for seed in &args.seed {
+        seed.parse::<Seed>().map_err(|e| Failure::usage(format!("--seed: {e}")))?;
+    }
+    let surroundings = Surroundings::real();
+    let expires = match args.ttl.as_str() {
+        "never" => None,
+        text => {
+            let ttl = parse_duration(text).map_err(|e| Failure::usage(format!("--ttl: {e}")))?;
+            if ttl.is_zero() {
+                return Err(Failure::usage("--ttl: a token of no time cannot let anybody join"));
+            }
+            Some(surroundings.unix_seconds().saturating_add(ttl.as_secs().max(1)))
+        }
+    };
+    let token = JoinToken::generate(role, args.seed.clone(), &mut surroundings.rng())
+        .map_err(|e| Failure::usage(e.to_string()))?;
+    Ok(token.limited(expires, (args.uses > 0).then_some(args.uses)))
 }
 
 /// A token as the node lists it.
@@ -183,6 +228,31 @@ mod tests {
         let people = show_created(&created, true);
         assert!(people.contains("For one node as voter, for 1h."), "{people}");
         assert!(people.contains("skein start --join skein1-voter-x\n"), "{people}");
+    }
+
+    #[test]
+    fn a_token_is_generated_without_any_node() {
+        let args = |role: &str, seed: &str, ttl: &str, uses| GenerateArgs {
+            role: role.into(),
+            seed: vec![seed.into()],
+            ttl: ttl.into(),
+            uses,
+        };
+        let token = generate(&args("reader", "db-1:7400", "never", 0)).unwrap();
+        assert_eq!((token.role(), token.cluster(), token.expires()), (Role::Reader, None, None));
+        assert_eq!((token.seeds(), token.uses()), (&["db-1:7400".to_owned()][..], None));
+        let limited = generate(&args("voter", "[::1]:7400", "1h", 3)).unwrap();
+        assert!(limited.expires().is_some() && limited.uses() == Some(3));
+        assert_eq!(limited.reveal().parse(), Ok(limited));
+        for wrong in [
+            args("king", "a:1", "1h", 0),
+            args("gateway", "a:1", "1h", 0),
+            args("voter", "a", "1h", 0),
+            args("voter", "a:1", "soon", 0),
+            args("voter", "a:1", "0s", 0),
+        ] {
+            assert!(generate(&wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

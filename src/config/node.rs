@@ -48,7 +48,11 @@ impl Node {
             return Err("--bootstrap-expect needs the token that all nodes share: --join @FILE".to_owned());
         }
         if self.new_cluster && self.join.is_some() {
-            return Err("--new-cluster and --join contradict each other: give one".to_owned());
+            return Err(
+                "--new-cluster and --join contradict each other: give one (a cluster with a token chosen up \
+                        front is made by --bootstrap-expect 1 --join @FILE)"
+                    .to_owned(),
+            );
         }
         Ok(())
     }

@@ -28,31 +28,63 @@ pub struct Rules {
     pub deny: Vec<String>,
 }
 
+/// Why discovery leaves an address alone; `Display` is for the operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unused {
+    /// The mesh endpoint does not answer on it.
+    #[error("the mesh is not bound to it (mesh.listen)")]
+    NotBound,
+    /// Its interface is of a kind that is left alone.
+    #[error("interfaces of this name are skipped, unless discovery.allow_interfaces names it")]
+    Skipped,
+    /// Others are allowed by name.
+    #[error("discovery.allow_interfaces names others")]
+    NotAllowed,
+    /// It is denied by name.
+    #[error("discovery.deny_interfaces names it")]
+    Denied,
+    /// It reaches this machine only, and there are others.
+    #[error("loopback is used only where there is nothing else")]
+    Loopback,
+}
+
 /// The addresses to use, of those that are there.
 ///
 /// Loopback counts only when nothing else is left, when it is allowed by name, or when the mesh
 /// endpoint is bound to it: then it is all there is.
 pub fn choose(there: &[Nic], rules: &Rules) -> BTreeSet<Nic> {
-    let answers = |nic: &&Nic| match rules.bind {
+    let judged = judge(there, rules).into_iter();
+    judged.filter(|(_, unused)| unused.is_none()).map(|(nic, _)| nic.clone()).collect()
+}
+
+/// Each address with the reason why it is not used, if it is not.
+pub fn judge<'a>(there: &'a [Nic], rules: &Rules) -> Vec<(&'a Nic, Option<Unused>)> {
+    let answers = |nic: &Nic| match rules.bind {
         bind if !bind.is_unspecified() => nic.address == bind,
         // An endpoint on [::] takes IPv4 too.
         bind => bind.is_ipv6() || nic.address.is_ipv4(),
     };
-    let wanted = |nic: &&Nic| {
+    let by_itself = |nic: &Nic| {
         let named = |list: &[String]| list.iter().any(|pattern| matches(pattern, &nic.name));
         let skipped = rules.bind.is_unspecified() && SKIPPED.iter().any(|p| matches(p, &nic.name));
-        !named(&rules.deny) && if rules.allow.is_empty() { !skipped } else { named(&rules.allow) }
+        match rules.allow.is_empty() {
+            _ if !answers(nic) => Some(Unused::NotBound),
+            _ if named(&rules.deny) => Some(Unused::Denied),
+            true if skipped => Some(Unused::Skipped),
+            false if !named(&rules.allow) => Some(Unused::NotAllowed),
+            _ => None,
+        }
     };
-    let chosen = there.iter().filter(answers).filter(wanted);
-    let (loopback, others): (BTreeSet<Nic>, BTreeSet<Nic>) =
-        chosen.cloned().partition(|nic| nic.address.is_loopback());
-    if others.is_empty() {
-        loopback
-    } else if rules.allow.is_empty() {
-        others
-    } else {
-        others.into_iter().chain(loopback).collect()
+    let mut judged = there.iter().map(|nic| (nic, by_itself(nic))).collect::<Vec<_>>();
+    let others = judged.iter().any(|(nic, unused)| unused.is_none() && !nic.address.is_loopback());
+    if others && rules.allow.is_empty() {
+        for (_, unused) in
+            judged.iter_mut().filter(|(nic, unused)| nic.address.is_loopback() && unused.is_none())
+        {
+            *unused = Some(Unused::Loopback);
+        }
     }
+    judged
 }
 
 /// The interfaces of this machine that are up, with their addresses.
@@ -124,6 +156,21 @@ mod tests {
         assert_eq!(chosen(&all, "127.0.0.1", &[], &[]), ["127.0.0.1"]);
         assert_eq!(chosen(&all, "10.1.1.1", &[], &[]), ["10.1.1.1"], "bound to it by hand: not skipped");
         assert!(chosen(&all, "10.9.9.9", &[], &[]).is_empty());
+    }
+
+    #[test]
+    fn it_is_told_why_an_address_is_not_used() {
+        let all = nics();
+        let why = |bind: &str, allow: &[&str], deny: &[&str]| {
+            let list = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+            let rules = Rules { bind: bind.parse().unwrap(), allow: list(allow), deny: list(deny) };
+            judge(&all, &rules).into_iter().map(|(_, unused)| unused).collect::<Vec<_>>()
+        };
+        use Unused::{Denied, Loopback, NotAllowed, NotBound, Skipped};
+        let (skip, none) = (Some(Skipped), None);
+        assert_eq!(why("::", &[], &[])[..6], [Some(Loopback), Some(Loopback), none, none, skip, skip]);
+        assert_eq!(why("0.0.0.0", &[], &["eth0"])[..4], [none, Some(NotBound), Some(Denied), Some(NotBound)]);
+        assert_eq!(why("::", &["eth*"], &[])[2..5], [none, none, Some(NotAllowed)]);
     }
 
     #[test]

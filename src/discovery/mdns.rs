@@ -21,8 +21,8 @@ use super::{
 };
 use crate::types::{ClusterId, NodeId};
 
-const SERVICE: &str = "_skein._udp.local.";
-const MAX_VERSION: usize = 64;
+pub(super) const SERVICE: &str = "_skein._udp.local.";
+pub(super) const MAX_VERSION: usize = 64;
 /// How often interfaces that come and go are looked at.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -221,7 +221,7 @@ fn candidate(service: &ResolvedService, loopback: bool) -> Option<(NodeId, Candi
     (service.port != 0 && !addresses.is_empty()).then_some((id, Candidate { addresses, cluster, version }))
 }
 
-fn address(ip: &ScopedIp, port: u16, loopback: bool) -> Option<SocketAddr> {
+pub(super) fn address(ip: &ScopedIp, port: u16, loopback: bool) -> Option<SocketAddr> {
     let plain = ip.to_ip_addr();
     if plain.is_unspecified() || plain.is_multicast() || (plain.is_loopback() && !loopback) {
         return None;
@@ -235,7 +235,7 @@ fn address(ip: &ScopedIp, port: u16, loopback: bool) -> Option<SocketAddr> {
     }
 }
 
-fn node_of(fullname: &str) -> Option<NodeId> {
+pub(super) fn node_of(fullname: &str) -> Option<NodeId> {
     let instance = fullname.strip_suffix(SERVICE)?.strip_suffix('.')?;
     instance.parse().ok()
 }

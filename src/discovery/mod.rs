@@ -4,6 +4,8 @@ pub mod interfaces;
 #[cfg(feature = "mdns")]
 pub mod mdns;
 pub mod seeds;
+#[cfg(feature = "mdns")]
+pub mod survey;
 
 use std::{collections::BTreeMap, net::SocketAddr};
 

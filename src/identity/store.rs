@@ -14,13 +14,14 @@ use serde::{Deserialize, Serialize};
 use super::keys::{IdentityError, NodeKey, SealKey};
 use crate::{
     disk::{Create, Disk, Durability, read_file, replace_file},
-    types::{ClusterId, ClusterView, Recovery},
+    types::{ClusterId, ClusterView, NodeId, Recovery, TokenId},
 };
 
 const NODE_KEY: &str = "node.key";
 const SEAL_KEY: &str = "seal.key";
 const CLUSTER: &str = "cluster.json";
 const VIEW: &str = "view.bin";
+const PLEDGE: &str = "pledge.json";
 const REMOVED: &str = "removed";
 const SUPERSEDED: &str = "superseded.json";
 
@@ -116,6 +117,14 @@ impl RecoveryFile {
     }
 }
 
+/// Whom this node has pledged itself to, when several make a cluster together.
+#[derive(Serialize, Deserialize)]
+struct PledgeFile {
+    version: u32,
+    token: String,
+    to: String,
+}
+
 /// The identity files of one data directory, through the disk seam.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -183,6 +192,22 @@ impl Store {
     pub async fn set_view(&self, view: &ClusterView) -> Result<(), StoreError> {
         let body = rmp_serde::to_vec_named(view).map_err(|e| damaged(&self.dir.join(VIEW), e))?;
         self.replace(VIEW, [&crc32c::crc32c(&body).to_be_bytes()[..], &body].concat()).await
+    }
+
+    /// The node that this one has pledged itself to by this join token, if it has: never another.
+    pub async fn pledge(&self, token: TokenId) -> Result<Option<NodeId>, StoreError> {
+        let Some(bytes) = self.read(PLEDGE).await? else { return Ok(None) };
+        let (by, to) =
+            PledgeFile::decode(&bytes).map_err(|reason| damaged(&self.dir.join(PLEDGE), reason))?;
+        Ok((by == token).then_some(to))
+    }
+
+    /// Keeps a pledge, durably before it returns. One by another token is replaced: a cluster of that
+    /// token will never be made here.
+    pub async fn set_pledge(&self, token: TokenId, to: NodeId) -> Result<(), StoreError> {
+        let file = PledgeFile { version: 1, token: token.to_string(), to: to.to_string() };
+        // Strings and numbers always have a JSON form.
+        self.replace(PLEDGE, serde_json::to_vec_pretty(&file).unwrap_or_default()).await
     }
 
     /// Why this identity is dead, if the cluster removed it.
@@ -291,6 +316,17 @@ impl ClusterFile {
     }
 }
 
+impl PledgeFile {
+    fn decode(bytes: &[u8]) -> Result<(TokenId, NodeId), String> {
+        let file: Self = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+        if file.version != 1 {
+            return Err(format!("format version {}, this software knows 1", file.version));
+        }
+        let wrong = |e: crate::types::IdParseError| e.to_string();
+        Ok((file.token.parse().map_err(wrong)?, file.to.parse().map_err(wrong)?))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -315,6 +351,20 @@ mod tests {
         let error = store(dir.path()).keys([[5; 32], [6; 32]]).await.unwrap_err();
         assert!(matches!(error, StoreError::Damaged { .. }), "{error}");
         assert_eq!(std::fs::read(dir.path().join(NODE_KEY)).unwrap(), b"half a ke");
+    }
+
+    #[tokio::test]
+    async fn a_pledge_is_kept_for_its_token() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let (token, other, to) = (TokenId(7), TokenId(8), NodeId([3; 16]));
+        assert_eq!(store.pledge(token).await.unwrap(), None);
+        store.set_pledge(token, to).await.unwrap();
+        assert_eq!(store.pledge(token).await.unwrap(), Some(to));
+        assert_eq!(store.pledge(other).await.unwrap(), None);
+        // Half a pledge is no licence to give another.
+        std::fs::write(dir.path().join(PLEDGE), b"{").unwrap();
+        assert!(matches!(store.pledge(token).await, Err(StoreError::Damaged { .. })));
     }
 
     #[tokio::test]

@@ -3,11 +3,13 @@
 //! Text form `skein1-<role>-<body>`. The body is lower-case base32 without padding of
 //!
 //! ```text
-//! version u8 = 1 | role u8 | flags u8 | [cluster id 16] | [CA fingerprint 32] | token id u64
-//!   | secret 16 | number of seeds u8 | per seed: length u16, text | CRC-32C u32 of all before
+//! version u8 = 1 | role u8 | flags u8 | [cluster id 16] | [CA fingerprint 32] | [expiry u64]
+//!   | [uses u32] | token id u64 | secret 16 | number of seeds u8 | per seed: length u16, text
+//!   | CRC-32C u32 of all before
 //! ```
 //!
-//! numbers big-endian. The secret never leaves the token: HKDF makes an Ed25519 key of it, with
+//! numbers big-endian. Expiry and uses stand only in a token chosen before its cluster exists: the
+//! node that makes the cluster learns them from it. Of any other the cluster keeps them. The secret never leaves the token: HKDF makes an Ed25519 key of it, with
 //! which the joiner signs, and a MAC key for the cluster's own proof.
 
 use std::{fmt, str::FromStr};
@@ -31,6 +33,8 @@ const PREFIX: &str = "skein1-";
 const VERSION: u8 = 1;
 const HAS_CLUSTER: u8 = 1;
 const HAS_FINGERPRINT: u8 = 2;
+const HAS_EXPIRY: u8 = 4;
+const HAS_USES: u8 = 8;
 const SECRET_LEN: usize = 16;
 
 /// SHA-256 of a root certificate (DER): what a token pins.
@@ -43,6 +47,8 @@ pub struct JoinToken {
     role: Role,
     cluster: Option<ClusterId>,
     fingerprint: Option<Fingerprint>,
+    expires: Option<u64>,
+    uses: Option<u32>,
     id: TokenId,
     secret: Zeroizing<[u8; SECRET_LEN]>,
     seeds: Vec<String>,
@@ -103,9 +109,19 @@ impl JoinToken {
     }
 
     /// A token chosen before its cluster exists, for automation: it pins nothing, so the cluster
-    /// proves that it knows the secret too.
+    /// proves that it knows the secret too. Without end and for any number of nodes, unless
+    /// [`JoinToken::limited`].
     pub fn generate(role: Role, seeds: Vec<String>, rng: &mut impl CryptoRng) -> Result<Self, TokenError> {
         Self::make(role, None, None, seeds, rng)
+    }
+
+    /// Limits a token chosen before its cluster exists: `expires` in seconds since 1970, `uses`
+    /// the number of nodes it admits, at least 1.
+    #[must_use]
+    pub fn limited(mut self, expires: Option<u64>, uses: Option<u32>) -> Self {
+        debug_assert!(self.fingerprint.is_none() && uses != Some(0), "the cluster keeps these limits");
+        (self.expires, self.uses) = (expires, uses);
+        self
     }
 
     fn make(
@@ -122,7 +138,8 @@ impl JoinToken {
         }
         let mut secret = Zeroizing::new([0; SECRET_LEN]);
         rng.fill_bytes(secret.as_mut());
-        Ok(Self { role, cluster, fingerprint, id: TokenId(rng.next_u64()), secret, seeds })
+        let id = TokenId(rng.next_u64());
+        Ok(Self { role, cluster, fingerprint, expires: None, uses: None, id, secret, seeds })
     }
 
     /// The role it admits to.
@@ -140,6 +157,16 @@ impl JoinToken {
         self.fingerprint
     }
 
+    /// When it ends, in seconds since 1970, if it was chosen before its cluster existed and ends.
+    pub fn expires(&self) -> Option<u64> {
+        self.expires
+    }
+
+    /// How many nodes it admits, if it was chosen before its cluster existed and limited.
+    pub fn uses(&self) -> Option<u32> {
+        self.uses
+    }
+
     /// Its public number.
     pub fn id(&self) -> TokenId {
         self.id
@@ -153,14 +180,23 @@ impl JoinToken {
     /// The text form. It holds the secret: for the operator's eyes, never for a log.
     pub fn reveal(&self) -> Zeroizing<String> {
         let mut body = Zeroizing::new(Vec::with_capacity(128));
-        let flags = if self.cluster.is_some() { HAS_CLUSTER } else { 0 }
-            | if self.fingerprint.is_some() { HAS_FINGERPRINT } else { 0 };
+        let flag = |there: bool, flag: u8| if there { flag } else { 0 };
+        let flags = flag(self.cluster.is_some(), HAS_CLUSTER)
+            | flag(self.fingerprint.is_some(), HAS_FINGERPRINT)
+            | flag(self.expires.is_some(), HAS_EXPIRY)
+            | flag(self.uses.is_some(), HAS_USES);
         body.extend([VERSION, role_number(self.role), flags]);
         if let Some(cluster) = self.cluster {
             body.extend(cluster.0);
         }
         if let Some(fingerprint) = self.fingerprint {
             body.extend(fingerprint);
+        }
+        if let Some(expires) = self.expires {
+            body.extend(expires.to_be_bytes());
+        }
+        if let Some(uses) = self.uses {
+            body.extend(uses.to_be_bytes());
         }
         body.extend(self.id.0.to_be_bytes());
         body.extend(self.secret.iter());
@@ -250,6 +286,8 @@ impl fmt::Debug for JoinToken {
             .field("role", &self.role)
             .field("cluster", &self.cluster)
             .field("pinned", &self.fingerprint.is_some())
+            .field("expires", &self.expires)
+            .field("uses", &self.uses)
             .field("seeds", &self.seeds)
             .finish_non_exhaustive()
     }
@@ -295,11 +333,19 @@ impl JoinToken {
         if role != says {
             return Err(TokenError::RoleMismatch { made_for: role, says });
         }
-        if flags & !(HAS_CLUSTER | HAS_FINGERPRINT) != 0 {
+        let has = |flag: u8| flags & flag != 0;
+        let limits = HAS_EXPIRY | HAS_USES;
+        let known = HAS_CLUSTER | HAS_FINGERPRINT | limits;
+        if has(!known) || (has(limits) && has(HAS_CLUSTER | HAS_FINGERPRINT)) {
             return Err(TokenError::Content("flags"));
         }
-        let cluster = if flags & HAS_CLUSTER != 0 { Some(ClusterId(rest.take()?)) } else { None };
-        let fingerprint = if flags & HAS_FINGERPRINT != 0 { Some(rest.take()?) } else { None };
+        let cluster = if has(HAS_CLUSTER) { Some(ClusterId(rest.take()?)) } else { None };
+        let fingerprint = if has(HAS_FINGERPRINT) { Some(rest.take()?) } else { None };
+        let expires = if has(HAS_EXPIRY) { Some(u64::from_be_bytes(rest.take()?)) } else { None };
+        let uses = if has(HAS_USES) { Some(u32::from_be_bytes(rest.take()?)) } else { None };
+        if uses == Some(0) {
+            return Err(TokenError::Content("uses"));
+        }
         let id = TokenId(u64::from_be_bytes(rest.take()?));
         let secret = Zeroizing::new(rest.take()?);
         let [count] = rest.take()?;
@@ -315,7 +361,7 @@ impl JoinToken {
         if !rest.0.is_empty() {
             return Err(TokenError::Content("length"));
         }
-        Ok(Self { role, cluster, fingerprint, id, secret, seeds })
+        Ok(Self { role, cluster, fingerprint, expires, uses, id, secret, seeds })
     }
 }
 
@@ -394,6 +440,8 @@ mod tests {
             seed: u64,
             role in 0..3usize,
             pinned: bool,
+            expires: Option<u64>,
+            uses in prop::option::of(1..=u32::MAX),
             ports in prop::collection::vec(1..=65535u16, 0..=MAX_TOKEN_SEEDS),
         ) {
             let role = [Role::Voter, Role::Reader, Role::Gateway][role];
@@ -402,7 +450,7 @@ mod tests {
             let token = if pinned {
                 JoinToken::for_cluster(role, ClusterId([3; 16]), b"root", seeds, &mut rng)
             } else {
-                JoinToken::generate(role, seeds, &mut rng)
+                JoinToken::generate(role, seeds, &mut rng).map(|token| token.limited(expires, uses))
             }.unwrap();
             let text = token.reveal();
             prop_assert!(text.len() <= MAX_TOKEN_TEXT);

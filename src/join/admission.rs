@@ -106,11 +106,15 @@ fn founded(state: &State) -> Result<ClusterId, JoinResponse> {
 }
 
 fn well_formed(request: &AdmitRequest) -> bool {
-    let label = |text: &str| text.len() <= MAX_LABEL && !text.chars().any(char::is_control);
-    label(&request.name)
-        && label(&request.version)
+    is_label(&request.name)
+        && is_label(&request.version)
         && request.csr.len() <= MAX_CSR
         && request.addresses.mesh.len() <= MAX_ADDRESSES
+}
+
+/// True for a name or version that may be shown to people.
+pub(super) fn is_label(text: &str) -> bool {
+    text.len() <= MAX_LABEL && !text.chars().any(char::is_control)
 }
 
 fn usable(record: &TokenRecord, now_ms: u64) -> Result<(), Refusal> {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use crate::{
     discovery::Candidates,
     identity::JoinToken,
-    types::{ClusterId, NodeId},
+    types::{ClusterId, NodeId, Role},
 };
 
 /// Most nodes `--bootstrap-expect` takes: as many as there can be voters.
@@ -43,7 +43,8 @@ pub enum Decision {
     Found,
     /// Ask to be let in with the token.
     Join,
-    /// Wait for this many nodes with the same token and found one cluster together.
+    /// Wait for this many nodes with the same token and make one cluster together, or join the one
+    /// that knows the token.
     Expect {
         /// The number of nodes that carry the flag.
         nodes: u32,
@@ -103,7 +104,8 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
     }
     if new_cluster && (token.is_some() || seeds || expect.is_some()) {
         return Decision::RefuseFlags(
-            "--new-cluster makes a cluster of its own: it does not go with --join, --seed or --bootstrap-expect",
+            "--new-cluster makes a cluster of its own: it does not go with --join, --seed or --bootstrap-expect \
+             (to make one with a token chosen up front: --bootstrap-expect 1 --join @FILE)",
         );
     }
     match (token, expect) {
@@ -112,6 +114,17 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
         ),
         (Some(_), Some(nodes)) if nodes == 0 || nodes > MAX_EXPECT => {
             Decision::RefuseFlags("--bootstrap-expect wants the number of nodes that carry the flag: 1 to 5")
+        }
+        (Some(token), Some(_)) if token.cluster().is_none() && token.role() != Role::Voter => {
+            Decision::RefuseFlags(
+                "the nodes that make a cluster are voters: --bootstrap-expect needs a token for voters",
+            )
+        }
+        // The node that makes the cluster spends no use.
+        (Some(token), Some(nodes)) if token.uses().is_some_and(|uses| uses < nodes - 1) => {
+            Decision::RefuseFlags(
+                "this join token admits fewer nodes than --bootstrap-expect says: generate one with more --uses",
+            )
         }
         // A token that names its cluster can only be of one that exists.
         (Some(token), Some(nodes)) if token.cluster().is_none() => Decision::Expect { nodes },
@@ -194,7 +207,12 @@ mod tests {
         let expect = |token, nodes| decide(&Situation { token, expect: Some(nodes), ..NOTHING });
         assert_eq!(expect(Some(&chosen), 3), Decision::Expect { nodes: 3 });
         assert_eq!(expect(Some(&pinned), 3), Decision::Join, "its cluster exists");
-        for (token, nodes) in [(None, 3), (Some(&chosen), 0), (Some(&chosen), 6)] {
+        let reader = JoinToken::generate(Role::Reader, vec![], &mut StdRng::seed_from_u64(2)).unwrap();
+        let two = chosen.clone().limited(None, Some(2));
+        assert_eq!(expect(Some(&two), 3), Decision::Expect { nodes: 3 }, "the first is let in by nobody");
+        for (token, nodes) in
+            [(None, 3), (Some(&chosen), 0), (Some(&chosen), 6), (Some(&reader), 3), (Some(&two), 4)]
+        {
             assert!(matches!(expect(token, nodes), Decision::RefuseFlags(_)));
         }
         let both = Situation { token: Some(&chosen), new_cluster: true, ..NOTHING };

@@ -5,16 +5,12 @@ use std::{collections::BTreeSet, fmt, net::SocketAddr, time::Duration};
 use tokio::{sync::watch, time::timeout};
 
 use super::{
-    chain::{self, ChainError},
-    proof,
+    chain, proof,
+    waiting::{JoinError, Waiting},
 };
 use crate::{
     discovery::{Candidates, Seed},
-    identity::{
-        ClusterRecord, Identity, IdentityError, JoinToken, PeerCertificate, SealKey, TokenError,
-        seal::{self, SealError},
-        token::TokenKeys,
-    },
+    identity::{ClusterRecord, Identity, JoinToken, PeerCertificate, SealKey, seal, token::TokenKeys},
     protocol::{
         frame,
         join::{AdmitRequest, Admitted, JoinRequest, JoinResponse, Refusal},
@@ -78,86 +74,15 @@ impl fmt::Debug for Joiner<'_> {
     }
 }
 
-/// What a joiner waits for, in plain words.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Waiting {
-    /// There is no address to try.
-    #[error("no peer found{}; is one running on this network? Otherwise give --seed HOST:PORT", on(.interfaces))]
-    NobodyInSight {
-        /// Interfaces that were listened on; empty when mDNS is off.
-        interfaces: Vec<String>,
-    },
-    /// A seed's name does not resolve.
-    #[error("cannot resolve {seed}: {reason}")]
-    Unresolved {
-        /// Which.
-        seed: String,
-        /// Why.
-        reason: String,
-    },
-    /// Nothing answers there.
-    #[error(
-        "{address} does not answer ({reason}); does it run, and does every firewall between let UDP through?"
-    )]
-    Unreachable {
-        /// Where.
-        address: SocketAddr,
-        /// What happened.
-        reason: String,
-    },
-    /// Whoever answers is not (provably) of the token's cluster.
-    #[error("{address} answers, but {reason}")]
-    NotTheCluster {
-        /// Where.
-        address: SocketAddr,
-        /// How it is known.
-        reason: ChainError,
-    },
-    /// It admits but cannot prove that it knows the token, which pins no CA.
-    #[error(
-        "{address} answers, but cannot prove that it knows this join token: not the cluster it was made for"
-    )]
-    Unproven {
-        /// Where.
-        address: SocketAddr,
-    },
-    /// A cluster that may or may not be the right one does not want this token, which pins no CA.
-    #[error("{address} refuses: {}", .refusal.explain())]
-    RefusedHere {
-        /// Where.
-        address: SocketAddr,
-        /// Why.
-        refusal: Refusal,
-    },
-    /// The door asks to come back later.
-    #[error("{address} says: {reason}")]
-    Later {
-        /// Where.
-        address: SocketAddr,
-        /// What it waits for.
-        reason: String,
-    },
-}
-
-fn on(interfaces: &[String]) -> String {
-    if interfaces.is_empty() { String::new() } else { format!(" on {} by mDNS", interfaces.join(", ")) }
-}
-
-/// Why a node will never get in this way.
-#[derive(Debug, thiserror::Error)]
-pub enum JoinError {
-    /// The cluster's last word.
-    #[error("{}", .0.explain())]
-    Refused(Refusal),
-    /// The token does not work.
-    #[error(transparent)]
-    Token(#[from] TokenError),
-    /// This node's own keys do not work.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The sealing key does not work.
-    #[error("cannot use the sealing key: {0}")]
-    SealKey(#[from] SealError),
+impl Joiner<'_> {
+    /// Connects to whoever is there.
+    pub(super) async fn dial(&self, address: SocketAddr) -> Result<StrangerLink, Waiting> {
+        let unreachable = |reason: String| Waiting::Unreachable { address, reason };
+        timeout(DIAL, self.mesh.dial_stranger(address))
+            .await
+            .map_err(|_| unreachable(format!("nothing heard for {} s", DIAL.as_secs())))?
+            .map_err(|error| unreachable(error.to_string()))
+    }
 }
 
 /// A node that was let in.
@@ -226,8 +151,8 @@ pub async fn join(
     mut sources: Sources,
 ) -> Result<Joined, JoinError> {
     let request = Request::new(joiner, token, applicant)?;
-    sources.seeds.extend(token.seeds().iter().filter_map(|seed| seed.parse().ok()));
-    let mut said = BTreeSet::new();
+    sources.add_seeds_of(token);
+    let mut said = Said::default();
     let mut pause = PAUSE.0;
     loop {
         let mut round = Vec::new();
@@ -237,7 +162,11 @@ pub async fn join(
             round.push(Waiting::NobodyInSight { interfaces: interfaces.unwrap_or_default() });
         }
         for address in addresses {
-            match request.ask(joiner, address).await {
+            let asked = match joiner.dial(address).await {
+                Ok(link) => request.ask(joiner, link, address).await,
+                Err(waiting) => Err(Miss::Later(waiting)),
+            };
+            match asked {
                 Ok(joined) => return Ok(joined),
                 Err(Miss::Final(refusal)) => return Err(JoinError::Refused(refusal)),
                 Err(Miss::Later(waiting)) => round.push(waiting),
@@ -247,14 +176,24 @@ pub async fn join(
         if let Some(refusal) = unanimous(&round) {
             return Err(JoinError::Refused(refusal));
         }
-        let now = round.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
-        for waiting in round.iter().filter(|waiting| !said.contains(&waiting.to_string())) {
-            tracing::info!("still outside: {waiting}");
-            (joiner.report)(waiting);
-        }
-        said = now;
+        said.say("still outside", &round, joiner);
         sources.pause(pause.mul_f64(1.0 + (joiner.jitter)().clamp(0.0, 1.0) / 2.0)).await;
         pause = (pause * 2).min(PAUSE.1);
+    }
+}
+
+/// What was said in the last round: it is said again only when it has changed.
+#[derive(Default)]
+pub(super) struct Said(BTreeSet<String>);
+
+impl Said {
+    pub(super) fn say(&mut self, what: &str, round: &[Waiting], joiner: &Joiner<'_>) {
+        let now = round.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+        for waiting in round.iter().filter(|waiting| !self.0.contains(&waiting.to_string())) {
+            tracing::info!("{what}: {waiting}");
+            (joiner.report)(waiting);
+        }
+        self.0 = now;
     }
 }
 
@@ -269,15 +208,7 @@ fn unanimous(round: &[Waiting]) -> Option<Refusal> {
 impl Sources {
     /// Every address to try now, each once: seeds, then what mDNS sees of this token's cluster.
     async fn addresses(&self, token: &JoinToken, me: NodeId, waiting: &mut Vec<Waiting>) -> Vec<SocketAddr> {
-        let mut all = Vec::new();
-        for seed in &self.seeds {
-            match seed.resolve().await {
-                Ok(addresses) => all.extend(addresses),
-                Err(error) => {
-                    waiting.push(Waiting::Unresolved { seed: seed.to_string(), reason: error.to_string() })
-                }
-            }
-        }
+        let mut all = self.resolve(waiting).await;
         if let Some(sightings) = &self.sightings {
             let sightings = sightings.borrow();
             let of_it = |cluster| token.cluster().is_none_or(|wanted| wanted == cluster);
@@ -289,8 +220,27 @@ impl Sources {
         all
     }
 
+    /// The addresses behind the seeds now.
+    pub(super) async fn resolve(&self, waiting: &mut Vec<Waiting>) -> Vec<SocketAddr> {
+        let mut all = Vec::new();
+        for seed in &self.seeds {
+            match seed.resolve().await {
+                Ok(addresses) => all.extend(addresses),
+                Err(error) => {
+                    waiting.push(Waiting::Unresolved { seed: seed.to_string(), reason: error.to_string() })
+                }
+            }
+        }
+        all
+    }
+
+    /// The seeds within a token count too.
+    pub(super) fn add_seeds_of(&mut self, token: &JoinToken) {
+        self.seeds.extend(token.seeds().iter().filter_map(|seed| seed.parse().ok()));
+    }
+
     /// Waits, or until mDNS sees something new.
-    async fn pause(&mut self, pause: Duration) {
+    pub(super) async fn pause(&mut self, pause: Duration) {
         match &mut self.sightings {
             Some(sightings) => {
                 sightings.borrow_and_update();
@@ -305,20 +255,24 @@ impl Sources {
 }
 
 /// One attempt that did not get in.
-enum Miss {
+pub(super) enum Miss {
     Final(Refusal),
     Later(Waiting),
 }
 
 /// Everything of a request that does not depend on the connection.
-struct Request<'a> {
+pub(super) struct Request<'a> {
     token: &'a JoinToken,
     keys: TokenKeys,
     template: AdmitRequest,
 }
 
 impl<'a> Request<'a> {
-    fn new(joiner: &Joiner<'_>, token: &'a JoinToken, applicant: &Applicant) -> Result<Self, JoinError> {
+    pub(super) fn new(
+        joiner: &Joiner<'_>,
+        token: &'a JoinToken,
+        applicant: &Applicant,
+    ) -> Result<Self, JoinError> {
         if applicant.role != token.role() {
             return Err(JoinError::Refused(Refusal::OtherRole));
         }
@@ -341,13 +295,14 @@ impl<'a> Request<'a> {
         Ok(Self { token, keys: token.keys()?, template })
     }
 
-    async fn ask(&self, joiner: &Joiner<'_>, address: SocketAddr) -> Result<Joined, Miss> {
-        let unreachable = |reason: String| Miss::Later(Waiting::Unreachable { address, reason });
+    /// Asks on this connection, once.
+    pub(super) async fn ask(
+        &self,
+        joiner: &Joiner<'_>,
+        link: StrangerLink,
+        address: SocketAddr,
+    ) -> Result<Joined, Miss> {
         let later = |reason: String| Miss::Later(Waiting::Later { address, reason });
-        let link = timeout(DIAL, joiner.mesh.dial_stranger(address))
-            .await
-            .map_err(|_| unreachable(format!("nothing heard for {} s", DIAL.as_secs())))?
-            .map_err(|error| unreachable(error.to_string()))?;
         // Nothing that proves the secret goes to anyone but the cluster the token pins.
         if let Some(pinned) = self.token.fingerprint() {
             let shown = link.peer_certificates().iter().map(|certificate| certificate.as_ref());
@@ -373,7 +328,8 @@ impl<'a> Request<'a> {
                 self.check(joiner, &admitted, &transcript, address)?;
                 Ok(Joined { admitted: *admitted, door: address, link })
             }
-            JoinResponse::Retry { reason } => Err(Miss::Later(Waiting::Later { address, reason })),
+            JoinResponse::Retry { reason } => Err(later(reason)),
+            JoinResponse::Met(_) => Err(later("it answers what was not asked".into())),
             JoinResponse::Refused(refusal) if self.token.fingerprint().is_some() => Err(Miss::Final(refusal)),
             JoinResponse::Refused(refusal) => Err(Miss::Later(Waiting::RefusedHere { address, refusal })),
         }
@@ -454,13 +410,5 @@ mod tests {
         let silent = Waiting::Unreachable { address: address(2), reason: "x".into() };
         assert_eq!(unanimous(&[refused(), silent]), None);
         assert_eq!(unanimous(&[]), None);
-    }
-
-    #[test]
-    fn waiting_is_said_in_plain_words() {
-        let nobody = Waiting::NobodyInSight { interfaces: vec!["eth0".into(), "wlan0".into()] };
-        assert!(nobody.to_string().starts_with("no peer found on eth0, wlan0 by mDNS; "), "{nobody}");
-        let skew = Waiting::NotTheCluster { address: address(1), reason: ChainError::NotYet(40) };
-        assert!(skew.to_string().contains("40 s"), "{skew}");
     }
 }

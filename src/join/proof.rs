@@ -3,7 +3,8 @@
 //! The joiner signs the transcript with the key derived from its token; for a token that pins no
 //! root the cluster answers with a MAC over the transcript and the roots it hands out. The
 //! transcript holds the TLS exporter of the connection, so neither proof can be relayed through a
-//! third party or replayed on another connection.
+//! third party or replayed on another connection. Two nodes of no cluster that meet with one chosen
+//! token both sign, each for its own end, so that neither proof can be sent back to its maker.
 
 use ring::{digest, hmac, signature};
 
@@ -23,6 +24,27 @@ pub(super) fn transcript(exporter: &[u8; 32], csr: &[u8], role: Role, token: Tok
     out.extend_from_slice(exporter);
     out.extend_from_slice(digest::digest(&digest::SHA256, csr).as_ref());
     out.push(role);
+    out.extend_from_slice(&token.0.to_be_bytes());
+    out
+}
+
+/// Which end of a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// Who dialled.
+    Dialer,
+    /// Who was dialled.
+    Answerer,
+}
+
+/// What the proofs of two nodes that meet are about.
+pub(super) fn meeting(exporter: &[u8; 32], token: TokenId, speaks: End) -> Vec<u8> {
+    let mut out = b"skein meeting proof 1\0".to_vec();
+    out.extend_from_slice(exporter);
+    out.push(match speaks {
+        End::Dialer => 1,
+        End::Answerer => 2,
+    });
     out.extend_from_slice(&token.0.to_be_bytes());
     out
 }
@@ -100,5 +122,19 @@ mod tests {
         assert!(!verify_server(&keys.mac_key(), &said, [&b"root"[..], b"second"], &answer));
         assert!(!verify_server(&keys.mac_key(), &elsewhere[0], [&b"root"[..]], &answer));
         assert!(!verify_server(&stranger.keys().unwrap().mac_key(), &said, [&b"root"[..]], &answer));
+    }
+    #[test]
+    fn a_meeting_is_proven_by_each_end_for_itself() {
+        let token = JoinToken::generate(Role::Voter, vec![], &mut StdRng::seed_from_u64(1)).unwrap();
+        let (keys, stored) = (token.keys().unwrap(), token.verifier().unwrap());
+        let said = meeting(&[1; 32], token.id(), End::Dialer);
+        let proof = joiner_proof(&keys, &said);
+        assert!(verify_joiner(&stored.public_key, &said, &proof));
+        let sent_back = meeting(&[1; 32], token.id(), End::Answerer);
+        let elsewhere = meeting(&[2; 32], token.id(), End::Dialer);
+        let to_join = transcript(&[1; 32], b"", Role::Voter, token.id());
+        for other in [sent_back, elsewhere, to_join] {
+            assert!(!verify_joiner(&stored.public_key, &other, &proof));
+        }
     }
 }

@@ -112,6 +112,7 @@ impl Renewal {
                 }
                 Ok(Ok(JoinResponse::Retry { reason: said })) => reason = said,
                 Ok(Ok(JoinResponse::Refused(refusal))) => reason = refusal.explain().to_owned(),
+                Ok(Ok(JoinResponse::Met(_))) => reason = "it answers what was not asked".to_owned(),
                 Ok(Err(error)) => reason = error,
                 Err(_) => reason = format!("node {voter} did not answer in time"),
             }

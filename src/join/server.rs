@@ -85,6 +85,8 @@ impl Door {
             JoinResponse::Admitted(admitted) => {
                 tracing::info!(node = %admitted.node, by = %peer.node(), "signed in");
             }
+            // Said only by nodes of no cluster.
+            JoinResponse::Met(_) => {}
             JoinResponse::Retry { reason } => tracing::info!(peer = %peer.node(), reason, "join postponed"),
             JoinResponse::Refused(refusal) => {
                 tracing::warn!(peer = %peer.node(), reason = refusal.explain(), "join refused");
@@ -150,6 +152,8 @@ impl Inner {
             JoinRequest::Admit(request) => self.admit(request, knock).await,
             JoinRequest::Renew { csr } => self.renew(csr, knock).await,
             JoinRequest::Relayed(_) => Err(Undecided::Answer(JoinResponse::Refused(Refusal::Malformed))),
+            // It shook hands with a node of no cluster, which has become a member meanwhile.
+            JoinRequest::Meet(_) => Err(Undecided::Final(later("it is a member by now: ask to be let in"))),
         };
         match decided {
             Ok(admitted) => self.once_seen(Box::new(admitted)).await,

@@ -135,6 +135,30 @@ impl Node {
         self.sees(|view| view.is_voter(self.id())).await;
     }
 
+    fn applicant(&self, token: &JoinToken) -> Applicant {
+        Applicant {
+            name: "joiner".into(),
+            role: token.role(),
+            addresses: Addresses { mesh: vec![self.address()], http: None },
+            version: "0".into(),
+            features: 0,
+        }
+    }
+
+    /// As one of two that start together.
+    async fn gather(&self, token: &JoinToken, doors: &[SocketAddr]) -> Result<Gathered, JoinError> {
+        let joiner = Joiner {
+            mesh: &self.mesh,
+            identity: &self.identity,
+            seal_key: &self.seal_key,
+            clock: &|| self.clock.load(Ordering::Relaxed),
+            jitter: &|| 0.0,
+            report: &|waiting| self.said.lock().unwrap().push(waiting.clone()),
+        };
+        let meeting = Meeting::open(&self.store, self.id(), token, 2, self.applicant(token)).await?;
+        super::gather(&joiner, token, sources(doors), &meeting, &self.store).await
+    }
+
     async fn join(&self, token: &JoinToken, doors: &[SocketAddr]) -> Result<Joined, JoinError> {
         let joiner = Joiner {
             mesh: &self.mesh,
@@ -144,15 +168,7 @@ impl Node {
             jitter: &|| 0.0,
             report: &|waiting| self.said.lock().unwrap().push(waiting.clone()),
         };
-        let applicant = Applicant {
-            name: "joiner".into(),
-            role: token.role(),
-            addresses: Addresses { mesh: vec![self.address()], http: None },
-            version: "0".into(),
-            features: 0,
-        };
-        let seeds = doors.iter().map(|door| door.to_string().parse().unwrap()).collect();
-        let sources = Sources { seeds, ..Sources::default() };
+        let (applicant, sources) = (self.applicant(token), sources(doors));
         timeout(2 * SOON, super::join(&joiner, token, &applicant, sources)).await.expect("never let in")
     }
 
@@ -198,6 +214,11 @@ impl Node {
             clock: NOW,
         }
     }
+}
+
+fn sources(doors: &[SocketAddr]) -> Sources {
+    let seeds = doors.iter().map(|door| door.to_string().parse().unwrap()).collect();
+    Sources { seeds, ..Sources::default() }
 }
 
 fn signer(identity: &Arc<Identity>, seal_key: &Arc<SealKey>, clock: &Arc<AtomicU64>) -> Signer {
@@ -283,6 +304,34 @@ async fn a_chosen_token_makes_the_cluster_prove_itself() {
     assert_eq!((joined.admitted.cluster, joined.admitted.server_proof.len()), (CLUSTER, 32));
     let refused = second.join(&token, &[stranger.address()]).await;
     assert!(matches!(refused, Err(JoinError::Refused(Refusal::UnknownToken))), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_waits_for_others_joins_a_member_that_knows_its_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let rng = &mut StdRng::seed_from_u64(8);
+    let (token, unknown) = (
+        JoinToken::generate(Role::Voter, vec![], rng).unwrap(),
+        JoinToken::generate(Role::Voter, vec![], rng).unwrap(),
+    );
+    let (first, second, stranger) =
+        (Node::new(dir.path(), 51).await, Node::new(dir.path(), 52).await, Node::new(dir.path(), 53).await);
+    first.found(CLUSTER, &ca(1, CLUSTER), &token, 4).await;
+    let other_cluster = ClusterId([8; 16]);
+    stranger.found(other_cluster, &ca(2, other_cluster), &unknown, 4).await;
+
+    // Another cluster in sight is no reason to give up, nor to go ahead.
+    let waits = timeout(SOON, second.gather(&token, &[stranger.address()])).await;
+    assert!(waits.is_err(), "{waits:?}");
+    let joined = timeout(SOON, second.gather(&token, &[stranger.address(), first.address()])).await.unwrap();
+    let Ok(Gathered::Joined(joined)) = joined else { panic!("{joined:?}") };
+    assert_eq!(second.enter(*joined).await, first.id());
+
+    let revoke = Command::RevokeToken { token: token.id() };
+    assert_eq!(first.control.propose(revoke, SOON).await, Ok(Outcome::Done));
+    let third = Node::new(dir.path(), 54).await;
+    let refused = timeout(SOON, third.gather(&token, &[first.address()])).await.unwrap();
+    assert!(matches!(refused, Err(JoinError::Refused(Refusal::Revoked))), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

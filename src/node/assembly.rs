@@ -38,7 +38,7 @@ use crate::{
 use super::{
     NodeError,
     addresses::Listen,
-    become_member::{self, Place},
+    become_member::{self, Place, Settled},
     handle::{Inner, Node},
     late::LateHandlers,
     local::{StatusHandler, ThisNode, VERSION},
@@ -198,23 +198,22 @@ pub(super) async fn assemble(
         peers: &peers,
         view: &view_out,
     };
-    let (record, timing, control, founded) = match place {
-        Place::Member(record) => {
+    let (record, timing, control, founded) = match newcomer.settle(place, &late).await? {
+        Settled::Member(record) => {
             let control = start_raft(&dir, &identity, timing, &surroundings, &mesh, &tasks).await?;
             (record, timing, control, None)
         }
-        Place::Joiner(token) => {
-            let record = newcomer.join(&token).await?;
+        Settled::Joined(record) => {
             let timing = view_out.borrow().profile.timing();
             let control = start_raft(&dir, &identity, timing, &surroundings, &mesh, &tasks).await?;
             (record, timing, control, None)
         }
-        Place::Founder => {
+        Settled::Founder(chosen) => {
             let timing = config.profile.timing();
             let founding = newcomer.prepare_founding()?;
             let control = start_raft(&dir, &identity, timing, &surroundings, &mesh, &tasks).await?;
-            let (record, founded) = newcomer.found(founding, &control).await?;
-            (record, timing, control, Some(founded))
+            let (record, founded) = newcomer.found(founding, chosen, &control).await?;
+            (record, timing, control, founded)
         }
     };
     upkeep::spawn_view(&tasks, control.view(), view_out, store.clone());

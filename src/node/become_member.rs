@@ -1,4 +1,5 @@
-//! How a node becomes a member: it is one already, is let in by a token, or founds a cluster.
+//! How a node becomes a member: it is one already, is let in by a token, founds a cluster, or finds out
+//! with others who of them does.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,16 +11,19 @@ use crate::{
     disk::{Create, Durability},
     identity::{ClusterCa, ClusterRecord, Identity, JoinToken, SealKey, Store, seal},
     join::{
-        self, TokenLimits,
+        self, Gathered, Joined, Meeting, TokenLimits,
         bootstrap::{Decision, Situation, decide as decide_bootstrap, must_look_around},
         token_record,
     },
+    protocol::StreamKind,
     raft::{Command, Control, Outcome},
     transport::Mesh,
     types::{Addresses, ClusterId, ClusterView, Member, Role},
 };
 
-use super::{NodeConfig, NodeError, local::VERSION, peers::Peers, surroundings::Surroundings};
+use super::{
+    NodeConfig, NodeError, late::LateHandlers, local::VERSION, peers::Peers, surroundings::Surroundings,
+};
 
 /// How long a node without any instruction looks for a cluster on the LAN.
 const LOOK_AROUND: Duration = Duration::from_secs(2);
@@ -33,10 +37,21 @@ pub const ADMIN_TOKEN_FILE: &str = "admin.token";
 pub(super) enum Place {
     Member(ClusterRecord),
     Joiner(JoinToken),
+    /// One of so many that start together with a token chosen up front.
+    Carrier(JoinToken, u32),
     Founder,
 }
 
-/// Told once, when a cluster is founded.
+/// What it is once that is settled with whom it may concern.
+pub(super) enum Settled {
+    Member(ClusterRecord),
+    /// Let in a moment ago.
+    Joined(ClusterRecord),
+    /// With the token chosen up front, if there is one.
+    Founder(Option<JoinToken>),
+}
+
+/// Told once, when a cluster is founded and a token for the next nodes is made for it.
 #[derive(Debug, Clone)]
 pub struct Founded {
     /// The token for the next nodes.
@@ -90,14 +105,21 @@ pub(super) async fn decide(
             }
             Ok(Place::Member(record))
         }
-        (Decision::Join, _, Some(token)) => Ok(Place::Joiner(token.clone())),
-        (Decision::Found, ..) if config.role == Role::Voter => Ok(Place::Founder),
-        (Decision::Found, ..) => {
-            Err(NodeError::Usage("the first node of a cluster is a voter: start without --role".into()))
+        (Decision::Join, _, Some(token)) if config.role != Role::Voter && config.role != token.role() => {
+            Err(NodeError::Usage(format!(
+                "this join token is for a {}, --role says {}: make one with `skein token create --role {}`, or leave \
+                 --role out",
+                token.role(),
+                config.role,
+                config.role
+            )))
         }
-        (Decision::Expect { .. }, ..) => Err(NodeError::Usage(
-            "--bootstrap-expect: not in this release; start one node, then the others with --join".into(),
-        )),
+        (Decision::Join, _, Some(token)) => Ok(Place::Joiner(token.clone())),
+        (Decision::Found | Decision::Expect { .. }, ..) if config.role != Role::Voter => {
+            Err(NodeError::Usage("the first nodes of a cluster are voters: start without --role".into()))
+        }
+        (Decision::Found, ..) => Ok(Place::Founder),
+        (Decision::Expect { nodes }, _, Some(token)) => Ok(Place::Carrier(token.clone(), nodes)),
         (other, ..) => Err(NodeError::Usage(format!("cannot start like this: {other:?}"))),
     }
 }
@@ -125,9 +147,15 @@ pub(super) struct Founding {
 }
 
 impl Newcomer<'_> {
-    /// Asks to be let in until somebody answers for good. The connection that asked becomes the
-    /// first link.
-    pub(super) async fn join(&self, token: &JoinToken) -> Result<ClusterRecord, NodeError> {
+    /// Settles what this node is. Waits for as long as it takes for somebody to let it in, or for the
+    /// others it starts together with.
+    pub(super) async fn settle(&self, place: Place, late: &LateHandlers) -> Result<Settled, NodeError> {
+        let (token, nodes) = match place {
+            Place::Member(record) => return Ok(Settled::Member(record)),
+            Place::Founder => return Ok(Settled::Founder(None)),
+            Place::Joiner(token) => (token, None),
+            Place::Carrier(token, nodes) => (token, Some(nodes)),
+        };
         let clock = self.surroundings.clone();
         let jitter = self.surroundings.clone();
         let joiner = join::Joiner {
@@ -151,7 +179,24 @@ impl Newcomer<'_> {
             sightings: self.peers.sightings.clone(),
             interfaces: self.peers.sightings.is_some().then_some(interfaces),
         };
-        let joined = join::join(&joiner, token, &applicant, sources).await?;
+        let Some(nodes) = nodes else {
+            let joined = join::join(&joiner, &token, &applicant, sources).await?;
+            return Ok(Settled::Joined(self.enter(joined).await?));
+        };
+        if nodes == 1 && sources.sightings.is_some() {
+            // No other node has to be heard for this one to go ahead: it must have had the time to hear.
+            tokio::time::sleep(LOOK_AROUND).await;
+        }
+        let meeting = Meeting::open(self.store, self.identity.node(), &token, nodes, applicant).await?;
+        late.fill(StreamKind::Join, Arc::new(meeting.clone()));
+        match join::gather(&joiner, &token, sources, &meeting, self.store).await? {
+            Gathered::Founder => Ok(Settled::Founder(Some(token))),
+            Gathered::Joined(joined) => Ok(Settled::Joined(self.enter(*joined).await?)),
+        }
+    }
+
+    /// Makes a node that was let in a member. The connection that it asked on becomes its first link.
+    async fn enter(&self, joined: Joined) -> Result<ClusterRecord, NodeError> {
         let record = joined.record();
         let view = joined.first_view();
         // On disk before it counts: from here on a restart rejoins instead of asking again. The view
@@ -194,26 +239,31 @@ impl Newcomer<'_> {
         Ok(Founding { cluster, name, ca, member, certificate: issued.certificate })
     }
 
-    /// Makes a raft of one and founds the cluster in it. The record that makes this node a member
-    /// is written last: a crash before it leaves an empty node that starts over.
+    /// Makes a raft of one and founds the cluster in it, with the token chosen up front or with one
+    /// made for the next nodes. The record that makes this node a member is written last: a crash
+    /// before it leaves an empty node that starts over.
     pub(super) async fn found(
         &self,
         founding: Founding,
+        chosen: Option<JoinToken>,
         control: &Control,
-    ) -> Result<(ClusterRecord, Founded), NodeError> {
+    ) -> Result<(ClusterRecord, Option<Founded>), NodeError> {
         control.initialize().await?;
         let now_ms = self.surroundings.unix_ms();
         let failed = |what: &str, error: &dyn std::fmt::Display| NodeError::Task(format!("{what}: {error}"));
         let ca_certificate = founding.ca.certificate().to_vec();
         let mut rng = self.surroundings.rng();
-        let token =
-            JoinToken::for_cluster(Role::Voter, founding.cluster, &ca_certificate, Vec::new(), &mut rng)
-                .map_err(|e| failed("cannot make a join token", &e))?;
-        let limits = TokenLimits {
-            expires_ms: Some(now_ms + FIRST_TOKEN_MS),
-            uses: Some(FIRST_TOKEN_USES),
-            created_ms: now_ms,
+        let (expires_ms, uses) = match &chosen {
+            Some(token) => (token.expires().map(|at| at.saturating_mul(1000)), token.uses()),
+            None => (Some(now_ms + FIRST_TOKEN_MS), Some(FIRST_TOKEN_USES)),
         };
+        let made = chosen.is_none();
+        let token = chosen.map_or_else(
+            || JoinToken::for_cluster(Role::Voter, founding.cluster, &ca_certificate, Vec::new(), &mut rng),
+            Ok,
+        );
+        let token = token.map_err(|e| failed("cannot make a join token", &e))?;
+        let limits = TokenLimits { expires_ms, uses, created_ms: now_ms };
         let verifier = token.verifier().map_err(|e| failed("cannot make a join token", &e))?;
         let sealed = seal::seal(
             founding.ca.private_key(),
@@ -251,7 +301,7 @@ impl Newcomer<'_> {
         self.store.set_cluster(&record).await?;
         let ttl = Duration::from_millis(FIRST_TOKEN_MS);
         tracing::info!(cluster = %record.cluster, name = record.name, "founded a new cluster");
-        Ok((record, Founded { token, uses: FIRST_TOKEN_USES, ttl }))
+        Ok((record, made.then_some(Founded { token, uses: FIRST_TOKEN_USES, ttl })))
     }
 
     async fn keep_admin_token(&self, token: &str) -> Result<(), NodeError> {

@@ -125,7 +125,8 @@ impl NodeError {
             | Self::Wal(_)
             | Self::DataDir(_)
             | Self::Store(_)
-            | Self::LostRecord { .. } => true,
+            | Self::LostRecord { .. }
+            | Self::Join(JoinError::Store(_)) => true,
             Self::Control(error) => matches!(error, ControlError::Log(_) | ControlError::Snapshot(_)),
             Self::Engine(error) => !matches!(error, EngineError::Broken(_)),
             Self::Follow(error) => matches!(error, FollowError::Wal(_)),

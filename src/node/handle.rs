@@ -131,7 +131,7 @@ impl Node {
         self.inner.this.mesh.local_addr()
     }
 
-    /// Set when this start founded a cluster.
+    /// Set when this start founded a cluster and made a token for the next nodes.
     pub fn founded(&self) -> Option<&Founded> {
         self.inner.founded.as_ref()
     }

@@ -1,5 +1,7 @@
 //! Messages of the `Join` stream. All of a stranger's bytes fit in `frame::MAX_JOIN`.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::types::{Addresses, ClusterId, NodeId, Recovery, Role, TimingProfile, TokenId};
@@ -18,6 +20,29 @@ pub enum JoinRequest {
     /// Between members only: a request that the sender, who has no CA key, passes on. Never passed
     /// on a second time.
     Relayed(Box<RelayedJoin>),
+    /// Between nodes of no cluster that were started with `--bootstrap-expect`: this is what I know.
+    Meet(Box<Carrier>),
+}
+
+/// What a node that carries `--bootstrap-expect` says to another, both ways.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carrier {
+    /// The token that all of them were given.
+    pub token: TokenId,
+    /// Ed25519 signature by the key derived from the token's secret over [`crate::join`]'s transcript
+    /// of a meeting: TLS exporter of this connection, and which end of it speaks.
+    #[serde(with = "serde_bytes")]
+    pub proof: Vec<u8>,
+    /// A label.
+    pub name: String,
+    /// The number behind the flag.
+    pub expect: u32,
+    /// Whom it has pledged itself to; on its disk before it is said.
+    pub pledge: Option<NodeId>,
+    /// Where it listens.
+    pub addresses: Vec<SocketAddr>,
+    /// Where it has met others lately: hints, so that one seed is enough for all to meet.
+    pub others: Vec<(NodeId, Vec<SocketAddr>)>,
 }
 
 /// A request as it came in at another member's door, with what that member knows of the
@@ -80,6 +105,8 @@ pub enum JoinResponse {
     },
     /// Never with this token: the joiner exits.
     Refused(Refusal),
+    /// Answer to [`JoinRequest::Meet`]: the same of the other end.
+    Met(Box<Carrier>),
 }
 
 /// What an admitted node needs to be a member.

@@ -12,6 +12,8 @@ mod all_killed;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod auth;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod bootstrap;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod cluster;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod failover;

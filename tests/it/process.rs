@@ -285,6 +285,15 @@ impl Process {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// What a command prints that asks no node; it must succeed.
+    #[track_caller]
+    pub fn skein_alone(&self, args: &[&str]) -> String {
+        let mut command = Command::new(program());
+        let output = bare(&mut command).args(args).stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "skein {args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// A new join token, by the command line.
     #[track_caller]
     pub fn token(&self, uses: usize) -> String {
