@@ -207,6 +207,10 @@ impl Fence {
     }
 
     /// Replaces the whole log by the position of an engine snapshot, under the same exclusion.
+    ///
+    /// `epoch` is that of the office whose node sent it. That node may have lost office and followed a
+    /// later one before it took the snapshot, so `base` may be of a later epoch. Having its records is
+    /// a promise of that epoch: the writer of one in between would ask for a cut below what is applied.
     pub async fn reset(
         &self,
         epoch: Epoch,
@@ -216,6 +220,7 @@ impl Fence {
     ) -> Result<(), FenceError> {
         let _step = self.steps.lock().await;
         self.check(epoch)?;
+        let epoch = epoch.max(base.epoch);
         self.raise(epoch);
         self.wal.settle().await?;
         self.wal.set_promise(epoch).await?;

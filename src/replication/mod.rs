@@ -13,6 +13,8 @@ pub mod fence;
 pub mod read_index;
 pub mod receiver;
 pub mod sender;
+#[cfg(all(test, feature = "testing"))]
+mod tests;
 pub mod voter;
 
 use std::{
