@@ -155,13 +155,15 @@ async fn send_records(
             let echo = acks.followers().get(&follower).map_or(0, |f| f.round);
             (acks.round(), echo, acks.confirmed(now))
         };
-        // Sealed for a later epoch: what is in the log from now on is not of this stream.
+        let committed = replica.commit();
+        // Sealed for a later epoch: what is in the log from now on, and what is known committed, may
+        // not be of this stream. Asked when both have been read.
         if replica.fence.promised() > tenure.epoch {
             return Ok(());
         }
         let head = Append {
             epoch: tenure.epoch,
-            commit: replica.commit(),
+            commit: committed,
             count: u32::try_from(records.len()).unwrap_or(u32::MAX),
             round,
             echo,

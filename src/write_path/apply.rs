@@ -135,6 +135,8 @@ impl Apply {
         let mut reader: Option<WalReader> = None;
         let mut tick = tokio::time::interval(CHECKPOINT_TICK);
         loop {
+            // The commit position first: it rises only when a cut is done, so the durable position read
+            // after it is not that of a log that was still to be cut.
             let limit = commit.borrow_and_update().seq.min(durable.borrow_and_update().seq);
             let next = self.applied.borrow().seq + 1;
             if limit < next {
