@@ -104,13 +104,17 @@ impl Reads {
     /// writer's heartbeats, never a wall clock.
     pub(super) fn staleness(&self) -> Option<Duration> {
         let now = Instant::now();
+        // First how fresh, then how far: what comes in between makes data look older, never younger.
+        let confirmed = match self.replica.tenure() {
+            Some(tenure) => {
+                let confirmed = tenure.acks().confirmed(now);
+                confirmed.filter(|_| tenure.has_begun(self.replica.commit()))
+            }
+            None => self.replica.watch_contact().borrow().and_then(|contact| contact.confirmed),
+        };
         if self.applied().seq < self.replica.commit().seq {
             return None;
         }
-        let confirmed = match self.replica.tenure() {
-            Some(tenure) => tenure.acks().confirmed(now),
-            None => self.replica.watch_contact().borrow().and_then(|contact| contact.confirmed),
-        };
         confirmed.map(|at| now.saturating_duration_since(at))
     }
 

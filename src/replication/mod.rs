@@ -227,6 +227,13 @@ impl Tenure {
         self.acks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// True once its own `EpochStart` is at or below the position known committed. Until then that
+    /// position may lack what earlier offices acknowledged: however lately a majority has confirmed
+    /// this writer, nobody may call its data fresh.
+    pub const fn has_begun(&self, committed: Lsn) -> bool {
+        committed.epoch == self.epoch
+    }
+
     /// The membership this office counts with.
     pub fn membership(&self) -> MembershipId {
         *self.membership.borrow()

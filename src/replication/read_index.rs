@@ -70,7 +70,7 @@ impl ReadIndex {
     async fn index(&self) -> Result<Lsn, ReadIndexError> {
         let tenure = self.replica.tenure().ok_or(ReadIndexError::NotWriter)?;
         let index = self.replica.commit();
-        if index.epoch != tenure.epoch {
+        if !tenure.has_begun(index) {
             return Err(ReadIndexError::NotWriter);
         }
         let view = self.replica.view.borrow().clone();

@@ -156,6 +156,7 @@ async fn send_records(
             (acks.round(), echo, acks.confirmed(now))
         };
         let committed = replica.commit();
+        let confirmed = confirmed.filter(|_| tenure.has_begun(committed));
         // Sealed for a later epoch: what is in the log from now on, and what is known committed, may
         // not be of this stream. Asked when both have been read.
         if replica.fence.promised() > tenure.epoch {
