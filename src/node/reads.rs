@@ -108,6 +108,7 @@ impl Reads {
         let confirmed = match self.replica.tenure() {
             Some(tenure) => {
                 let confirmed = tenure.acks().confirmed(now);
+                // Model: read_after_epoch_start_commits
                 confirmed.filter(|_| tenure.has_begun(self.replica.commit()))
             }
             None => self.replica.watch_contact().borrow().and_then(|contact| contact.confirmed),

@@ -73,6 +73,7 @@ impl Acks {
             return own.filter(|lsn| lsn.seq >= self.start);
         }
         let seq = self.lowest_of_majorities(durable)?;
+        // Model: own_epoch_only
         (seq >= self.start).then_some(Lsn::new(self.epoch, seq))
     }
 
@@ -113,6 +114,8 @@ impl Acks {
 
     /// For each set the value that a majority reaches; the lowest of these.
     fn lowest_of_majorities(&self, value: impl Fn(&NodeId) -> u64) -> Option<u64> {
+        // Model: both_sets_while_joint
+        // Model: learners_never_count
         self.voters
             .iter()
             .map(|set| {

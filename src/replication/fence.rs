@@ -135,11 +135,13 @@ impl Fence {
         // Intake is stopped by now; what was queued before may still reach the disk and must be
         // covered by the report.
         self.wal.settle().await?;
+        // Model: promise_before_report
         self.wal.set_promise(seal.epoch).await?;
         Ok(Sealed::Report(Report {
             node: self.node,
             boot: self.boot,
             promise: seal.epoch,
+            // Model: report_last_record_epoch
             durable: self.wal.durable(),
             commit,
         }))
@@ -183,6 +185,7 @@ impl Fence {
         self.check(epoch)?;
         self.raise(epoch);
         self.wal.settle().await?;
+        // Model: accepting_is_promising
         self.wal.set_promise(epoch).await?;
         if keep < applied.seq {
             return Err(FenceError::CutsApplied { keep, applied });
@@ -191,6 +194,7 @@ impl Fence {
         let keep =
             if crate::types::planted::is("keep_the_tail") { keep.max(self.wal.end().seq) } else { keep };
         if keep < self.wal.end().seq {
+            // Model: cut_durable_before_adoption
             let report = self.wal.cut(keep).await?;
             tracing::warn!(
                 keep,
@@ -220,6 +224,7 @@ impl Fence {
     ) -> Result<(), FenceError> {
         let _step = self.steps.lock().await;
         self.check(epoch)?;
+        // Model: installing_is_promising
         let epoch = epoch.max(base.epoch);
         self.raise(epoch);
         self.wal.settle().await?;
@@ -253,6 +258,7 @@ impl Fence {
     /// Appends records of an adopted stream, unless the session has ended.
     pub fn append_replica(&self, session: Session, records: Bytes) -> Result<Lsn, FenceError> {
         let state = self.state();
+        // Model: promise_against_stream_epoch
         if state.session != Some(session) || state.promised > session.epoch {
             return Err(FenceError::Fenced { promised: state.promised, epoch: session.epoch });
         }
@@ -269,6 +275,7 @@ impl Fence {
     /// counted; `None` once a higher epoch is promised.
     pub fn durable_for(&self, epoch: Epoch) -> Option<Lsn> {
         let state = self.state();
+        // Model: no_ack_below_promise
         (state.promised <= epoch).then(|| self.wal.durable())
     }
 

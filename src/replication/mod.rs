@@ -213,6 +213,7 @@ impl Replica {
     pub fn recount(&self, tenure: &Tenure) {
         // Read under the fence: a fenced writer no longer counts its own vote, and what it has
         // counted before the promise is covered by the report it gives after.
+        // Model: no_own_vote_below_promise
         let own = self.fence.durable_for(tenure.epoch);
         let commit = tenure.acks().commit(own);
         if let Some(commit) = commit {

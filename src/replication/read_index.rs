@@ -70,6 +70,7 @@ impl ReadIndex {
     async fn index(&self) -> Result<Lsn, ReadIndexError> {
         let tenure = self.replica.tenure().ok_or(ReadIndexError::NotWriter)?;
         let index = self.replica.commit();
+        // Model: read_after_epoch_start_commits
         if !tenure.has_begun(index) {
             return Err(ReadIndexError::NotWriter);
         }
@@ -78,6 +79,7 @@ impl ReadIndex {
         if self.replica.fence.promised() <= tenure.epoch {
             confirmed.insert(self.replica.node);
         }
+        // Model: confirmed_after_the_question
         let question = ReadRequest::Confirm { epoch: tenure.epoch };
         let mut answers: FuturesUnordered<_> =
             view.all_voters()
@@ -90,6 +92,7 @@ impl ReadIndex {
                     }
                 })
                 .collect();
+        // Model: read_confirmed_by_majority
         while !view.is_quorum(&confirmed) {
             match answers.next().await {
                 Some((voter, Ok(ReadResponse::Confirmed))) => drop(confirmed.insert(voter)),

@@ -109,6 +109,7 @@ async fn position(
 ) -> Result<Subscribed, WalError> {
     let wal = &replica.wal;
     let epochs = wal.epochs();
+    // Model: cut_by_epoch_table
     let keep = epochs.common_prefix(&subscribe.epochs, subscribe.durable.seq);
     if keep + 1 < wal.first_seq() || keep > wal.end().seq {
         return Ok(Subscribed::SnapshotNeeded { first: wal.first_seq() });
@@ -156,9 +157,11 @@ async fn send_records(
             (acks.round(), echo, acks.confirmed(now))
         };
         let committed = replica.commit();
+        // Model: read_after_epoch_start_commits
         let confirmed = confirmed.filter(|_| tenure.has_begun(committed));
         // Sealed for a later epoch: what is in the log from now on, and what is known committed, may
         // not be of this stream. Asked when both have been read.
+        // Model: commit_believed_after_cut
         if replica.fence.promised() > tenure.epoch {
             return Ok(());
         }
@@ -191,6 +194,7 @@ async fn take_acks(
 ) -> Result<(), SendError> {
     loop {
         let ack: Ack = recv.read_message(MAX_MESSAGE).await?;
+        // Model: ack_names_stream_epoch
         if ack.epoch != tenure.epoch {
             return Err(SendError::WrongEpoch { got: ack.epoch, want: tenure.epoch });
         }

@@ -118,6 +118,7 @@ impl SmallFiles {
         let (promise_path, mark_path) = (dir.join(PROMISE.0), dir.join(WATERMARK.0));
         let begun = has(BASE) || names.iter().any(|name| parse_segment_name(name).is_some());
         if !has(PROMISE.0) {
+            // Model: promise_fsynced
             if begun || has(WATERMARK.0) {
                 return Err(WalError::MissingPromise { dir: dir.to_owned() });
             }
@@ -273,6 +274,7 @@ impl Scan {
                 at += written;
             }
         }
+        // Model: fsync_before_durable
         last.file.write(last.end, Vec::new(), Durability::Now).await.map_err(&what)
     }
 

@@ -165,6 +165,7 @@ impl WalDriver {
 
     async fn set_promise(&mut self, epoch: Epoch) -> Result<(), WalError> {
         if epoch > self.shared.lock().promise {
+            // Model: promise_fsynced
             self.promise.write_both(promise_values(epoch)).await.map_err(failed("writing the promise"))?;
             self.shared.lock().promise = epoch;
         }
@@ -208,6 +209,8 @@ impl WalDriver {
             self.shared.written(&mut self.shared.lock(), &group);
             return Ok(true);
         }
+        // Model: ack_after_fsync
+        // Model: own_vote_after_fsync
         file.write(offset, parts, Durability::Now).await.map_err(failed("writing the log"))?;
         self.shared.written(&mut self.shared.lock(), &group);
         Ok(true)

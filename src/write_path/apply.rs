@@ -137,6 +137,7 @@ impl Apply {
         loop {
             // The commit position first: it rises only when a cut is done, so the durable position read
             // after it is not that of a log that was still to be cut.
+            // Model: apply_committed_only
             let limit = commit.borrow_and_update().seq.min(durable.borrow_and_update().seq);
             let next = self.applied.borrow().seq + 1;
             if limit < next {
