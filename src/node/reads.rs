@@ -105,13 +105,15 @@ impl Reads {
     /// writer's heartbeats, never a wall clock.
     pub(super) fn staleness(&self) -> Option<Duration> {
         let now = Instant::now();
-        if self.applied().seq < self.replica.commit().seq {
-            return None;
-        }
+        // First how fresh, then how far: what comes in between makes data look older, never younger.
         let confirmed = match self.replica.tenure() {
+            // Model: read_after_epoch_start_commits
             Some(tenure) => self.replica.confirmed(&tenure, now),
             None => self.replica.watch_contact().borrow().and_then(|contact| contact.confirmed),
         };
+        if self.applied().seq < self.replica.commit().seq {
+            return None;
+        }
         confirmed.map(|at| now.saturating_duration_since(at))
     }
 

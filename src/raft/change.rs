@@ -107,6 +107,7 @@ impl Control {
         change: ChangeMembers<NodeId, EmptyNode>,
         retain: bool,
     ) -> Result<(), ControlError> {
+        // Model: one_voter_per_change
         let same = Precondition::LastMembershipLogId { last_membership_log_id: *newest.log_id() };
         match self.inner.raft.change_membership_if(change, retain, [same]).await {
             Ok(_) => Ok(()),

@@ -173,6 +173,7 @@ impl Failover {
         })?;
         // The membership under which the majority was counted goes into the command; apply refuses
         // it under any other.
+        // Model: membership_unchanged_since_seal
         let office =
             Office { epoch: seal.epoch, node: chosen.node, boot: chosen.boot, membership: view.membership };
         match self.control.propose(Command::SetWriter(office), self.timing.election_max * 4).await {
@@ -365,6 +366,8 @@ pub enum Alarm {
 
 /// Highest (epoch, seq) of durable records wins; `preferred` wins ties, then the smallest id.
 pub fn decide(reports: &[Report], preferred: NodeId) -> Result<&Report, Alarm> {
+    // Model: compare_epoch_then_seq
+    // Model: highest_report_wins
     let chosen = reports
         .iter()
         .max_by_key(|report| (rank(report), report.node == preferred, std::cmp::Reverse(report.node)))

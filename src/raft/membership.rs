@@ -84,6 +84,7 @@ pub fn next_step(facts: &Facts<'_>) -> Option<Step> {
     let view = facts.view;
     let [voters] = view.voters.as_slice() else { return None };
     // The gate: judged against the newest entry in the log, not the applied one.
+    // Model: one_change_until_marked
     let shut = facts.newest != view.membership || facts.marked < facts.newest;
     #[cfg(feature = "testing")]
     let shut = shut && !crate::types::planted::is("membership_gate_dropped");

@@ -221,9 +221,11 @@ fn refusal(token: &TokenRecord, member: &Member, at_ms: u64) -> Option<Refusal> 
 /// counted, only a voter. Each clause has a counterexample without it; the tests name them.
 fn set_writer(state: &mut State, membership: &StoredMembership, office: Office) -> Outcome {
     let current = state.writer.map_or(0, |writer| writer.epoch);
+    // Model: membership_unchanged_since_seal
     let counted = office.membership == membership_id(membership);
     #[cfg(feature = "testing")]
     let counted = counted || crate::types::planted::is("setwriter_without_membership");
+    // Model: next_epoch_only
     let takes = current.checked_add(1) == Some(office.epoch)
         && counted
         && membership.voter_ids().any(|voter| voter == office.node);

@@ -69,6 +69,7 @@ impl Acks {
             return own.filter(|lsn| lsn.seq >= self.start);
         }
         let seq = self.lowest_of_majorities(|id| self.durable(id, own))?;
+        // Model: own_epoch_only
         let own_epoch = seq >= self.start;
         #[cfg(feature = "testing")]
         let own_epoch = own_epoch || crate::types::planted::is("commit_old_epoch");
@@ -124,6 +125,8 @@ impl Acks {
 
     /// For each set the value that a majority reaches; the lowest of these.
     fn lowest_of_majorities(&self, value: impl Fn(&NodeId) -> u64) -> Option<u64> {
+        // Model: both_sets_while_joint
+        // Model: learners_never_count
         self.voters
             .iter()
             .map(|set| {

@@ -91,6 +91,7 @@ pub async fn fetch(
     let mut stream = mesh.open(office.node, StreamKind::Snapshot, Lane::Bulk).await?;
     stream.send.finish()?;
     let offer: Offer = stream.recv.read_message(MAX_RAFT).await?;
+    // Model: snapshot_beyond_log_end
     if offer.position <= replica.wal.end() || offer.files.len() > MAX_FILES {
         return Err(CatchUpError::Retry(format!("the snapshot at {} is of no use here", offer.position)));
     }
@@ -178,6 +179,7 @@ async fn send(
     disk: &dyn Disk,
     mut stream: Stream,
 ) -> Result<Lsn, CatchUpError> {
+    // Model: snapshot_of_applied
     let export = applier.export().await?;
     replica.keep_behind(export.position.seq, Instant::now() + SENDING);
     let chain = replica.wal.chain_at(export.position.seq).await.map_err(FenceError::from)?;

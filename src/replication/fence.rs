@@ -159,11 +159,13 @@ impl Fence {
         if crate::types::planted::is("seal_before_promise_fsync") {
             return Ok(self.report(seal.epoch, commit));
         }
+        // Model: promise_before_report
         self.wal.set_promise(seal.epoch).await?;
         Ok(self.report(seal.epoch, commit))
     }
 
     fn report(&self, promise: Epoch, commit: Lsn) -> Sealed {
+        // Model: report_last_record_epoch
         let (node, boot, durable) = (self.node, self.boot, self.wal.durable());
         Sealed::Report(Report { node, boot, promise, durable, commit })
     }
@@ -206,6 +208,7 @@ impl Fence {
         self.check(epoch)?;
         self.raise(epoch);
         self.wal.settle().await?;
+        // Model: accepting_is_promising
         self.wal.set_promise(epoch).await?;
         if keep < applied.seq {
             return Err(FenceError::CutsApplied { keep, applied });
@@ -214,6 +217,7 @@ impl Fence {
         let keep =
             if crate::types::planted::is("keep_the_tail") { keep.max(self.wal.end().seq) } else { keep };
         if keep < self.wal.end().seq {
+            // Model: cut_durable_before_adoption
             let report = self.wal.cut(keep).await?;
             tracing::warn!(
                 keep,
@@ -230,6 +234,10 @@ impl Fence {
     }
 
     /// Replaces the whole log by the position of an engine snapshot, under the same exclusion.
+    ///
+    /// `epoch` is that of the office whose node sent it. That node may have lost office and followed a
+    /// later one before it took the snapshot, so `base` may be of a later epoch. Having its records is
+    /// a promise of that epoch: the writer of one in between would ask for a cut below what is applied.
     pub async fn reset(
         &self,
         epoch: Epoch,
@@ -239,6 +247,8 @@ impl Fence {
     ) -> Result<(), FenceError> {
         let _step = self.steps.lock().await;
         self.check(epoch)?;
+        // Model: installing_is_promising
+        let epoch = epoch.max(base.epoch);
         self.raise(epoch);
         self.wal.settle().await?;
         self.wal.set_promise(epoch).await?;
@@ -271,6 +281,7 @@ impl Fence {
     /// Appends records of an adopted stream, unless the session has ended.
     pub fn append_replica(&self, session: Session, records: Bytes) -> Result<Lsn, FenceError> {
         let state = self.state();
+        // Model: promise_against_stream_epoch
         if state.session != Some(session) || state.promised > session.epoch {
             return Err(FenceError::Fenced { promised: state.promised, epoch: session.epoch });
         }
@@ -287,6 +298,7 @@ impl Fence {
     /// counted; `None` once a higher epoch is promised.
     pub fn durable_for(&self, epoch: Epoch) -> Option<Lsn> {
         let state = self.state();
+        // Model: no_ack_below_promise
         (state.promised <= epoch).then(|| self.wal.durable())
     }
 

@@ -13,6 +13,8 @@ pub mod fence;
 pub mod read_index;
 pub mod receiver;
 pub mod sender;
+#[cfg(all(test, feature = "testing"))]
+mod tests;
 pub mod voter;
 
 use std::{
@@ -214,10 +216,8 @@ impl Replica {
     /// office is committed: until then the commit position may be behind what an earlier office
     /// acknowledged, however fresh the contact is.
     pub fn confirmed(&self, tenure: &Tenure, now: Instant) -> Option<Instant> {
-        if self.commit().seq < tenure.start {
-            return None;
-        }
-        tenure.acks().confirmed(now)
+        let confirmed = tenure.acks().confirmed(now);
+        confirmed.filter(|_| tenure.has_begun(self.commit()))
     }
 
     /// Recounts what is committed and what is on every voter after an ack, an fsync or a change of
@@ -225,6 +225,7 @@ impl Replica {
     pub fn recount(&self, tenure: &Tenure) {
         // Read under the fence: a fenced writer no longer counts its own vote, and what it has
         // counted before the promise is covered by the report it gives after.
+        // Model: no_own_vote_below_promise
         let own = self.fence.durable_for(tenure.epoch);
         let commit = tenure.count(own);
         if let Some(commit) = commit {
@@ -237,6 +238,13 @@ impl Tenure {
     /// Acks of this office.
     pub fn acks(&self) -> MutexGuard<'_, Acks> {
         self.acks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True once its own `EpochStart` is at or below the position known committed. Until then that
+    /// position may lack what earlier offices acknowledged: however lately a majority has confirmed
+    /// this writer, nobody may call its data fresh.
+    pub const fn has_begun(&self, committed: Lsn) -> bool {
+        committed.epoch == self.epoch
     }
 
     /// The membership this office counts with.

@@ -70,10 +70,11 @@ impl ReadIndex {
     async fn index(&self) -> Result<Lsn, ReadIndexError> {
         let tenure = self.replica.tenure().ok_or(ReadIndexError::NotWriter)?;
         let index = self.replica.commit();
-        let started = index.epoch == tenure.epoch;
+        // Model: read_after_epoch_start_commits
+        let begun = tenure.has_begun(index);
         #[cfg(feature = "testing")]
-        let started = started || crate::types::planted::is("read_before_epoch_start");
-        if !started {
+        let begun = begun || crate::types::planted::is("read_before_epoch_start");
+        if !begun {
             return Err(ReadIndexError::NotWriter);
         }
         #[cfg(feature = "testing")]
@@ -85,6 +86,7 @@ impl ReadIndex {
         if self.replica.fence.promised() <= tenure.epoch {
             confirmed.insert(self.replica.node);
         }
+        // Model: confirmed_after_the_question
         let question = ReadRequest::Confirm { epoch: tenure.epoch };
         let mut answers: FuturesUnordered<_> =
             view.all_voters()
@@ -97,6 +99,7 @@ impl ReadIndex {
                     }
                 })
                 .collect();
+        // Model: read_confirmed_by_majority
         while !view.is_quorum(&confirmed) {
             match answers.next().await {
                 Some((voter, Ok(ReadResponse::Confirmed))) => drop(confirmed.insert(voter)),

@@ -225,6 +225,7 @@ impl Receiver {
                 })
             }
             Subscribed::Resume { keep, chain, epochs, end } => {
+                // Model: serve_after_epoch_start
                 if keep > durable.seq || epochs.last_epoch() != office.epoch {
                     return Err(End::Retry("the writer's answer contradicts its office".into()));
                 }
@@ -290,6 +291,7 @@ impl Receiver {
                 unsynced.add(replica.fence.append_replica(session, records)?, len);
             }
             // Believed only while this session is the adopted one: its cut is done.
+            // Model: commit_believed_after_cut
             if !replica.fence.is_current(session) {
                 return Err(End::Retry("sealed".into()));
             }
@@ -341,6 +343,7 @@ impl Receiver {
         loop {
             durable.mark_unchanged();
             let round = *rounds.borrow_and_update();
+            // Model: no_ack_below_promise
             let Some(at) = replica.fence.durable_for(office.epoch) else {
                 return Err(End::Retry("a higher epoch is promised".into()));
             };

@@ -109,6 +109,7 @@ async fn position(
 ) -> Result<Subscribed, WalError> {
     let wal = &replica.wal;
     let epochs = wal.epochs();
+    // Model: cut_by_epoch_table
     let keep = epochs.common_prefix(&subscribe.epochs, subscribe.durable.seq);
     if keep + 1 < wal.first_seq() || keep > wal.end().seq {
         return Ok(Subscribed::SnapshotNeeded { first: wal.first_seq() });
@@ -155,14 +156,18 @@ async fn send_records(
             let echo = acks.followers().get(&follower).map_or(0, |f| f.round);
             (acks.round(), echo)
         };
+        // Model: read_after_epoch_start_commits
         let confirmed = replica.confirmed(tenure, now);
-        // Sealed for a later epoch: what is in the log from now on is not of this stream.
+        let committed = replica.commit();
+        // Sealed for a later epoch: what is in the log from now on, and what is known committed, may
+        // not be of this stream. Asked when both have been read.
+        // Model: commit_believed_after_cut
         if replica.fence.promised() > tenure.epoch {
             return Ok(());
         }
         let head = Append {
             epoch: tenure.epoch,
-            commit: replica.commit(),
+            commit: committed,
             count: u32::try_from(records.len()).unwrap_or(u32::MAX),
             round,
             echo,
@@ -189,6 +194,7 @@ async fn take_acks(
 ) -> Result<(), SendError> {
     loop {
         let ack: Ack = recv.read_message(MAX_MESSAGE).await?;
+        // Model: ack_names_stream_epoch
         if ack.epoch != tenure.epoch {
             return Err(SendError::WrongEpoch { got: ack.epoch, want: tenure.epoch });
         }

@@ -141,6 +141,7 @@ impl EpochTable {
     pub fn common_prefix(&self, follower: &Self, follower_end: u64) -> u64 {
         // The newest epoch that starts at the same seq in both: up to its end in the follower or
         // the next epoch start in the sender, whichever is first, both logs are equal.
+        // Model: cut_by_epoch_table
         let shared = follower.0.iter().rev().find(|&&(epoch, start)| self.start_of(epoch) == Some(start));
         let Some(&(epoch, _)) = shared else {
             // Nothing shared: equal only before either's first record.
@@ -149,6 +150,7 @@ impl EpochTable {
         };
         let next = |table: &Self| table.0.iter().find(|e| e.0 > epoch).map(|e| e.1);
         let follower_part = next(follower).map_or(follower_end, |start| start - 1);
+        // Model: cut_only_at_later_epoch
         match next(self) {
             Some(start) => follower_part.min(start - 1),
             None => follower_part,

@@ -176,6 +176,7 @@ impl ClusterView {
 
     /// True when `have` holds a majority of **each** voter set (and there is one).
     pub fn is_quorum(&self, have: &BTreeSet<NodeId>) -> bool {
+        // Model: both_sets_while_joint
         !self.voters.is_empty()
             && self.voters.iter().all(|set| is_majority(set.intersection(have).count(), set.len()))
     }

@@ -114,6 +114,7 @@ impl WalDriver {
             let state = self.shared.lock();
             (state.end, state.first_seq())
         };
+        // Model: snapshot_beyond_log_end
         if lsn <= end || lsn.seq + 1 < first {
             return Err(WalError::Refused(format!(
                 "snapshot {lsn} is not beyond the log, which ends at {end}"
@@ -164,6 +165,7 @@ impl WalDriver {
             report.map_err(|e| if is_full(&e) { WalError::Full } else { failed("saving orphans")(e) })?;
 
         let new_end = self.shared.lock().lsn_of(keep);
+        // Model: cut_durable_before_adoption
         self.write_watermark(Some(new_end)).await?;
         let gone = {
             let mut state = self.shared.lock();

@@ -187,6 +187,7 @@ pub(super) async fn read(
         let read = Slots::open(disk, &dir.join(PROMISE.0), PROMISE.1).await;
         Promise::from_values(read.map_err(slots("reading the promise"))?.1)
     } else if begun || has(WATERMARK.0) {
+        // Model: promise_fsynced
         return Err(WalError::MissingPromise { dir: dir.to_owned() });
     } else {
         Promise::default()
@@ -420,6 +421,7 @@ impl Scan {
                 at += written;
             }
         }
+        // Model: fsync_before_durable
         last.file.write(last.end, Vec::new(), Durability::Now).await.map_err(&what)
     }
 

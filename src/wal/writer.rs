@@ -184,6 +184,7 @@ impl WalDriver {
                 self.shared.lock().promise = epoch;
                 return Ok(());
             }
+            // Model: promise_fsynced
             self.write_promise(Promise { epoch, debt }).await?;
         }
         Ok(())
@@ -238,6 +239,8 @@ impl WalDriver {
             self.shared.written(&mut self.shared.lock(), &group);
             return Ok(true);
         }
+        // Model: ack_after_fsync
+        // Model: own_vote_after_fsync
         let written = file.write(offset, parts, Durability::Now).await;
         #[cfg(feature = "testing")]
         let written = if written.is_err() && crate::types::planted::is("retry_fsync") {

@@ -143,6 +143,9 @@ impl Apply {
         let mut reader: Option<WalReader> = None;
         let mut tick = tokio::time::interval(CHECKPOINT_TICK);
         loop {
+            // The commit position first: it rises only when a cut is done, so the durable position read
+            // after it is not that of a log that was still to be cut.
+            // Model: apply_committed_only
             let limit = commit.borrow_and_update().seq.min(durable.borrow_and_update().seq);
             #[cfg(feature = "testing")]
             let limit =

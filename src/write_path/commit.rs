@@ -179,6 +179,7 @@ impl Writer {
         if crate::types::planted::is("retry_not_checked_against_tail") {
             return Ok(());
         }
+        // Model: admit_after_epoch_start
         let mut opened = tenure.watch_opened();
         let mut office = self.replica.watch_tenure();
         let open = async {
@@ -262,6 +263,7 @@ impl Writer {
         let mut last_taken = 0;
         loop {
             let now = view.borrow_and_update().clone();
+            // Model: office_bound_to_boot
             let mine = |office: &Office| office.node == self.replica.node && self.is_boot_of(office);
             let fresh = now.writer.filter(|o| mine(o) && o.epoch > last_taken);
             if let Some(office) = fresh.filter(|o| o.epoch >= *promised.borrow_and_update()) {
@@ -312,6 +314,7 @@ impl Writer {
         self.apply.ledger().abandon();
         let start = self.mark(RecordKind::EpochStart, membership);
         let start = self.replica.fence.take_office(office.epoch, start).await?;
+        // Model: serve_after_epoch_start
         let tenure = self.replica.begin_tenure(office.epoch, start.lsn.seq, membership, voters);
         tracing::info!(epoch = office.epoch, start = %start.lsn, "took office as writer");
         let mut durable = self.replica.wal.watch_durable();
@@ -323,6 +326,7 @@ impl Writer {
                 return Ok(());
             }
             let now = view.borrow_and_update().clone();
+            // Model: view_is_one_value
             if now.writer.is_some_and(|w| w.epoch > office.epoch) {
                 return Ok(());
             }
