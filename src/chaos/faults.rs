@@ -132,7 +132,7 @@ impl Kind {
             Self::SyncError | Self::SyncDelay if !commands::is_there("strace") => {
                 Some("strace is not installed")
             }
-            Self::Skew if !commands::is_there("faketime") => Some("faketime is not installed"),
+            Self::Skew if commands::faketime().is_none() => Some("libfaketime is not installed"),
             _ => None,
         }
     }

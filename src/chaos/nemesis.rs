@@ -16,6 +16,7 @@ use tokio::{
 
 use crate::{
     cluster::{Cluster, DISK},
+    commands,
     faults::Kind,
     network,
     weather::{Disturbance, between},
@@ -228,7 +229,9 @@ impl Nemesis {
         if let Some(node) = cluster.nodes.get_mut(n) {
             let only_the_wall = ["env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "DONT_FAKE_MONOTONIC=1"];
             node.before = only_the_wall.map(str::to_owned).to_vec();
-            node.before.extend(["faketime".to_owned(), "-f".to_owned(), format!("{minutes:+}m")]);
+            let library = commands::faketime().unwrap_or_default();
+            node.before.push(format!("LD_PRELOAD={}", library.display()));
+            node.before.push(format!("FAKETIME={minutes:+}m"));
         }
         cluster.start(&[n]).await?;
         sleep(hold).await;
