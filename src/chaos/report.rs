@@ -157,6 +157,9 @@ impl fmt::Display for Report {
             "healed       writes after {} ms, level after {} ms",
             self.writes_after_ms, self.level_after_ms
         )?;
+        if self.interrupted {
+            writeln!(f, "interrupted before its end: what has to be there in the end was not looked at")?;
+        }
         writeln!(f, "violations   {}", self.violations.len())?;
         for violation in self.violations.iter().take(SHOWN) {
             writeln!(f, "  {violation}")?;

@@ -16,7 +16,9 @@ use tokio::{
 };
 
 use crate::{
-    Args, check, clients,
+    Args,
+    check::{self, Violation},
+    clients,
     cluster::Cluster,
     disk::{self, Disk},
     faults, isolation,
@@ -62,26 +64,46 @@ async fn go(args: &Args) -> Result<Report, Failure> {
     };
     let ledger = Arc::new(Ledger::new());
     let began = Instant::now();
+    // The first process of a process namespace dies of no signal that it does not ask for.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stop = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
     let outcome = match args.power_loss {
-        Some(cycles) => power_loss::run(cycles, home.path(), seed, &ledger, &mut report).await,
-        None => storm(args, home.path(), &ledger, &mut report).await,
+        Some(cycles) => tokio::select! {
+            outcome = power_loss::run(cycles, home.path(), seed, &ledger, &mut report) => outcome,
+            () = stop => { report.interrupted = true; Ok(()) }
+        },
+        None => storm(args, home.path(), &ledger, stop, &mut report).await,
     };
     report.seconds = began.elapsed().as_secs_f64();
     let history = ledger.history();
     report.count(&history);
     report.failed_attempts = ledger.failed.load(Ordering::Relaxed);
-    if outcome.is_ok() {
-        report.violations.extend(check::check(&history));
+    report.violations.extend(check::check(&history));
+    if let Err(failure) = outcome {
+        // What came before it may be the reason, so it is told with the rest.
+        report.violations.push(Violation::new("run", failure.to_string()));
     }
-    if outcome.is_err() || args.keep || !report.violations.is_empty() {
+    if args.keep || !report.violations.is_empty() {
         keep(home.path(), &history, &report)?;
         report.kept = Some(home.keep().display().to_string());
     }
-    outcome.map(|()| report).inspect_err(|_| eprintln!("logs and disks are kept"))
+    Ok(report)
 }
 
 /// Faults, clients, healing, a last look.
-async fn storm(args: &Args, home: &Path, ledger: &Arc<Ledger>, report: &mut Report) -> Result<(), Failure> {
+async fn storm(
+    args: &Args,
+    home: &Path,
+    ledger: &Arc<Ledger>,
+    stop: impl Future<Output = ()>,
+    report: &mut Report,
+) -> Result<(), Failure> {
     let (nodes, seed) = (usize::from(args.nodes), report.seed);
     let disks = match Disk::try_ext4(home) {
         Ok(()) => disk::Kind::Ext4,
@@ -96,12 +118,9 @@ async fn storm(args: &Args, home: &Path, ledger: &Arc<Ledger>, report: &mut Repo
     let relay = Relay::start(nodes, seed)?;
     let mut cluster = Cluster::prepare(nodes, home, disks, relay, args.patience)?;
     let mut nemesis = Nemesis::new(kinds, seed);
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
     let told = tokio::select! {
         told = tell(args, &mut cluster, &mut nemesis, ledger, report) => told,
-        _ = interrupt.recv() => { report.interrupted = true; Ok(()) }
-        _ = terminate.recv() => { report.interrupted = true; Ok(()) }
+        () = stop => { report.interrupted = true; Ok(()) }
     };
     report.faults = nemesis.counts;
     report.count_datagrams(&cluster.relay);
