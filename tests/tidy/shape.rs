@@ -39,7 +39,7 @@ fn shape(sources: &[Source]) -> Vec<Violation> {
                 format!("`{drawer}` says nothing: name the noun that is inside"),
             ));
         }
-        let root = module.is_empty() || matches!(module[0].as_str(), "main" | "bin");
+        let root = module.is_empty() || source.is_program() || module[0] == "bin";
         if !root && !declared.contains(&module) {
             found.push(violation(source, 1, "no `mod` declares this file, so it is never compiled"));
         }
@@ -110,6 +110,8 @@ fn a_misshapen_file_is_seen() {
         Source::new("src/wal/mod.rs", "//! w\npub(crate) mod record;\n#[cfg(test)]\nmod tests;"),
         Source::new("src/wal/record.rs", &tested),
         Source::new("src/wal/tests.rs", &long),
+        Source::new("src/chaos/main.rs", "//! c\nmod check;"),
+        Source::new("src/chaos/check.rs", "//! c"),
     ];
     assert_eq!(shape(&fine), []);
 }

@@ -29,11 +29,17 @@ impl Source {
         self.path.strip_prefix("src/")
     }
 
+    /// True for the root of a program: nothing declares it, and its modules lie beside it.
+    pub fn is_program(&self) -> bool {
+        self.in_src().is_some_and(|below| below == "main.rs" || below.ends_with("/main.rs"))
+    }
+
     /// `wal::record` for `src/wal/record.rs`; nothing for the crate root.
     pub fn module(&self) -> Vec<String> {
         let path = self.in_src().unwrap_or(&self.path).trim_end_matches(".rs");
         let mut parts: Vec<String> = path.split('/').map(str::to_owned).collect();
-        if parts.last().is_some_and(|last| matches!(last.as_str(), "mod" | "lib")) {
+        let program = self.is_program() && parts.len() > 1;
+        if program || parts.last().is_some_and(|last| matches!(last.as_str(), "mod" | "lib")) {
             parts.pop();
         }
         parts

@@ -1,0 +1,106 @@
+//! All clients of a run, and the last look at every node.
+
+use std::{sync::Arc, time::Duration};
+
+use skeinmesh::types::Lsn;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    feed::Feed,
+    history::{Final, History},
+    http::Connections,
+    ledger::Ledger,
+    network,
+    registers::{self, Registers},
+};
+
+/// Clients of each kind, the first besides one per node, and their pause between two operations.
+/// More would leave a machine with two cores nothing for the nodes.
+const FEEDS: usize = 2;
+const REGISTERS: usize = 3;
+const PAUSE: Duration = Duration::from_millis(25);
+/// Patience with one question in the end.
+const LAST: Duration = Duration::from_secs(50);
+/// Positions of lost rows that are asked for in the end, at most.
+const POSITIONS: usize = 2_000;
+
+/// Starts them. They end when the ledger says stop.
+pub fn start(nodes: usize, ledger: &Arc<Ledger>, seed: u64) -> JoinSet<()> {
+    let mut clients = feeds(nodes + FEEDS, nodes, PAUSE, ledger, seed);
+    for client in 0..REGISTERS {
+        let seed = seed.wrapping_add(1_000 + client as u64);
+        clients.spawn(Registers::new(nodes, PAUSE, Arc::clone(ledger), seed).run());
+    }
+    clients
+}
+
+/// Only those that add rows.
+pub fn feeds(count: usize, nodes: usize, pause: Duration, ledger: &Arc<Ledger>, seed: u64) -> JoinSet<()> {
+    let mut clients = JoinSet::new();
+    for client in 0..count {
+        let seed = seed.wrapping_add(client as u64);
+        clients.spawn(Feed::new(client, nodes, pause, Arc::clone(ledger), seed).run());
+    }
+    clients
+}
+
+/// Reads everything at every node, and asks for the positions of what is missing. An answer that
+/// does not come is an oddity.
+pub async fn look_at_the_end(nodes: usize, ledger: &Ledger) {
+    let mut connections = Connections::default();
+    for node in 0..nodes {
+        match all_rows(&mut connections, node).await {
+            Ok((applied, rows)) => ledger.history().finals.push(Final { node, applied, rows }),
+            Err(why) => {
+                ledger.odd(format!("{} does not show its rows in the end: {why}", network::name(node)))
+            }
+        }
+    }
+    let newest = ledger.history().sets.iter().map(|set| set.key).max();
+    for key in newest.map_or(0, |newest| newest.saturating_sub(20))..=newest.unwrap_or(0) {
+        for node in 0..nodes {
+            registers::get(ledger, &mut connections, node, key, LAST).await;
+        }
+    }
+    let missing = missing(&ledger.history());
+    for (n, at) in missing {
+        let more = [("min_lsn", at.to_string())];
+        let sql = "SELECT v FROM probe LIMIT 1";
+        let answer = connections.query(0, sql, &more, LAST).await;
+        if answer.is_ok_and(|answer| answer.status == 410) {
+            ledger.history().lost.insert(n);
+        }
+    }
+}
+
+async fn all_rows(connections: &mut Connections, node: usize) -> Result<(Lsn, Vec<u64>), String> {
+    let more = [("consistency", "linearizable".to_owned())];
+    let deadline = Instant::now() + LAST;
+    loop {
+        let why = match connections.query(node, "SELECT n FROM feed", &more, LAST).await {
+            Ok(answer) if answer.status == 200 => match answer.column("n") {
+                Some(rows) => return Ok((answer.lsn().unwrap_or_default(), rows)),
+                None => "an answer that is not whole".to_owned(),
+            },
+            // Nothing was ever written.
+            Ok(answer) if answer.status == 404 => return Ok((Lsn::ZERO, Vec::new())),
+            Ok(answer) => answer.text(),
+            Err(broken) => format!("{broken:?}"),
+        };
+        if Instant::now() > deadline {
+            return Err(why);
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Rows that were acknowledged, and that a node lacks.
+fn missing(history: &History) -> Vec<(u64, Lsn)> {
+    let Some(last) = history.finals.first() else { return Vec::new() };
+    let rows: std::collections::BTreeSet<u64> = last.rows.iter().copied().collect();
+    let absent = history.writes.iter().filter(|write| !rows.contains(&write.n));
+    absent.filter_map(|write| Some((write.n, write.first_ack()?.at))).take(POSITIONS).collect()
+}

@@ -1,0 +1,144 @@
+//! What clients saw: every write, every answered read, and the end. Times are nanoseconds of this
+//! program's monotonic clock, so they order what happened at different nodes.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use serde::Serialize;
+use skeinmesh::types::Lsn;
+
+/// Since the run began.
+pub type Nanos = u64;
+
+/// What an acknowledgement promises, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Local,
+    Quorum,
+}
+
+impl Level {
+    pub const ALL: [Self; 2] = [Self::Local, Self::Quorum];
+
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Quorum => "quorum",
+        }
+    }
+
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|level| level.word() == word)
+    }
+}
+
+/// A write that adds row `n` to a bucket. No two writes have the same `n`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Write {
+    pub n: u64,
+    /// With an `Idempotency-Key`, and without a time: applied twice, it would be two rows.
+    pub keyed: bool,
+    /// The level asked for; `None` for the cluster's default.
+    pub asked: Option<Level>,
+    pub invoked: Nanos,
+    /// Attempts that may have been taken.
+    pub taken: u32,
+    /// All acknowledgements of it: one, and those of what was sent again after it.
+    pub acks: Vec<Ack>,
+    /// Every attempt was answered with "nothing was written".
+    pub refused: bool,
+}
+
+/// One acknowledgement.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Ack {
+    pub at: Lsn,
+    pub level: Level,
+    pub when: Nanos,
+}
+
+/// How a read was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Mode {
+    Local,
+    MinLsn(Lsn),
+    MaxStaleness(Duration),
+    Linearizable,
+}
+
+/// An answered read of one bucket.
+#[derive(Debug, Clone, Serialize)]
+pub struct Read {
+    pub client: usize,
+    pub node: usize,
+    pub bucket: u64,
+    pub mode: Mode,
+    pub invoked: Nanos,
+    pub returned: Nanos,
+    /// What the node had applied, as it says.
+    pub applied: Lsn,
+    pub rows: Vec<u64>,
+}
+
+/// A write of a value to a register. No two writes have the same value.
+#[derive(Debug, Clone, Serialize)]
+pub struct Set {
+    pub key: u64,
+    pub value: u64,
+    pub invoked: Nanos,
+    /// When it was acknowledged at `quorum`; `None` if its outcome is unknown.
+    pub acked: Option<Nanos>,
+    pub refused: bool,
+}
+
+/// An answered linearizable read of a register.
+#[derive(Debug, Clone, Serialize)]
+pub struct Get {
+    pub key: u64,
+    pub node: usize,
+    /// `None` before the first write.
+    pub value: Option<u64>,
+    pub invoked: Nanos,
+    pub returned: Nanos,
+}
+
+/// All rows of a node in the end.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Final {
+    pub node: usize,
+    pub applied: Lsn,
+    pub rows: Vec<u64>,
+}
+
+/// The whole of a run.
+#[derive(Debug, Default, Serialize)]
+pub struct History {
+    pub writes: Vec<Write>,
+    pub reads: Vec<Read>,
+    pub sets: Vec<Set>,
+    pub gets: Vec<Get>,
+    pub finals: Vec<Final>,
+    /// Rows whose position the cluster says was cut, asked for in the end.
+    pub lost: BTreeSet<u64>,
+    /// What no history should hold: an answer that means a fault by itself.
+    pub oddities: Vec<String>,
+}
+
+/// Rows of a bucket.
+const BUCKET: u64 = 64;
+
+/// The bucket of a row.
+pub const fn bucket(n: u64) -> u64 {
+    n / BUCKET
+}
+
+impl Write {
+    pub fn first_ack(&self) -> Option<&Ack> {
+        self.acks.first()
+    }
+
+    /// The first acknowledgement at `quorum` or above.
+    pub fn quorum(&self) -> Option<&Ack> {
+        self.acks.iter().find(|ack| ack.level >= Level::Quorum)
+    }
+}

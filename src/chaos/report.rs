@@ -1,0 +1,206 @@
+//! What a run came to.
+
+use std::{collections::BTreeMap, fmt, sync::atomic::Ordering};
+
+use serde::Serialize;
+
+use crate::{
+    check::Violation,
+    history::{History, Level, Mode, Nanos},
+    relay::Relay,
+};
+
+/// Violations that are printed; all are in the kept directory.
+const SHOWN: usize = 20;
+
+/// See the module.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    pub chaos: &'static str,
+    pub seed: u64,
+    pub nodes: usize,
+    pub seconds: f64,
+    pub patience: f64,
+    pub writes: u64,
+    pub acked: BTreeMap<&'static str, u64>,
+    pub refused: u64,
+    pub unknown: u64,
+    pub cut: u64,
+    pub reads: BTreeMap<&'static str, u64>,
+    pub register_writes: u64,
+    pub register_reads: u64,
+    pub failed_attempts: u64,
+    pub faults: BTreeMap<&'static str, u64>,
+    pub skipped: BTreeMap<&'static str, &'static str>,
+    pub datagrams: BTreeMap<&'static str, u64>,
+    pub failovers: usize,
+    pub unavailable_ms: Spread,
+    pub writes_after_ms: u64,
+    pub level_after_ms: u64,
+    pub interrupted: bool,
+    pub violations: Vec<Violation>,
+    pub kept: Option<String>,
+}
+
+/// Of durations in milliseconds.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Spread {
+    pub p50: u64,
+    pub p99: u64,
+    pub max: u64,
+}
+
+impl Spread {
+    fn of(mut values: Vec<u64>) -> Self {
+        values.sort_unstable();
+        let rank = |share: usize| {
+            let at = (values.len() * share).div_ceil(100).saturating_sub(1);
+            values.get(at).copied().unwrap_or(0)
+        };
+        Self { p50: rank(50), p99: rank(99), max: rank(100) }
+    }
+}
+
+impl Report {
+    /// Counts what the clients saw.
+    pub fn count(&mut self, history: &History) {
+        self.writes = history.writes.len() as u64;
+        self.acked = Level::ALL.map(|level| (level.word(), 0)).into();
+        for write in &history.writes {
+            match write.first_ack() {
+                Some(ack) => *self.acked.entry(ack.level.word()).or_default() += 1,
+                None if write.refused => self.refused += 1,
+                None => self.unknown += 1,
+            }
+        }
+        self.cut = history.lost.len() as u64;
+        for read in &history.reads {
+            let mode = match read.mode {
+                Mode::Local => "local",
+                Mode::MinLsn(_) => "min_lsn",
+                Mode::MaxStaleness(_) => "max_staleness",
+                Mode::Linearizable => "linearizable",
+            };
+            *self.reads.entry(mode).or_default() += 1;
+        }
+        self.register_writes = history.sets.iter().filter(|set| set.acked.is_some()).count() as u64;
+        self.register_reads = history.gets.len() as u64;
+        let gaps = unavailability(history);
+        self.failovers = gaps.len();
+        self.unavailable_ms = Spread::of(gaps.into_iter().map(|gap| gap / 1_000_000).collect());
+    }
+
+    /// Counts what the relay did.
+    pub fn count_datagrams(&mut self, relay: &Relay) {
+        let counts = relay.counts();
+        self.datagrams = BTreeMap::from([
+            ("passed", counts.passed.load(Ordering::Relaxed)),
+            ("lost", counts.lost.load(Ordering::Relaxed)),
+            ("doubled", counts.doubled.load(Ordering::Relaxed)),
+            ("delayed", counts.delayed.load(Ordering::Relaxed)),
+            ("flipped", counts.flipped.load(Ordering::Relaxed)),
+        ]);
+    }
+}
+
+/// For each epoch after the first in which something was acknowledged at `quorum`: the time between
+/// the last such acknowledgement before it and its first. The fault itself is in it.
+fn unavailability(history: &History) -> Vec<Nanos> {
+    let acks = history.writes.iter().filter_map(|write| write.quorum());
+    let mut acks: Vec<_> = acks.map(|ack| (ack.when, ack.at.epoch)).collect();
+    acks.sort_unstable();
+    let (mut gaps, mut last): (Vec<Nanos>, Option<(Nanos, u64)>) = (Vec::new(), None);
+    for (when, epoch) in acks {
+        match last {
+            Some((before, known)) if epoch > known => gaps.push(when - before),
+            // An answer of an earlier epoch that was under way.
+            Some((_, known)) if epoch < known => continue,
+            _ => {}
+        }
+        last = Some((when, epoch));
+    }
+    gaps
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |counts: &BTreeMap<&'static str, u64>| {
+            counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", ")
+        };
+        writeln!(f, "seed         {}, {} nodes, {:.0} s", self.seed, self.nodes, self.seconds)?;
+        writeln!(
+            f,
+            "writes       {}: acknowledged {}; refused {}, unknown {}; cut {}",
+            self.writes,
+            list(&self.acked),
+            self.refused,
+            self.unknown,
+            self.cut
+        )?;
+        writeln!(f, "reads        {}", list(&self.reads))?;
+        writeln!(f, "registers    {} writes, {} reads", self.register_writes, self.register_reads)?;
+        writeln!(f, "faults       {}", list(&self.faults))?;
+        for (fault, why) in &self.skipped {
+            writeln!(f, "SKIPPED: {fault}: {why}")?;
+        }
+        if !self.datagrams.is_empty() {
+            writeln!(f, "datagrams    {}", list(&self.datagrams))?;
+        }
+        let Spread { p50, p99, max } = &self.unavailable_ms;
+        writeln!(
+            f,
+            "failovers    {}, without writes p50 {p50} ms, p99 {p99} ms, longest {max} ms",
+            self.failovers
+        )?;
+        writeln!(
+            f,
+            "healed       writes after {} ms, level after {} ms",
+            self.writes_after_ms, self.level_after_ms
+        )?;
+        if self.interrupted {
+            writeln!(f, "interrupted before its end: what has to be there in the end was not looked at")?;
+        }
+        writeln!(f, "violations   {}", self.violations.len())?;
+        for violation in self.violations.iter().take(SHOWN) {
+            writeln!(f, "  {violation}")?;
+        }
+        match &self.kept {
+            Some(path) => writeln!(f, "kept         {path} (logs, history; disks: mount -o loop,ro nN.img)"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use skeinmesh::types::Lsn;
+
+    use super::*;
+    use crate::history::{Ack, Write};
+
+    #[test]
+    fn a_failover_lasts_from_the_last_ack_of_one_epoch_to_the_first_of_the_next() {
+        let write = |(n, (epoch, when)): (usize, &(u64, Nanos))| Write {
+            n: n as u64,
+            keyed: false,
+            asked: None,
+            invoked: 0,
+            taken: 1,
+            acks: vec![Ack { at: Lsn::new(*epoch, n as u64), level: Level::Quorum, when: *when }],
+            refused: false,
+        };
+        let acks = [(1, 10), (1, 20), (2, 70), (1, 72), (2, 75), (5, 100)];
+        let history = History { writes: acks.iter().enumerate().map(write).collect(), ..History::default() };
+        assert_eq!(unavailability(&history), [50, 25]);
+        let mut report = Report::default();
+        report.count(&history);
+        assert_eq!((report.failovers, report.acked["quorum"]), (2, 6));
+    }
+
+    #[test]
+    fn a_spread_is_by_rank() {
+        assert_eq!(Spread::of((1..=200).collect()), Spread { p50: 100, p99: 198, max: 200 });
+        assert_eq!(Spread::of(vec![7]), Spread { p50: 7, p99: 7, max: 7 });
+        assert_eq!(Spread::of(Vec::new()), Spread::default());
+    }
+}
