@@ -2,6 +2,7 @@
 //! function tells the order, [`assemble`]; the tasks are spawned at its end.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     path::Path,
     sync::{Arc, atomic::AtomicBool},
@@ -25,7 +26,7 @@ use crate::{
         voter::SealHandler,
     },
     transport::{Mesh, MeshConfig, MeshDriver, Socket},
-    types::{Addresses, BootId, ClusterView, Lsn, Role, Timing, TimingProfile},
+    types::{Addresses, BootId, ClusterView, Lsn, NodeId, Role, Timing, TimingProfile},
     wal::{Wal, WalConfig},
     write_path::{
         Submitter,
@@ -159,6 +160,8 @@ pub(super) async fn assemble(
         if record.is_some() { store.view().await?.unwrap_or_default() } else { ClusterView::default() };
     // Which world this process is of: told to every peer, and never changed while it runs.
     let world = record.as_ref().and_then(|record| record.recovery.clone());
+    let saved_voters =
+        if saved_view.recovery == world { saved_view.all_voters() } else { BTreeSet::default() };
     recover::check(&surroundings, &dir, world.as_ref()).await?;
     let identity = Arc::new(match &record {
         Some(record) => Identity::member(node_key, &record.certificate, &record.roots)?,
@@ -228,7 +231,7 @@ pub(super) async fn assemble(
         record.cluster,
         timing,
         &control,
-        &mesh_view.borrow().clone(),
+        &saved_voters,
         engine,
         &tasks,
     )
@@ -382,14 +385,14 @@ async fn open_data(
     cluster: crate::types::ClusterId,
     timing: Timing,
     control: &Control,
-    saved_view: &ClusterView,
+    saved_voters: &BTreeSet<NodeId>,
     engine: Arc<dyn StorageEngine>,
     tasks: &Tasks,
 ) -> Result<DataPlane, NodeError> {
-    // Damage is repaired from a writer; a voter that is alone can only be that itself.
-    let quarantine = [saved_view, &control.view().borrow()]
-        .iter()
-        .any(|view| view.all_voters().iter().any(|voter| *voter != identity.node()));
+    // Damage is repaired from a writer; a voter that is alone can only be that itself. Raft's snapshot
+    // may know fewer voters than there are, and what was saved may be behind a snapshot.
+    let voters = control.view().borrow().all_voters();
+    let quarantine = voters.union(saved_voters).any(|voter| *voter != identity.node());
     let wal_config =
         WalConfig { segment_bytes: config.segment_bytes, quarantine, ..WalConfig::new(dir.join("wal")) };
     let mut nonces = surroundings.rng();

@@ -160,6 +160,12 @@ impl Survivor {
         let config = WalConfig::new(path.join("wal"));
         let opened = Wal::open(surroundings.disk.clone(), config, record.cluster, draw).await?;
         let log = opened.2;
+        if let Some(debt) = log.debt {
+            return Err(NodeError::Usage(format!(
+                "records from {} on were damaged on this node and not fetched again: recover on another voter, or                  give them up with `skein inspect wal --repair --accept-loss` and come back",
+                debt.lost_from
+            )));
+        }
         let survivor = Self { _dir: dir, surroundings, store, record, identity, seal_key, raft, log };
         // It must be able to let others in again.
         survivor

@@ -45,6 +45,8 @@ fn a_recovery_that_states_something_else_is_seen() {
         commit: Lsn::ZERO,
         truncated: 0,
         empty: false,
+        debt: None,
+        quarantined: 0,
     };
     let fine = at(9, 2);
     let seen =
