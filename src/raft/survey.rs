@@ -2,7 +2,9 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{ControlError, log_store::Content, snapshot::Snapshots, state_machine::apply_entry, type_config::LogId};
+use super::{
+    ControlError, log_store::Content, snapshot::Snapshots, state_machine::apply_entry, type_config::LogId,
+};
 use crate::{disk::Disk, types::ClusterView};
 
 /// A place in the raft log: term and index.

@@ -489,8 +489,7 @@ async fn removed_in(theirs: Option<u64>, ours: Option<u64>) -> bool {
     let contact = b.mesh.inner.dial(a.addr()).await.unwrap();
     let refused = b.mesh.inner.say_hello(Arc::clone(&contact)).await.map(drop);
     assert_eq!(refused, Err(DialError::Closed(Closed::ByPeer(CloseCode::Removed))));
-    let told = b.mesh.removed_notice().borrow().is_some();
-    told
+    b.mesh.removed_notice().borrow().is_some()
 }
 
 #[tokio::test]

@@ -385,8 +385,11 @@ impl World {
         };
         let acks = self.acks;
         self.acks += fresh.len();
-        let due =
-            fresh.into_iter().enumerate().find(|(nth, _)| (acks + nth) % LOOKED_FOR == 0).map(|it| it.1);
+        let due = fresh
+            .into_iter()
+            .enumerate()
+            .find(|(nth, _)| (acks + nth).is_multiple_of(LOOKED_FOR))
+            .map(|it| it.1);
         let risen = named > self.epoch;
         self.epoch = named;
         // Which set counts while it changes only the writer knows; what has rotted counts for nothing.

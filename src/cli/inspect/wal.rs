@@ -16,7 +16,7 @@ use crate::{
     engine::columnar::survey as checkpoint,
     node::Surroundings,
     types::Lsn,
-    wal::{Loss, Survey, accept_loss, survey},
+    wal::{DamageSurvey, Loss, Survey, accept_loss, survey},
 };
 
 /// Flags of `skein inspect wal`.
@@ -167,7 +167,7 @@ fn show(survey: &Survey) -> String {
             out.push_str(&format!("\n{what}/{file}: {bytes} bytes"));
         }
     }
-    for (file, records, reason) in &survey.damage {
+    for DamageSurvey { file, records, reason } in &survey.damage {
         out.push_str(&match records {
             Some((first, last)) => format!("\nDAMAGE in {file}: records {first} to {last}: {reason}"),
             None => format!("\nDAMAGE in {file}: {reason}"),
@@ -255,11 +255,11 @@ impl Report {
             bytes: segment.bytes,
             length: segment.len,
         });
-        let damage = survey.damage.iter().map(|(file, records, reason)| DamageLine {
-            file: file.clone(),
-            first: records.map(|range| range.0),
-            last: records.map(|range| range.1),
-            reason: reason.clone(),
+        let damage = survey.damage.iter().map(|damage| DamageLine {
+            file: damage.file.clone(),
+            first: damage.records.map(|range| range.0),
+            last: damage.records.map(|range| range.1),
+            reason: damage.reason.clone(),
         });
         let epochs = survey.epochs.entries().iter();
         Self {
