@@ -6,7 +6,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{
     chain, proof,
-    waiting::{JoinError, Waiting},
+    waiting::{JoinError, Waiting, said_by_peer},
 };
 use crate::{
     discovery::{Candidates, Seed},
@@ -328,7 +328,7 @@ impl<'a> Request<'a> {
                 self.check(joiner, &admitted, &transcript, address)?;
                 Ok(Joined { admitted: *admitted, door: address, link })
             }
-            JoinResponse::Retry { reason } => Err(later(reason)),
+            JoinResponse::Retry { reason } => Err(later(said_by_peer(&reason))),
             JoinResponse::Met(_) => Err(later("it answers what was not asked".into())),
             JoinResponse::Refused(refusal) if self.token.fingerprint().is_some() => Err(Miss::Final(refusal)),
             JoinResponse::Refused(refusal) => Err(Miss::Later(Waiting::RefusedHere { address, refusal })),

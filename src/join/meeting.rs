@@ -17,7 +17,7 @@ use super::{
     client::Applicant,
     pledge::{Gathering, Sighting},
     proof::{self, End},
-    waiting::{JoinError, Waiting},
+    waiting::{JoinError, Waiting, said_by_peer},
 };
 use crate::{
     identity::{JoinToken, Store, token::TokenKeys},
@@ -110,7 +110,7 @@ impl Meeting {
                 self.note(link.node(), *carrier, address);
                 Ok(())
             }
-            JoinResponse::Retry { reason } => Err(later(reason)),
+            JoinResponse::Retry { reason } => Err(later(said_by_peer(&reason))),
             JoinResponse::Refused(refusal) => Err(Waiting::RefusedHere { address, refusal }),
             JoinResponse::Admitted(_) => Err(later("it answers what was not asked".into())),
         }

@@ -35,7 +35,7 @@ use tokio::time::Instant;
 
 use crate::types::NodeId;
 
-/// For so long after a meeting a node is in sight: three rounds of the slowest.
+/// For so long after a meeting a node is in sight: two rounds of the slowest.
 pub(super) const IN_SIGHT: Duration = Duration::from_secs(20);
 /// Most nodes that are remembered: those who know the secret, and their former selves.
 const MAX_SEEN: usize = 16;

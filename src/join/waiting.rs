@@ -8,6 +8,14 @@ use crate::{
     protocol::join::Refusal,
 };
 
+/// Longest text of a peer that is shown, in characters.
+const MAX_SAID: usize = 600;
+
+/// What somebody unproven says, fit to be shown.
+pub(super) fn said_by_peer(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MAX_SAID).collect()
+}
+
 /// What a joiner waits for, in plain words.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Waiting {
@@ -108,6 +116,12 @@ mod tests {
 
     fn address(n: u16) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], n))
+    }
+
+    #[test]
+    fn a_peer_cannot_fill_the_log_or_move_the_cursor() {
+        assert_eq!(said_by_peer("no\u{1b}[2J leader\n"), "no[2J leader");
+        assert_eq!(said_by_peer(&"x".repeat(60_000)).len(), MAX_SAID);
     }
 
     #[test]
