@@ -7,6 +7,8 @@ mod library;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod all_killed;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod arc_clients;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod auth;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod cluster;
