@@ -18,7 +18,7 @@ use http_body_util::BodyExt;
 use super::error::{ApiError, Fault};
 use crate::config;
 
-/// Memory that all request bodies of the edge may take together.
+/// Memory that all request bodies of the edge, and what is made of them, may take together.
 #[derive(Debug)]
 pub(super) struct Budget {
     used: AtomicUsize,
@@ -49,7 +49,13 @@ impl Share {
         Self { budget: Arc::clone(budget), bytes: 0 }
     }
 
-    fn grow(&mut self, by: usize) -> Result<(), ApiError> {
+    /// Bytes of it.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Takes more of the budget, for what is about to be allocated.
+    pub(super) fn grow(&mut self, by: usize) -> Result<(), ApiError> {
         let max = self.budget.max;
         let fits = |used: usize| used.checked_add(by).filter(|sum| *sum <= max);
         match self.budget.used.fetch_update(Relaxed, Relaxed, fits) {
@@ -59,12 +65,14 @@ impl Share {
             }
             Err(_) => Err(ApiError::new(
                 Fault::Busy,
-                "too many request bodies in memory on this node; send it again later or to another node",
+                "too many request bodies in memory on this node (http.max_bodies); send it again later, in \
+                 smaller parts or to another node",
             )),
         }
     }
 
-    fn shrink(&mut self, by: usize) {
+    /// Gives some back.
+    pub(super) fn shrink(&mut self, by: usize) {
         let by = by.min(self.bytes);
         self.bytes -= by;
         self.budget.used.fetch_sub(by, Relaxed);

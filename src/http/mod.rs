@@ -6,6 +6,7 @@
 mod auth;
 mod body;
 mod cluster;
+mod databases;
 mod error;
 mod health;
 mod influx;
@@ -95,6 +96,13 @@ impl Edge {
         metrics.read_gauge("skein_http_body_bytes", "Memory taken by request bodies now.", &[], move || {
             watched.used() as f64
         });
+        let engine = Arc::clone(&app.engine);
+        metrics.read_gauge(
+            "skein_damaged_files",
+            "Data files found to be damaged since the start: queries that need one fail.",
+            &[],
+            move || engine.damaged_files() as f64,
+        );
         Arc::new(Self {
             #[cfg(feature = "sql")]
             queries: Arc::new(Semaphore::new(app.config.max_queries.min(Semaphore::MAX_PERMITS))),
@@ -162,6 +170,9 @@ fn routes() -> Vec<Route<Handler>> {
         post("/api/v2/write", Data, on(MethodFilter::POST, write::influx2)),
         post("/api/v3/write_lp", Data, on(MethodFilter::POST, write::influx3)),
         post("/api/v1/write/line-protocol", Data, on(MethodFilter::POST, write::arc)),
+        post("/api/v1/write/msgpack", Data, on(MethodFilter::POST, write::arc_msgpack)),
+        get("/api/v1/databases", Data, on(MethodFilter::GET, databases::list)),
+        get("/api/v1/measurements", Data, on(MethodFilter::GET, databases::measurements)),
         get("/query", Data, on(MethodFilter::GET, influx::query)),
         post("/query", Data, on(MethodFilter::POST, influx::query)),
         get("/ping", Public, on(MethodFilter::GET, health::ping)),
@@ -184,6 +195,7 @@ fn routes() -> Vec<Route<Handler>> {
             get("/api/v3/query_sql", Data, on(MethodFilter::GET, query::influx3)),
             post("/api/v3/query_sql", Data, on(MethodFilter::POST, query::influx3)),
             post("/api/v1/query", Data, on(MethodFilter::POST, query::arc)),
+            post("/api/v1/query/arrow", Data, on(MethodFilter::POST, query::arc_arrow)),
         ]);
         table
     };

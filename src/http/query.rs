@@ -2,11 +2,11 @@
 
 mod consistency;
 mod rows;
+mod stream;
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
-    body::Body,
     extract::{Request, State},
     http::{HeaderMap, Method, header, request},
     response::Response,
@@ -16,6 +16,7 @@ use futures::{Stream, StreamExt};
 use serde_json::Value;
 use tokio::time::Instant;
 
+use self::stream::{Bounds, Pieces};
 use super::{
     Edge, Permits, body,
     error::{self, ApiError, Fault},
@@ -36,19 +37,29 @@ pub(super) async fn influx3(State(edge): State<Arc<Edge>>, request: Request) -> 
     let format: output::Format =
         format.parse().map_err(|e: output::FormatParseError| ApiError::invalid(e.to_string()))?;
     let asked = Asked::of(&edge, &head, &params, "q", params.get("db"))?;
-    let answer = asked.run(&edge).await?;
-    let bytes = output::encode(answer.rows, format);
-    respond(&edge, format.content_type(), answer.headers, answer.permits, bytes).await
+    let (rows, head) = asked.run(&edge).await?;
+    respond(&edge, format.content_type(), head, output::encode(rows, format)).await
 }
 
 /// `POST /api/v1/query` of Arc.
 pub(super) async fn arc(State(edge): State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
-    let (head, params) = parameters(&edge, request).await?;
+    let (rows, head, started) = run_arc(&edge, request).await?;
+    respond(&edge, "application/json", head, rows::encode(rows, started, edge.app.now_ns)).await
+}
+
+/// `POST /api/v1/query/arrow` of Arc.
+pub(super) async fn arc_arrow(State(edge): State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
+    let (rows, head, _) = run_arc(&edge, request).await?;
+    let format = output::Format::Arrow;
+    respond(&edge, format.content_type(), head, output::encode(rows, format)).await
+}
+
+async fn run_arc(edge: &Edge, request: Request) -> Result<(QueryStream, Head, Instant), ApiError> {
+    let (head, params) = parameters(edge, request).await?;
     let database = params::text_header(&head.headers, "x-arc-database")?.unwrap_or("default");
-    let asked = Asked::of(&edge, &head, &params, "sql", Some(database))?;
-    let answer = asked.run(&edge).await?;
-    let bytes = rows::encode(answer.rows, asked.started, edge.app.now_ns);
-    respond(&edge, "application/json", answer.headers, answer.permits, bytes).await
+    let asked = Asked::of(edge, &head, &params, "sql", Some(database))?;
+    let (rows, head) = asked.run(edge).await?;
+    Ok((rows, head, asked.started))
 }
 
 /// Parameters of the query string, and behind them those of a form or a JSON object in the body.
@@ -93,11 +104,12 @@ struct Asked {
     timeout: Duration,
 }
 
-/// Rows on their way, and what is said ahead of them.
-struct Answer {
-    rows: QueryStream,
+/// What is known of an answer ahead of its rows.
+struct Head {
     headers: HeaderMap,
     permits: Permits,
+    deadline: Instant,
+    timeout: Duration,
 }
 
 impl Asked {
@@ -122,7 +134,7 @@ impl Asked {
     }
 
     /// Waits for a place and for the read point, then starts.
-    async fn run(&self, edge: &Edge) -> Result<Answer, ApiError> {
+    async fn run(&self, edge: &Edge) -> Result<(QueryStream, Head), ApiError> {
         let permits = edge.query_permits(self.left()).await?;
         let node = &edge.app.node;
         let point = node.read_point(self.consistency, self.left()).await?;
@@ -143,7 +155,8 @@ impl Asked {
         if let Some(age) = staleness {
             error::set(&mut headers, "x-skein-staleness-ms", age.as_millis());
         }
-        Ok(Answer { rows, headers, permits })
+        let deadline = self.started + self.timeout;
+        Ok((rows, Head { headers, permits, deadline, timeout: self.timeout }))
     }
 
     /// Time that is left for it.
@@ -157,27 +170,17 @@ impl Asked {
 async fn respond(
     edge: &Edge,
     content_type: &'static str,
-    headers: HeaderMap,
-    permits: Permits,
-    bytes: impl Stream<Item = Result<Bytes, QueryError>> + Send + 'static,
+    answer: Head,
+    pieces: impl Stream<Item = Result<Bytes, QueryError>> + Send + 'static,
 ) -> Result<Response, ApiError> {
-    let mut bytes: Pin<Box<dyn Stream<Item = Result<Bytes, QueryError>> + Send>> = Box::pin(bytes);
-    let first = bytes.next().await.transpose()?.unwrap_or_default();
-    let limit = edge.app.config.query_bytes.as_usize();
-    let mut given = 0;
-    let all = futures::stream::iter([Ok(first)]).chain(bytes).map(move |piece| {
-        // Held until the last piece is given or the client is gone.
-        let _ = &permits;
-        let piece = piece.and_then(|piece| {
-            given += piece.len();
-            if given > limit {
-                return Err(QueryError::TooLarge(format!("the answer has more than {limit} bytes")));
-            }
-            Ok(piece)
-        });
-        piece.inspect_err(|error| tracing::info!(%error, "a query ended within its answer"))
-    });
-    Ok(error::ok(content_type, headers, Body::from_stream(all)))
+    let mut pieces: Pieces = Box::pin(pieces);
+    let first = pieces.next().await.transpose()?.unwrap_or_default();
+    let bounds = Bounds {
+        deadline: answer.deadline,
+        timeout: answer.timeout,
+        bytes: edge.app.config.query_bytes.as_usize(),
+    };
+    Ok(error::ok(content_type, answer.headers, stream::body(first, pieces, bounds, answer.permits)))
 }
 
 impl From<QueryError> for ApiError {

@@ -11,14 +11,15 @@ use bytes::Bytes;
 use ring::digest;
 
 use super::{
-    Edge, body,
+    Edge,
+    body::{self, Taken},
     error::{self, ApiError, Fault},
     params::{self, Params},
 };
 use crate::{
     engine::columnar::{
         batch,
-        ingest::{LineError, Options, Precision, line_protocol},
+        ingest::{BodyError, LineError, Options, Precision, line_protocol, msgpack},
         schema::Schemas,
     },
     node::{AckLevel, ClientKey, Receipt, SubmitError, Write},
@@ -52,6 +53,11 @@ pub(super) async fn arc(state: State<Arc<Edge>>, request: Request) -> Result<Res
     write(state, request, Dialect::Arc).await
 }
 
+/// `POST /api/v1/write/msgpack` of Arc.
+pub(super) async fn arc_msgpack(state: State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
+    write(state, request, Dialect::ArcMsgpack).await
+}
+
 /// The whole of a write on one screen.
 async fn write(
     State(edge): State<Arc<Edge>>,
@@ -61,11 +67,12 @@ async fn write(
     let _permit = edge.permit()?;
     let (head, body) = request.into_parts();
     let asked = Asked::of(&head, dialect, edge.app.config.write_timeout, edge.app.now_ns)?;
-    let taken = body::take(body, &head.headers, &edge.app.config, &edge.bodies).await?;
+    let mut taken = body::take(body, &head.headers, &edge.app.config, &edge.bodies).await?;
     let key = asked.client_key(&taken.bytes).await?;
     let mut tries = 0;
     loop {
-        let points = asked.parse(taken.bytes.clone(), edge.app.engine.schemas()).await?;
+        let (points, back) = asked.parse(taken, edge.app.engine.schemas()).await?;
+        taken = back;
         let Some(payload) = points.payload.clone() else {
             edge.lines_rejected.add(points.rejected_total as u64);
             return Err(points.into_error(HeaderMap::new()));
@@ -100,6 +107,7 @@ enum Dialect {
     Influx2,
     Influx3,
     Arc,
+    ArcMsgpack,
 }
 
 impl Dialect {
@@ -107,7 +115,7 @@ impl Dialect {
     const fn database(self) -> &'static str {
         match self {
             Self::Influx2 => "bucket",
-            Self::Influx1 | Self::Influx3 | Self::Arc => "db",
+            Self::Influx1 | Self::Influx3 | Self::Arc | Self::ArcMsgpack => "db",
         }
     }
 
@@ -115,7 +123,7 @@ impl Dialect {
     const fn precisions(self) -> &'static [&'static str] {
         match self {
             Self::Influx1 => &["n", "ns", "u", "us", "µ", "ms", "s", "m", "h"],
-            Self::Influx2 | Self::Arc => &["ns", "us", "ms", "s"],
+            Self::Influx2 | Self::Arc | Self::ArcMsgpack => &["ns", "us", "ms", "s"],
             Self::Influx3 => &[
                 "auto",
                 "nanosecond",
@@ -133,10 +141,14 @@ impl Dialect {
     }
 
     fn precision(self, params: &Params) -> Result<Precision, ApiError> {
+        if self == Self::ArcMsgpack {
+            // Each item says by its magnitude what its times count.
+            return Ok(Precision::Nanosecond);
+        }
         let Some(word) = params.get("precision") else {
             return Ok(match self {
                 Self::Influx3 => Precision::Auto,
-                Self::Influx1 | Self::Influx2 | Self::Arc => Precision::Nanosecond,
+                Self::Influx1 | Self::Influx2 | Self::Arc | Self::ArcMsgpack => Precision::Nanosecond,
             });
         };
         let known = self.precisions();
@@ -149,6 +161,7 @@ impl Dialect {
 
 /// What a write asks for besides its points.
 struct Asked {
+    dialect: Dialect,
     options: Options,
     ack: Option<AckLevel>,
     timeout: Duration,
@@ -167,7 +180,7 @@ impl Asked {
         let named = header.or(params.get(dialect.database()));
         let database = match (named, dialect) {
             (Some(name), _) => name,
-            (None, Dialect::Arc) => "default",
+            (None, Dialect::Arc | Dialect::ArcMsgpack) => "default",
             (None, _) => {
                 return Err(ApiError::invalid(format!(
                     "a database is required: {}=NAME",
@@ -183,6 +196,7 @@ impl Asked {
         }
         let accept_partial = params.get("accept_partial").is_none_or(|word| word != "false");
         Ok(Self {
+            dialect,
             options: Options {
                 database: database.to_owned(),
                 precision: dialect.precision(&params)?,
@@ -207,12 +221,28 @@ impl Asked {
         body::off_thread(len, work).await.map(Some)
     }
 
-    /// The points of a body, judged by these schemas.
-    async fn parse(&self, body: Bytes, schemas: Schemas) -> Result<Points, ApiError> {
-        let (len, options) = (body.len(), self.options.clone());
+    /// The points of a body, judged by these schemas. They count as memory of the body from before
+    /// they are there; afterwards their record does.
+    async fn parse(&self, taken: Taken, schemas: Schemas) -> Result<(Points, Taken), ApiError> {
+        let (len, options) = (taken.bytes.len(), self.options.clone());
+        let parse = match self.dialect {
+            Dialect::ArcMsgpack => msgpack::parse,
+            Dialect::Influx1 | Dialect::Influx2 | Dialect::Influx3 | Dialect::Arc => line_protocol::parse,
+        };
         let work = move || {
-            let parsed = line_protocol::parse(&body, &options, &schemas)
-                .map_err(|e| ApiError::invalid(e.to_string()))?;
+            let Taken { bytes, mut share } = taken;
+            // What an earlier try has left is its record, which is gone.
+            share.shrink(share.bytes().saturating_sub(bytes.len()));
+            let mut room = |more: usize| share.grow(more).is_ok();
+            let parsed = parse(&bytes, &options, &schemas, &mut room).map_err(|e| match e {
+                BodyError::NoRoom => ApiError::new(
+                    Fault::Busy,
+                    format!(
+                        "{e} (http.max_bodies); send it again later, in smaller parts or to another node"
+                    ),
+                ),
+                e => ApiError::invalid(e.to_string()),
+            })?;
             let encoded = parsed.batch.as_ref().map(batch::encode).transpose();
             let payload = encoded.map_err(|e| ApiError::new(Fault::TooLarge, e.to_string()))?;
             if payload.as_ref().is_some_and(|payload| payload.len() > MAX_PAYLOAD) {
@@ -224,8 +254,15 @@ impl Asked {
                     ),
                 ));
             }
-            let rows = parsed.rows;
-            Ok(Points { payload, rows, rejected: parsed.rejected, rejected_total: parsed.rejected_total })
+            let needed = bytes.len() + payload.as_ref().map_or(0, Bytes::len);
+            share.shrink(share.bytes().saturating_sub(needed));
+            let points = Points {
+                payload,
+                rows: parsed.rows,
+                rejected: parsed.rejected,
+                rejected_total: parsed.rejected_total,
+            };
+            Ok((points, Taken { bytes, share }))
         };
         body::off_thread(len, work).await?
     }
@@ -282,6 +319,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::http::body::Budget;
 
     fn asked(dialect: Dialect, uri: &str, headers: &[(&'static str, &str)]) -> Result<Asked, ApiError> {
         let mut request = hyper::Request::builder().method(Method::POST).uri(uri.parse::<Uri>().unwrap());
@@ -359,13 +397,55 @@ mod tests {
     async fn bad_lines_are_told_by_number() {
         let asked = asked(Dialect::Influx1, "/w?db=a", &[]).unwrap();
         let body = "cpu v=1 1\ncpu v= 2\ncpu v=\"x\" 3\n";
-        let points = asked.parse(Bytes::from_static(body.as_bytes()), Schemas::default()).await.unwrap();
+        let budget = Budget::new(1 << 20);
+        let points = parsed(&asked, body.as_bytes(), &budget).await.unwrap();
         assert_eq!((points.rows, points.rejected_total), (1, 2));
         let lines: Vec<_> = points.rejected.iter().map(|bad| bad.line).collect();
         assert_eq!(lines, [2, 3]);
         assert!(points.payload.is_some());
-        let none = asked.parse(Bytes::from_static(b"\n# only this\n"), Schemas::default()).await.unwrap();
+        let none = parsed(&asked, b"\n# only this\n", &budget).await.unwrap();
         assert!(none.payload.is_none());
         assert_eq!(none.into_error(HeaderMap::new()).fault(), Fault::Invalid);
+        assert_eq!(budget.used(), 0);
+    }
+
+    async fn parsed(asked: &Asked, body: &[u8], budget: &Arc<Budget>) -> Result<Points, ApiError> {
+        let limits = crate::config::Http::default();
+        let taken = body::take(Body::from(body.to_vec()), &HeaderMap::new(), &limits, budget).await?;
+        let (points, taken) = asked.parse(taken, Schemas::default()).await?;
+        // Body and record, and no more of what was in between.
+        assert_eq!(budget.used(), body.len() + points.payload.as_ref().map_or(0, Bytes::len));
+        drop(taken);
+        Ok(points)
+    }
+
+    #[tokio::test]
+    async fn a_small_body_of_many_values_needs_room_for_them() {
+        let asked = asked(Dialect::Influx1, "/w?db=a", &[]).unwrap();
+        // Each row brings a column that all others do not have: a million values.
+        let body: String = (0..999).map(|n| format!("m,t={n} c{n}=1 1\n")).collect();
+        assert!(body.len() < 20_000);
+        let budget = Budget::new(1 << 20);
+        assert_eq!(parsed(&asked, body.as_bytes(), &budget).await.err().unwrap().fault(), Fault::Busy);
+        assert_eq!(budget.used(), 0);
+        let budget = Budget::new(64 << 20);
+        assert_eq!(parsed(&asked, body.as_bytes(), &budget).await.unwrap().rows, 999);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn message_pack_goes_the_same_way() {
+        let arc = asked(Dialect::ArcMsgpack, "/w?precision=what", &[("x-arc-database", "home")]).unwrap();
+        assert_eq!(arc.options.database, "home");
+        let item = serde_json::json!({ "m": "cpu", "columns": { "time": [1, 2], "host": ["a", "b"], "v": [1.5, null] } });
+        let body = rmp_serde::to_vec(&serde_json::json!([item, { "m": "cpu" }])).unwrap();
+        let budget = Budget::new(1 << 20);
+        let points = parsed(&arc, &body, &budget).await.unwrap();
+        assert_eq!((points.rows, points.rejected_total, points.rejected[0].line), (2, 1, 2));
+        for wrong in [&b""[..], b"cpu v=1", &body[..body.len() - 1]] {
+            assert_eq!(parsed(&arc, wrong, &budget).await.err().unwrap().fault(), Fault::Invalid);
+        }
+        let none = asked(Dialect::ArcMsgpack, "/w", &[]).unwrap();
+        assert_eq!(none.options.database, "default");
     }
 }

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeSet,
     fmt::Write as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use bytes::Bytes;
@@ -62,6 +62,8 @@ pub(super) struct DataFile {
     pub(super) entry: FileEntry,
     /// Where it lies.
     pub(super) path: PathBuf,
+    /// Set once its content was found to be another than what was written.
+    pub(super) damaged: OnceLock<()>,
     /// Its Parquet metadata, once read.
     #[cfg(feature = "sql")]
     pub(super) metadata: tokio::sync::OnceCell<Arc<parquet::file::metadata::ParquetMetaData>>,
@@ -80,11 +82,6 @@ impl FileEntry {
         let (database, table, lsn) = (escape(&self.database), escape(&self.table), self.max_lsn);
         format!("{DATA}/{database}/{table}/{year:04}-{month:02}-{day:02}-{lsn}-{hash}.parquet")
     }
-
-    /// True if every point is of one UTC day.
-    pub(super) fn is_one_day(&self) -> bool {
-        self.min_time.div_euclid(DAY) == self.max_time.div_euclid(DAY)
-    }
 }
 
 impl DataFile {
@@ -94,6 +91,7 @@ impl DataFile {
         Self {
             entry,
             path,
+            damaged: OnceLock::new(),
             #[cfg(feature = "sql")]
             metadata: tokio::sync::OnceCell::new(),
         }
@@ -177,6 +175,19 @@ impl DataFile {
     /// The disk fails.
     pub(super) async fn read(&self, disk: &dyn Disk) -> Result<Bytes, EngineError> {
         Ok(crate::disk::read_file(disk, &self.path, self.entry.size).await?)
+    }
+
+    /// The whole content, compared with what was written.
+    ///
+    /// # Errors
+    /// The disk fails; [`EngineError::Damaged`] if the content is another.
+    pub(super) async fn read_checked(&self, disk: &dyn Disk) -> Result<Bytes, EngineError> {
+        let content = self.read(disk).await?;
+        if digest(&SHA256, &content).as_ref() != self.entry.hash {
+            let name = self.path.display().to_string();
+            return Err(EngineError::Damaged(name, "its content is not what the manifest says".into()));
+        }
+        Ok(content)
     }
 
     async fn check_footer(&self, disk: &dyn Disk, path: &Path) -> Result<(), EngineError> {

@@ -5,21 +5,28 @@ use std::sync::Arc;
 use arrow_array::RecordBatch;
 use arrow_schema::{ArrowError, SchemaRef};
 use bytes::Bytes;
+use parquet::errors::ParquetError;
 
 use super::{
     Inner,
     data_file::{DAY, DataFile, FileEntry, sync_names},
     manifest::{self, Manifest},
-    merge::{conform, merge, times},
-    parquet::{decode, encode},
+    memtable::width,
+    merge::{bytes, conform, merge, times},
+    parquet::{decode, decoded_len, encode},
     state::{Frozen, Part, TableView},
 };
 use crate::{engine::EngineError, types::Lsn};
 
-/// A flush that touches more days than this in one table makes files of several days.
+/// A flush that touches more days than this in one table makes files of so many days each, and if
+/// those are still too many, of so many times so many.
 const MAX_PIECES: usize = 64;
 /// Files are put together up to this many rows.
 const MAX_ROLLUP_ROWS: u64 = 1 << 20;
+/// And up to this many bytes of rows in memory, all columns of the table counted.
+const MAX_ROLLUP_BYTES: usize = 128 << 20;
+/// So many bytes of rows in memory become files at once.
+const GROUP_BYTES: usize = 64 << 20;
 
 /// Makes `frozen` durable with the caller's `sidecar`. If that fails, what was frozen stays in
 /// memory and queryable, and the next checkpoint holds it.
@@ -65,85 +72,100 @@ async fn write_part(
     written: &mut Vec<Arc<DataFile>>,
 ) -> Result<Vec<Arc<DataFile>>, EngineError> {
     let mut files = part.view.files.clone();
-    if part.view.rows.is_empty() {
-        return Ok(files);
-    }
-    let view = part.view.clone();
-    let pieces = blocking(move || pieces(&view)).await?;
-    for piece in pieces {
-        let (mut entry, taken) = plan(part, &files, &piece)?;
-        let mut older = Vec::with_capacity(taken.len());
-        for file in taken.iter().filter_map(|&index| files.get(index)) {
-            older.push(file.read(&*inner.disk).await?);
+    let schema = part.view.schema.to_arrow();
+    for group in groups(&part.view)? {
+        let of = schema.clone();
+        let (span, pieces) = blocking(move || pieces(&of, &group)).await?;
+        for piece in pieces {
+            let mut entry = entry(part, &piece)?;
+            let (taken, mut points) = older(inner, part, &files, span, &mut entry, &piece).await?;
+            points.extend(piece);
+            let (database, table, schema) = (part.database.clone(), part.table.clone(), schema.clone());
+            let (rows, bytes) = blocking(move || {
+                let points = merge(&schema, &points).map_err(unmergeable)?;
+                let rows = points.iter().map(|batch| batch.num_rows() as u64).sum();
+                Ok((rows, encode(&database, &table, &schema, &points).map_err(unencodable)?))
+            })
+            .await?;
+            entry.rows = rows;
+            let file = Arc::new(DataFile::write(&*inner.disk, &inner.dir, entry, bytes).await?);
+            written.push(file.clone());
+            let mut index = 0;
+            files.retain(|other| {
+                index += 1;
+                // Of two files with one content only the later place counts.
+                !taken.contains(&(index - 1)) && other.path != file.path
+            });
+            files.push(file);
         }
-        let (database, table, schema) =
-            (part.database.clone(), part.table.clone(), part.view.schema.to_arrow());
-        let (rows, bytes) = blocking(move || {
-            let points = roll_up(&schema, older, piece)?;
-            let rows = points.iter().map(|batch| batch.num_rows() as u64).sum();
-            Ok((rows, encode(&database, &table, &schema, &points).map_err(unencodable)?))
-        })
-        .await?;
-        entry.rows = rows;
-        let file = Arc::new(DataFile::write(&*inner.disk, &inner.dir, entry, bytes).await?);
-        written.push(file.clone());
-        let mut index = 0;
-        files.retain(|_| {
-            index += 1;
-            !taken.contains(&(index - 1))
-        });
-        files.push(file);
     }
     Ok(files)
 }
 
-/// The points in memory, by time and each once, cut at the days' ends.
-fn pieces(view: &TableView) -> Result<Vec<Vec<RecordBatch>>, EngineError> {
-    let schema = view.schema.to_arrow();
-    let rows = view.rows.iter().map(|rows| conform(rows.batch(), &schema));
-    let points =
-        merge(&schema, &rows.collect::<Result<Vec<_>, _>>().map_err(unmergeable)?).map_err(unmergeable)?;
-    let total: usize = points.iter().map(RecordBatch::num_rows).sum();
+/// The rows in memory in the order in which they were written, cut where they would take too much
+/// with all columns of the table: a batch is held with those that it came with.
+fn groups(view: &TableView) -> Result<Vec<Vec<RecordBatch>>, EngineError> {
+    let width = width(&view.schema);
+    let mut left: Vec<RecordBatch> = view.rows.iter().rev().map(|rows| rows.batch().clone()).collect();
+    let mut groups: Vec<Vec<RecordBatch>> = Vec::new();
+    let mut room = 0;
+    while let Some(batch) = left.pop() {
+        let rows = batch.num_rows();
+        let bytes = bytes(&batch).map_err(unmergeable)?.saturating_add(rows.saturating_mul(width));
+        if bytes > GROUP_BYTES && rows > 1 {
+            left.push(batch.slice(rows / 2, rows - rows / 2));
+            left.push(batch.slice(0, rows / 2));
+            continue;
+        }
+        match groups.last_mut() {
+            Some(group) if bytes <= room => group.push(batch),
+            _ => {
+                groups.push(vec![batch]);
+                room = GROUP_BYTES;
+            }
+        }
+        room = room.saturating_sub(bytes);
+    }
+    Ok(groups)
+}
+
+/// The points of rows, by time and each once, cut at the ends of spans of time, and how long those
+/// are in nanoseconds: a day, or more if there would be too many pieces.
+fn pieces(schema: &SchemaRef, rows: &[RecordBatch]) -> Result<(i64, Vec<Vec<RecordBatch>>), EngineError> {
+    let rows = rows.iter().map(|rows| conform(rows, schema)).collect::<Result<Vec<_>, _>>();
+    let points = merge(schema, &rows.map_err(unmergeable)?).map_err(unmergeable)?;
+    let mut span = DAY;
+    loop {
+        let pieces = cut(&points, span)?;
+        // All of time has no more pieces than that at the third step.
+        if pieces.len() <= MAX_PIECES {
+            return Ok((span, pieces));
+        }
+        span = span.saturating_mul(MAX_PIECES as i64);
+    }
+}
+
+fn cut(points: &[RecordBatch], span: i64) -> Result<Vec<Vec<RecordBatch>>, EngineError> {
     let mut pieces: Vec<(i64, Vec<RecordBatch>)> = Vec::new();
     for batch in points {
-        let times = times(&batch).map_err(unmergeable)?;
+        let times = times(batch).map_err(unmergeable)?;
         let mut start = 0;
-        while let Some(day) = times.get(start).map(|time| time.div_euclid(DAY)) {
-            let len = times.iter().skip(start).take_while(|time| time.div_euclid(DAY) == day).count();
+        while let Some(at) = times.get(start).map(|time| time.div_euclid(span)) {
+            let rest = times.get(start..).unwrap_or_default();
+            let len = rest.partition_point(|time| time.div_euclid(span) == at);
             let slice = batch.slice(start, len);
             match pieces.last_mut() {
-                Some((last, piece)) if *last == day => piece.push(slice),
-                _ => pieces.push((day, vec![slice])),
+                Some((last, piece)) if *last == at => piece.push(slice),
+                _ => pieces.push((at, vec![slice])),
             }
             start += len;
         }
     }
-    if pieces.len() <= MAX_PIECES {
-        return Ok(pieces.into_iter().map(|(_, piece)| piece).collect());
-    }
-    let mut wide: Vec<Vec<RecordBatch>> = vec![Vec::new()];
-    let mut rows = 0;
-    for (_, piece) in pieces {
-        if rows * MAX_PIECES >= total {
-            wide.push(Vec::new());
-            rows = 0;
-        }
-        rows += piece.iter().map(RecordBatch::num_rows).sum::<usize>();
-        if let Some(last) = wide.last_mut() {
-            last.extend(piece);
-        }
-    }
-    Ok(wide)
+    Ok(pieces.into_iter().map(|(_, piece)| piece).collect())
 }
 
-/// What the manifest will say of a piece's file (its rows come later), and which of the table's
-/// newest files of the same day go into it: enough that every file is larger than those after it
-/// put together, so the number of files grows with the logarithm of the number of flushes.
-fn plan(
-    part: &Part,
-    files: &[Arc<DataFile>],
-    piece: &[RecordBatch],
-) -> Result<(FileEntry, Vec<usize>), EngineError> {
+/// What the manifest will say of a piece's file.
+fn entry(part: &Part, piece: &[RecordBatch]) -> Result<FileEntry, EngineError> {
     let mut range = (i64::MAX, i64::MIN);
     for batch in piece {
         let times = times(batch).map_err(unmergeable)?;
@@ -151,7 +173,7 @@ fn plan(
             range = (range.0.min(first), range.1.max(last));
         }
     }
-    let mut entry = FileEntry {
+    Ok(FileEntry {
         database: part.database.clone(),
         table: part.table.clone(),
         rows: piece.iter().map(|batch| batch.num_rows() as u64).sum(),
@@ -161,51 +183,90 @@ fn plan(
         max_lsn: part.records.1,
         size: 0,
         hash: [0; 32],
-    };
-    let mut taken = Vec::new();
-    let day = entry.min_time.div_euclid(DAY);
-    if !entry.is_one_day() {
-        return Ok((entry, taken));
+    })
+}
+
+/// The rows of the table's newest files of the piece's span that go into its file with it, and which
+/// those are: enough that every file is larger than those after it put together, so the number of
+/// files grows with the logarithm of the number of flushes.
+async fn older(
+    inner: &Inner,
+    part: &Part,
+    files: &[Arc<DataFile>],
+    span: i64,
+    entry: &mut FileEntry,
+    piece: &[RecordBatch],
+) -> Result<(Vec<usize>, Vec<RecordBatch>), EngineError> {
+    let mut room = MAX_ROLLUP_BYTES;
+    for batch in piece {
+        room = room.saturating_sub(bytes(batch).map_err(unmergeable)?);
     }
+    let at = entry.min_time.div_euclid(span);
+    let (mut taken, mut loaded) = (Vec::new(), Vec::new());
     for (index, file) in files.iter().enumerate().rev() {
         let other = &file.entry;
-        if other.max_time.div_euclid(DAY) < day || other.min_time.div_euclid(DAY) > day {
+        let (first, last) = (other.min_time.div_euclid(span), other.max_time.div_euclid(span));
+        if last < at || first > at {
             continue;
         }
-        // Whatever overlaps this day and is not taken ends the run: points must not overtake
+        // Whatever overlaps this span and is not taken ends the run: points must not overtake
         // later writes of the same points.
-        if !other.is_one_day() || other.rows > entry.rows * 2 || other.rows + entry.rows > MAX_ROLLUP_ROWS {
+        let inside = first == at && last == at;
+        if !inside || other.rows > entry.rows * 2 || other.rows + entry.rows > MAX_ROLLUP_ROWS {
             break;
         }
+        let Some((batches, bytes)) = load(inner, part, file, room).await else { break };
+        room = room.saturating_sub(bytes);
         taken.push(index);
+        loaded.push(batches);
         entry.rows += other.rows;
         entry.min_time = entry.min_time.min(other.min_time);
         entry.max_time = entry.max_time.max(other.max_time);
         entry.min_lsn = entry.min_lsn.min(other.min_lsn);
     }
-    taken.reverse();
-    Ok((entry, taken))
+    Ok((taken, loaded.into_iter().rev().flatten().collect()))
 }
 
-/// The points of older files and of a newer piece.
-fn roll_up(
-    schema: &SchemaRef,
-    older: Vec<Bytes>,
-    newer: Vec<RecordBatch>,
-) -> Result<Vec<RecordBatch>, EngineError> {
-    if older.is_empty() {
-        return Ok(newer);
+/// The rows of a file in the columns of its table, and how many bytes they take; `None` if that is
+/// more than there is room for, or if they cannot be had. Damage is reported and the file left as it
+/// is: queries that need it fail, and what others write does not wait for it.
+async fn load(
+    inner: &Inner,
+    part: &Part,
+    file: &Arc<DataFile>,
+    room: usize,
+) -> Option<(Vec<RecordBatch>, usize)> {
+    if file.damaged.get().is_some() || file.entry.size > room as u64 {
+        return None;
     }
-    let mut all = Vec::new();
-    for file in older {
-        let batches =
-            decode(file).map_err(|e| EngineError::Damaged("a Parquet file".into(), e.to_string()))?;
-        for batch in batches {
-            all.push(conform(&batch, schema).map_err(unmergeable)?);
+    let path = file.path.display().to_string();
+    let (schema, table) = (part.view.schema.to_arrow(), part.view.schema.clone());
+    let loaded = async {
+        let content = file.read_checked(&*inner.disk).await?;
+        blocking(move || {
+            let damaged = |e: ParquetError| EngineError::Damaged(path.clone(), e.to_string());
+            let bytes = decoded_len(&content, width(&table)).map_err(damaged)?;
+            let Some(bytes) = bytes.filter(|bytes| *bytes <= room) else { return Ok(None) };
+            let batches = decode(content).map_err(damaged)?;
+            let batches = batches.iter().map(|batch| conform(batch, &schema)).collect::<Result<Vec<_>, _>>();
+            Ok(Some((batches.map_err(unmergeable)?, bytes)))
+        })
+        .await
+    };
+    match loaded.await {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            if matches!(error, EngineError::Damaged(..)) {
+                let _ = file.damaged.set(());
+            }
+            tracing::error!(
+                file = %file.path.display(),
+                %error,
+                "a data file cannot be read: it is left out of the checkpoint's tidying, and queries that need it fail"
+            );
+            None
         }
     }
-    all.extend(newer);
-    merge(schema, &all).map_err(unmergeable)
 }
 
 /// Runs CPU-heavy work on a thread of its own where the runtime has threads, so that it does not
@@ -227,6 +288,9 @@ fn unmergeable(error: ArrowError) -> EngineError {
     EngineError::Broken(format!("rows cannot be merged: {error}"))
 }
 
-fn unencodable(error: parquet::errors::ParquetError) -> EngineError {
+fn unencodable(error: ParquetError) -> EngineError {
     EngineError::Broken(format!("rows cannot be written as Parquet: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

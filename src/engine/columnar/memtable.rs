@@ -30,8 +30,8 @@ const LARGE_BATCH: usize = 16_384;
 /// About what an empty column of a chunk costs.
 const COLUMN_BYTES: usize = 256;
 
-/// Least bytes of a row in these columns, all of them null.
-fn width(schema: &TableSchema) -> usize {
+/// Least bytes of a row in these columns, all of them null; without its time.
+pub(super) fn width(schema: &TableSchema) -> usize {
     let of = |kind: &ColumnKind| match kind {
         ColumnKind::Field(FieldType::Bool) => 1,
         ColumnKind::Tag | ColumnKind::Field(FieldType::String) => 4,

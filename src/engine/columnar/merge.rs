@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, cast::AsArray, new_null_array};
-use arrow_schema::{ArrowError, Schema, SchemaRef};
+use arrow_schema::{ArrowError, DataType, Schema, SchemaRef};
 use arrow_select::interleave::interleave;
 
 use super::schema::{KIND_METADATA, TIME};
@@ -50,13 +50,25 @@ pub(super) fn conform(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordB
     }
     let own: HashMap<&str, &ArrayRef> =
         batch.schema_ref().fields().iter().map(|f| f.name().as_str()).zip(batch.columns()).collect();
-    let column = |name: &str, of| match own.get(name) {
+    // A batch may have few of many columns: one array of nulls stands for all of a type.
+    let mut nulls: HashMap<&DataType, ArrayRef> = HashMap::new();
+    let mut column = |name: &str, of| match own.get(name) {
         Some(column) => ArrayRef::clone(column),
-        None => new_null_array(of, batch.num_rows()),
+        None => nulls.entry(of).or_insert_with(|| new_null_array(of, batch.num_rows())).clone(),
     };
     let columns = schema.fields().iter().map(|f| column(f.name(), f.data_type())).collect();
     let rows = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
     RecordBatch::try_new_with_options(schema.clone(), columns, &rows)
+}
+
+/// Bytes of the rows of a batch, memory that columns share counted for each.
+///
+/// # Errors
+/// They overflow.
+pub(super) fn bytes(batch: &RecordBatch) -> Result<usize, ArrowError> {
+    let size = |column: &ArrayRef| column.to_data().get_slice_memory_size();
+    let sizes = batch.columns().iter().map(size).collect::<Result<Vec<_>, _>>()?;
+    Ok(sizes.into_iter().fold(0, usize::saturating_add))
 }
 
 /// The time column of a batch.

@@ -137,6 +137,12 @@ impl ColumnarEngine {
         Some(self.inner.state().schemas.tables(database)?.keys().cloned().collect())
     }
 
+    /// How many data files were found to be damaged since this process has them: queries that need
+    /// one fail, and it has to be replaced from another node.
+    pub fn damaged_files(&self) -> usize {
+        self.inner.state().committed.iter().filter(|file| file.damaged.get().is_some()).count()
+    }
+
     /// How many rows a table holds; `None` if there is no such table. A point that was written
     /// again may be counted more than once until its rows are put together.
     pub fn row_count(&self, database: &str, table: &str) -> Option<u64> {

@@ -5,7 +5,7 @@ use arrow_schema::{DataType, SchemaRef};
 use bytes::Bytes;
 use parquet::{
     arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
-    basic::{Compression, Encoding, ZstdLevel},
+    basic::{Compression, Encoding, Type, ZstdLevel},
     errors::ParquetError,
     file::{
         FOOTER_SIZE,
@@ -50,6 +50,24 @@ pub(super) fn encode(
 pub(super) fn decode(file: Bytes) -> Result<Vec<RecordBatch>, ParquetError> {
     let reader = ParquetRecordBatchReaderBuilder::try_new(file)?.with_batch_size(BATCH_ROWS).build()?;
     reader.map(|batch| batch.map_err(ParquetError::from)).collect()
+}
+
+/// How many bytes the rows of a file take in memory, in a table whose columns take `width` for each
+/// besides their text; `None` if the file does not say how long its texts are.
+///
+/// # Errors
+/// The bytes are not a Parquet file.
+pub(super) fn decoded_len(file: &Bytes, width: usize) -> Result<Option<usize>, ParquetError> {
+    let metadata = ParquetMetaDataReader::new().parse_and_finish(file)?;
+    let rows = usize::try_from(metadata.file_metadata().num_rows()).unwrap_or(usize::MAX);
+    let mut len = rows.saturating_mul(width);
+    for column in metadata.row_groups().iter().flat_map(|group| group.columns()) {
+        if column.column_type() == Type::BYTE_ARRAY {
+            let Some(text) = column.unencoded_byte_array_data_bytes() else { return Ok(None) };
+            len = len.saturating_add(usize::try_from(text).unwrap_or(usize::MAX));
+        }
+    }
+    Ok(Some(len))
 }
 
 /// How many bytes at the end of a file hold its metadata, footer included, judged by its last
@@ -142,6 +160,8 @@ mod tests {
         assert_eq!(decode(file.clone()).unwrap(), std::slice::from_ref(&batch));
         assert_ne!(file, encode("db", "T", &schema, &[batch]).unwrap());
 
+        // Its texts: a, größe (7 bytes), an empty one and text.
+        assert_eq!(decoded_len(&file, 100).unwrap(), Some(300 + 1 + 7 + 4));
         let tail = tail_len(&file[file.len() - 8..]).unwrap() as usize;
         assert_eq!(tail_rows(&file[file.len() - tail..]).unwrap(), 3);
         assert!(tail_len(&file[..8]).is_err());

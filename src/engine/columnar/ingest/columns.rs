@@ -14,7 +14,8 @@ use super::{
         batch::TableBatch,
         schema::{ColumnKind, FieldType, MAX_COLUMNS, SchemaError, TableSchema, check_column_name},
     },
-    BodyError, MAX_VALUES,
+    BodyError, MAX_TEXT,
+    budget::Budget,
 };
 
 /// A value of a tag or field.
@@ -28,10 +29,6 @@ pub(super) enum Value<'a> {
     Text(&'a [u8]),
 }
 
-/// How many more values the batch may get, nulls included; shared by its tables.
-#[derive(Debug)]
-pub(super) struct Budget(usize);
-
 /// The points of one table so far.
 #[derive(Debug)]
 pub(super) struct TableBuilder {
@@ -44,7 +41,7 @@ pub(super) struct TableBuilder {
     settled: usize,
     /// Columns that the registry does not know.
     added: usize,
-    /// Columns that the current row has set; once for each time.
+    /// Columns that the rows not kept yet have set; some more than once.
     touched: Vec<usize>,
     times: Vec<i64>,
 }
@@ -109,7 +106,7 @@ impl TableBuilder {
         &mut self,
         name: &str,
         kind: ColumnKind,
-        budget: &mut Budget,
+        budget: &mut Budget<'_>,
     ) -> Result<usize, String> {
         if let Some((at, column)) = self.by_name.get(name).and_then(|&at| Some((at, self.columns.get(at)?))) {
             if takes(column.kind, kind) {
@@ -130,11 +127,18 @@ impl TableBuilder {
             }
         }
         budget.take(self.rows())?;
+        budget.take_column()?;
         self.added += usize::from(assigned.is_none());
         let at = self.columns.len();
         self.columns.push(Column::new(name.to_owned(), assigned.unwrap_or(kind), assigned.is_none()));
         self.by_name.insert(name.to_owned(), at);
         Ok(at)
+    }
+
+    /// The type of a column, here or in the registry; `None` if there is no such column yet.
+    pub(super) fn kind(&self, name: &str) -> Option<ColumnKind> {
+        let own = self.by_name.get(name).and_then(|&at| self.columns.get(at)).map(|column| column.kind);
+        own.or_else(|| self.assigned.as_ref()?.kind(name))
     }
 
     /// Whether the current row has a value for the column.
@@ -153,10 +157,32 @@ impl TableBuilder {
     /// The column has another type.
     pub(super) fn put(&mut self, at: usize, value: Value<'_>) -> Result<(), String> {
         let rows = self.times.len();
+        if let Some(column) = self.columns.get_mut(at) {
+            column.cut(rows);
+        }
+        self.put_at(at, rows, value)
+    }
+
+    /// Sets a value of a row that is not kept yet, for a caller that comes column by column: `row`
+    /// counts from the first row of the table and grows from call to call for a column.
+    ///
+    /// # Errors
+    /// The column has another type.
+    pub(super) fn put_at(&mut self, at: usize, row: usize, value: Value<'_>) -> Result<(), String> {
         let column = self.columns.get_mut(at).ok_or("there is no such column")?;
-        column.cut(rows);
-        column.pad(rows);
-        self.touched.push(at);
+        if let Value::Text(text) = value
+            && text.len() > MAX_TEXT
+        {
+            let len = text.len();
+            return Err(format!(
+                "column {:?} would hold a text of {len} bytes: {MAX_TEXT} are possible",
+                column.name
+            ));
+        }
+        column.pad(row);
+        if self.touched.last() != Some(&at) {
+            self.touched.push(at);
+        }
         match (&mut column.values, value) {
             (Values::Float(values), Value::Float(value)) => values.push(value),
             (Values::Float(values), Value::Int(value)) => values.push(value as f64),
@@ -181,7 +207,7 @@ impl TableBuilder {
     ///
     /// # Errors
     /// The batch is full; the row is still to be taken back.
-    pub(super) fn commit(&mut self, time: i64, budget: &mut Budget) -> Result<(), String> {
+    pub(super) fn commit(&mut self, time: i64, budget: &mut Budget<'_>) -> Result<(), String> {
         budget.take(self.columns.len() + 1)?;
         self.times.push(time);
         self.settled = self.columns.len();
@@ -189,13 +215,28 @@ impl TableBuilder {
         Ok(())
     }
 
+    /// Makes room for `rows` rows with the columns that there are.
+    ///
+    /// # Errors
+    /// The batch would be full.
+    pub(super) fn reserve(&self, rows: usize, budget: &mut Budget<'_>) -> Result<(), String> {
+        budget.take(rows.saturating_mul(self.columns.len() + 1))
+    }
+
+    /// Keeps rows that were put column by column and that there is room for.
+    pub(super) fn commit_rows(&mut self, times: Vec<i64>) {
+        self.times.extend(times);
+        self.settled = self.columns.len();
+        self.touched.clear();
+    }
+
     /// Takes the current row back.
-    pub(super) fn rollback(&mut self, budget: &mut Budget) {
+    pub(super) fn rollback(&mut self, budget: &mut Budget<'_>) {
         let rows = self.times.len();
         for column in self.columns.drain(self.settled..) {
             self.by_name.remove(&column.name);
             self.added -= usize::from(column.new);
-            budget.0 += rows;
+            budget.give(rows);
         }
         for at in self.touched.drain(..) {
             if let Some(column) = self.columns.get_mut(at) {
@@ -225,21 +266,6 @@ impl TableBuilder {
         let rows = RecordBatch::try_new(schema.to_arrow(), arrays).map_err(|error| broken(&error))?;
         let assigned = self.assigned.map_or(0, |schema| schema.fingerprint());
         Ok(TableBatch { table: self.name, schema, assigned, rows })
-    }
-}
-
-impl Budget {
-    pub(super) fn new() -> Self {
-        Self(MAX_VALUES)
-    }
-
-    fn take(&mut self, values: usize) -> Result<(), String> {
-        self.0 = self.0.checked_sub(values).ok_or_else(|| {
-            format!(
-                "the body makes more than {MAX_VALUES} values, counting rows times columns: send it in parts"
-            )
-        })?;
-        Ok(())
     }
 }
 
@@ -286,6 +312,11 @@ impl Column {
             Values::Text { ends, bytes } => {
                 ends.truncate(rows + 1);
                 bytes.truncate(ends.last().map_or(0, |&end| end as usize));
+            }
+        }
+        while let Some(last) = self.gaps.pop_if(|gap| gap.end > rows) {
+            if last.start < rows {
+                self.gaps.push(last.start..rows);
             }
         }
         self.len = rows;
@@ -343,11 +374,12 @@ fn end(bytes: &[u8]) -> i32 {
 mod tests {
     use arrow_array::{Array, cast::AsArray, types::Float64Type};
 
-    use super::*;
+    use super::{super::MAX_VALUES, *};
 
     #[test]
     fn a_row_that_is_taken_back_leaves_nothing() {
-        let mut budget = Budget::new();
+        let mut room = |_| true;
+        let mut budget = Budget::new(0, &mut room).unwrap();
         let mut table = TableBuilder::new("t".into(), None);
         for (at, name) in ["a", "b", "c"].into_iter().enumerate() {
             let text = table.column("s", ColumnKind::Field(FieldType::String), &mut budget).unwrap();
@@ -360,10 +392,10 @@ mod tests {
                 table.commit(at as i64, &mut budget).unwrap();
             }
         }
-        let before = budget.0;
+        let (before, _) = budget.left();
         let _ = table.column("d", ColumnKind::Tag, &mut budget).unwrap();
         table.rollback(&mut budget);
-        assert_eq!(budget.0, before);
+        assert_eq!(budget.left().0, before);
         // Two rows: time, s, a; then c for both and a for the second row.
         assert_eq!(MAX_VALUES - before, 3 + 1 + 4);
         let batch = table.finish().unwrap();
@@ -375,8 +407,20 @@ mod tests {
     }
 
     #[test]
+    fn a_text_is_bounded() {
+        let mut room = |_| true;
+        let mut budget = Budget::of(10, &mut room);
+        let mut table = TableBuilder::new("t".into(), None);
+        let one = table.column("a", ColumnKind::Tag, &mut budget).unwrap();
+        let long = vec![b'x'; MAX_TEXT + 1];
+        assert!(table.put(one, Value::Text(&long)).unwrap_err().contains("1048576"));
+        table.put(one, Value::Text(&long[1..])).unwrap();
+    }
+
+    #[test]
     fn a_batch_is_bounded() {
-        let mut budget = Budget(10);
+        let mut room = |_| true;
+        let mut budget = Budget::of(10, &mut room);
         let mut table = TableBuilder::new("t".into(), None);
         let one = table.column("a", ColumnKind::Tag, &mut budget).unwrap();
         for time in 0..5 {

@@ -9,18 +9,13 @@
 use std::collections::HashMap;
 
 use super::{
-    super::{
-        batch::Batch,
-        schema::{ColumnKind, MAX_TABLES, SchemaError, Schemas, Tables, check_table_name},
-    },
-    BodyError, LineError, MAX_ERROR, MAX_REPORTED, Options, Parsed,
-    columns::{Budget, TableBuilder, Value},
-    cursor::{Cursor, KEY_ESCAPES, MEASUREMENT_ESCAPES, line_end, plain, quoted, shortened, unescape},
+    super::schema::{ColumnKind, MAX_TABLES, SchemaError, Schemas, Tables, check_table_name},
+    BodyError, MAX_BODY, Options, Parsed, Room,
+    budget::Budget,
+    columns::{TableBuilder, Value},
+    cursor::{Cursor, KEY_ESCAPES, MEASUREMENT_ESCAPES, line_end, plain, quoted, unescape},
     number::{NumberError, timestamp},
 };
-
-/// Longest body: offsets into its texts are 31 bits.
-const MAX_BODY: usize = i32::MAX as usize;
 
 /// Reads a body. Good points become a batch, of bad ones it says why.
 ///
@@ -28,7 +23,7 @@ const MAX_BODY: usize = i32::MAX as usize;
 ///
 /// # Errors
 /// Nothing of the body can be taken, see [`BodyError`].
-pub fn parse(body: &[u8], options: &Options, schemas: &Schemas) -> Result<Parsed, BodyError> {
+pub fn parse(body: &[u8], options: &Options, schemas: &Schemas, room: Room<'_>) -> Result<Parsed, BodyError> {
     schemas.check_database(&options.database)?;
     if body.len() > MAX_BODY {
         return Err(BodyError::TooLarge { len: body.len(), limit: MAX_BODY });
@@ -42,10 +37,10 @@ pub fn parse(body: &[u8], options: &Options, schemas: &Schemas) -> Result<Parsed
         by_name: HashMap::new(),
         last: 0,
         new_tables: 0,
-        budget: Budget::new(),
+        budget: Budget::new(body.len(), room)?,
         unescaped: Vec::new(),
     };
-    let mut parsed = Parsed { batch: None, rows: 0, rejected: Vec::new(), rejected_total: 0 };
+    let mut parsed = Parsed::default();
     let mut line = 1;
     let mut cursor = Cursor { body, at: 0 };
     while let Some(byte) = cursor.peek() {
@@ -59,25 +54,18 @@ pub fn parse(body: &[u8], options: &Options, schemas: &Schemas) -> Result<Parsed
             _ => {
                 let start = cursor.at;
                 if let Err(error) = parser.point(&mut cursor) {
-                    cursor.at = line_end(body, start);
-                    parsed.rejected_total += 1;
-                    if parsed.rejected.len() < MAX_REPORTED {
-                        parsed.rejected.push(LineError { line, error: shortened(&error, MAX_ERROR) });
+                    if parser.budget.exhausted() {
+                        return Err(BodyError::NoRoom);
                     }
+                    cursor.at = line_end(body, start);
+                    parsed.reject(line, &error);
                 }
                 line += memchr::memchr_iter(b'\n', body.get(start..cursor.at).unwrap_or_default()).count();
             }
         }
     }
-    if parsed.rejected_total == 0 || options.accept_partial {
-        let tables = parser.tables.into_iter().map(|table| table.builder).filter(|table| table.rows() > 0);
-        let tables = tables.map(TableBuilder::finish).collect::<Result<Vec<_>, _>>()?;
-        if !tables.is_empty() {
-            let batch = Batch { database: options.database.clone(), tables };
-            parsed.rows = batch.rows();
-            parsed.batch = Some(batch);
-        }
-    }
+    let tables = parser.tables.into_iter().map(|table| table.builder);
+    parsed.keep(tables, options)?;
     Ok(parsed)
 }
 
@@ -94,7 +82,7 @@ struct Parser<'a> {
     last: usize,
     /// Tables with points that the registry does not know.
     new_tables: usize,
-    budget: Budget,
+    budget: Budget<'a>,
     /// Text with its escapes taken out, for one value at a time.
     unescaped: Vec<u8>,
 }
@@ -202,7 +190,7 @@ impl Table {
         &mut self,
         cursor: &mut Cursor<'_>,
         unescaped: &mut Vec<u8>,
-        budget: &mut Budget,
+        budget: &mut Budget<'_>,
     ) -> Result<Option<i64>, String> {
         let mut nth = 0;
         while cursor.eat(b',') {
@@ -250,7 +238,7 @@ impl Table {
         nth: usize,
         cursor: &mut Cursor<'_>,
         unescaped: &mut Vec<u8>,
-        budget: &mut Budget,
+        budget: &mut Budget<'_>,
     ) -> Result<(), String> {
         let at = match self.expected(self.tags.get(nth), cursor) {
             Some(at) => at,
@@ -281,7 +269,7 @@ impl Table {
         nth: usize,
         cursor: &mut Cursor<'_>,
         unescaped: &mut Vec<u8>,
-        budget: &mut Budget,
+        budget: &mut Budget<'_>,
     ) -> Result<(), String> {
         if let Some(at) = self.expected(self.fields.get(nth), cursor) {
             let value =
@@ -311,7 +299,7 @@ impl Table {
         name: &str,
         spelled: &[u8],
         kind: ColumnKind,
-        budget: &mut Budget,
+        budget: &mut Budget<'_>,
     ) -> Result<usize, String> {
         let at = self.builder.column(name, kind, budget)?;
         if at == self.keys.len() {
@@ -326,7 +314,7 @@ impl Table {
         quoted(key.strip_suffix(b"=").unwrap_or(key))
     }
 
-    fn rollback(&mut self, budget: &mut Budget) {
+    fn rollback(&mut self, budget: &mut Budget<'_>) {
         self.builder.rollback(budget);
         let width = self.builder.width();
         if width < self.keys.len() {
@@ -348,4 +336,4 @@ fn expect(columns: &mut Vec<usize>, nth: usize, at: usize) {
 #[cfg(test)]
 mod oracle;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

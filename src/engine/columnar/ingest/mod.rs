@@ -1,15 +1,19 @@
 //! What a client sends becomes a [`Batch`]: one parser per wire format, and what they share.
 
+mod budget;
 mod columns;
 mod cursor;
 pub mod line_protocol;
+pub mod msgpack;
 mod number;
 mod precision;
+mod unpack;
 
 pub use precision::Precision;
 
 use serde::Serialize;
 
+use self::{columns::TableBuilder, cursor::shortened};
 use super::{batch::Batch, schema::SchemaError};
 
 /// Bad lines that are reported one by one; the others are only counted.
@@ -19,6 +23,15 @@ pub const MAX_ERROR: usize = 1_024;
 /// Values of one batch, nulls included: rows times columns, over all tables. A body that is small
 /// but sparse cannot take more memory than this many values do.
 pub const MAX_VALUES: usize = 16 * 1024 * 1024;
+
+/// Longest text of a tag or field, in bytes. A query holds thousands of rows at once.
+pub const MAX_TEXT: usize = 1 << 20;
+/// Longest body: offsets into its texts are 31 bits.
+const MAX_BODY: usize = i32::MAX as usize;
+
+/// Makes room for so many more bytes of points, before they are there; false if there is none. What
+/// was asked for is needed until the record of the points is made.
+pub type Room<'a> = &'a mut dyn FnMut(usize) -> bool;
 
 /// How to read a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +47,7 @@ pub struct Options {
 }
 
 /// What became of a body.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Parsed {
     /// The good points; None if there are none, or if one was bad and partial writes are off.
     pub batch: Option<Batch>,
@@ -46,10 +59,39 @@ pub struct Parsed {
     pub rejected_total: usize,
 }
 
+impl Parsed {
+    fn reject(&mut self, line: usize, error: &str) {
+        self.rejected_total += 1;
+        if self.rejected.len() < MAX_REPORTED {
+            self.rejected.push(LineError { line, error: shortened(error, MAX_ERROR) });
+        }
+    }
+
+    /// Takes the good points, unless there are bad ones and then none are wanted.
+    fn keep(
+        &mut self,
+        tables: impl Iterator<Item = TableBuilder>,
+        options: &Options,
+    ) -> Result<(), BodyError> {
+        if self.rejected_total > 0 && !options.accept_partial {
+            return Ok(());
+        }
+        let tables = tables.filter(|table| table.rows() > 0).map(TableBuilder::finish);
+        let tables = tables.collect::<Result<Vec<_>, _>>()?;
+        if !tables.is_empty() {
+            let batch = Batch { database: options.database.clone(), tables };
+            self.rows = batch.rows();
+            self.batch = Some(batch);
+        }
+        Ok(())
+    }
+}
+
 /// A point that cannot be taken, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LineError {
-    /// The line, from 1, on which the point begins; a line break in a string counts.
+    /// The line, from 1, on which the point begins; a line break in a string counts. In a body of
+    /// MessagePack, the number of the item.
     pub line: usize,
     /// Why, in at most [`MAX_ERROR`] characters.
     pub error: String,
@@ -69,6 +111,12 @@ pub enum BodyError {
         /// What is possible.
         limit: usize,
     },
+    /// It is not in its format, so nothing of it can be believed.
+    #[error("{0}")]
+    Malformed(String),
+    /// Its points have no place in memory now.
+    #[error("there is no room in memory for the points of this body")]
+    NoRoom,
     /// The parser made columns that Arrow does not take: a bug in it.
     #[error("the points could not be put into columns: {0}")]
     Columns(String),

@@ -11,6 +11,8 @@ use super::error::QueryError;
 const MAX_RELATIONS: u64 = 128;
 /// Most expressions, counted as often as rewriting may copy them.
 const MAX_EXPRESSIONS: u64 = 200_000;
+/// Most ways to group, of all grouping sets together: each is computed for every row.
+const MAX_GROUPINGS: u64 = 64;
 /// Functions that are rewritten with an argument copied.
 const COPYING_FUNCTIONS: [&str; 7] = ["coalesce", "nvl", "nvl2", "ifnull", "nullif", "greatest", "least"];
 
@@ -18,6 +20,11 @@ const COPYING_FUNCTIONS: [&str; 7] = ["coalesce", "nvl", "nvl2", "ifnull", "null
 pub(super) fn check_expansion(statement: &Statement) -> Result<(), QueryError> {
     let mut size = Size::default();
     let expressions = statement.visit(&mut size).is_continue();
+    if size.groupings > MAX_GROUPINGS {
+        return Err(QueryError::TooLarge(format!(
+            "the statement has more than {MAX_GROUPINGS} grouping sets"
+        )));
+    }
     if expressions && size.relations().is_some_and(|relations| relations <= MAX_RELATIONS) {
         return Ok(());
     }
@@ -35,6 +42,8 @@ struct Size {
     /// Named subqueries: name, and the tables that they mention.
     named: Vec<(String, Self)>,
     expressions: u64,
+    /// Ways to group, as if all sets were of one clause; 0 if there are none.
+    groupings: u64,
     /// How often each expression around the current one is copied.
     copies: Vec<u64>,
 }
@@ -87,6 +96,15 @@ impl Visitor for Size {
     }
 
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        let groupings = match expr {
+            Expr::Cube(columns) => 1u64.checked_shl(columns.len() as u32).unwrap_or(u64::MAX),
+            Expr::Rollup(columns) => columns.len() as u64 + 1,
+            Expr::GroupingSets(sets) => sets.len() as u64,
+            _ => 1,
+        };
+        if groupings > 1 {
+            self.groupings = self.groupings.max(1).saturating_mul(groupings);
+        }
         let copied = match expr {
             Expr::Between { .. } => 2,
             Expr::Case { operand: Some(_), .. } => 2,

@@ -11,10 +11,11 @@ use std::{
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
 use datafusion::{
+    common::config::ConfigNonZeroUsize,
     execution::{
         SendableRecordBatchStream, SessionState, SessionStateBuilder, TaskContext,
         disk_manager::{DiskManagerBuilder, DiskManagerMode},
-        memory_pool::GreedyMemoryPool,
+        memory_pool::{GreedyMemoryPool, MemoryPool},
         runtime_env::RuntimeEnvBuilder,
     },
     physical_plan::{ExecutionPlan, execute_stream},
@@ -26,21 +27,29 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use self::{
     catalog::{CATALOG, Databases},
+    guard::guard,
     reader::only_ours,
     show::Show,
+    text::{Concatenation, bound_functions},
+    weight::{batch_rows, check_weight},
 };
-use super::ColumnarEngine;
+use super::{ColumnarEngine, merge::bytes};
 use crate::types::Lsn;
 
 mod catalog;
 mod error;
 mod expansion;
+mod functions;
+mod guard;
 pub mod output;
 mod overlap_exec;
 mod reader;
 mod sandbox;
 mod show;
 mod table_provider;
+mod text;
+mod weight;
+
 #[cfg(test)]
 mod tests;
 
@@ -49,6 +58,15 @@ pub use error::QueryError;
 /// Stack of the thread that plans: deep expressions recurse, and a build without optimisation
 /// needs much stack for each step.
 const PLAN_STACK: usize = 64 << 20;
+/// Rows of a batch, and of one in a query that joins, where each row may be copied as often.
+const BATCH_ROWS: usize = 8_192;
+/// See [`BATCH_ROWS`].
+const JOINED_ROWS: usize = 1_024;
+/// An answer is given in pieces of about this many bytes, so that writing one takes no more than a
+/// few times as much.
+const PIECE_BYTES: usize = 1 << 20;
+/// Longest row of an answer.
+const MAX_ROW_BYTES: usize = 16 << 20;
 /// The schema of names without one when the request names no database. No database can have it,
 /// for an empty name is none.
 const NO_DATABASE: &str = "";
@@ -62,7 +80,7 @@ pub struct SqlOptions {
     pub timeout: Duration,
     /// Rows of the answer; more are an error. No limit by default.
     pub max_rows: Option<usize>,
-    /// Bytes that sorting, joining and grouping may take; 256 MiB by default.
+    /// Bytes that sorting, joining, grouping and making text may take; 256 MiB by default.
     pub memory_limit: usize,
 }
 
@@ -77,6 +95,8 @@ pub struct QueryStream {
     schema: SchemaRef,
     applied: Lsn,
     rows: SendableRecordBatchStream,
+    /// What was read and not given: pieces to be cut further, the next one last.
+    ready: Vec<RecordBatch>,
     deadline: Pin<Box<Sleep>>,
     timeout: Duration,
     max_rows: Option<usize>,
@@ -110,6 +130,7 @@ impl ColumnarEngine {
             schema,
             applied: planned.applied,
             rows,
+            ready: Vec::new(),
             deadline: Box::pin(sleep_until(deadline)),
             timeout,
             max_rows,
@@ -159,9 +180,15 @@ impl Stream for QueryStream {
         // The deadline first: a plan that always has a row ready must end too.
         let next = if self.deadline.as_mut().poll(cx).is_ready() {
             Some(Err(QueryError::TimedOut(self.timeout)))
+        } else if let Some(piece) = self.next_piece() {
+            Some(piece)
         } else {
             match self.rows.poll_next_unpin(cx) {
                 Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(batch))) => {
+                    self.ready.push(batch);
+                    self.next_piece()
+                }
                 Poll::Ready(next) => next.map(|batch| batch.map_err(QueryError::from)),
             }
         };
@@ -176,6 +203,29 @@ impl Stream for QueryStream {
             Some(Err(_)) | None => self.ended = true,
         }
         Poll::Ready(next)
+    }
+}
+
+impl QueryStream {
+    /// The first part of what was read that is short enough to be written at once. A batch may have
+    /// one column many times, which takes no memory until it is written.
+    fn next_piece(&mut self) -> Option<Result<RecordBatch, QueryError>> {
+        loop {
+            let batch = self.ready.pop()?;
+            let (rows, bytes) = match bytes(&batch) {
+                Ok(bytes) => (batch.num_rows(), bytes),
+                Err(error) => return Some(Err(QueryError::Internal(error.to_string()))),
+            };
+            if rows <= 1 && bytes > MAX_ROW_BYTES {
+                let why = format!("a row of the answer has {bytes} bytes, {MAX_ROW_BYTES} are possible");
+                return Some(Err(QueryError::TooLarge(why)));
+            }
+            if rows <= 1 || bytes <= PIECE_BYTES {
+                return Some(Ok(batch));
+            }
+            self.ready.push(batch.slice(rows / 2, rows - rows / 2));
+            self.ready.push(batch.slice(0, rows / 2));
+        }
     }
 }
 
@@ -203,11 +253,21 @@ async fn plan(engine: Arc<ColumnarEngine>, sql: String, options: SqlOptions) -> 
     sandbox::check_statement(&statement)?;
     let databases = databases(&engine, &statement, options.database.as_deref())?;
     let applied = databases.applied();
-    let state = session(databases, &options)?;
+    let pool: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(options.memory_limit));
+    let mut state = session(databases, &options, &pool)?;
     let plan = state.statement_to_plan(statement).await?;
+    // Twice: before the optimizer may make it grow, and with what it has made of it.
     sandbox::check_plan(&plan)?;
-    let plan = state.create_physical_plan(&plan).await?;
-    Ok(Planned { applied, answer: Answer::Plan(plan, state.task_ctx()) })
+    functions::check(&plan)?;
+    check_weight(&plan)?;
+    let plan = state.optimize(&plan)?;
+    sandbox::check_plan(&plan)?;
+    sandbox::check_patterns(&plan)?;
+    let rows = if sandbox::joins(&plan)? { JOINED_ROWS } else { BATCH_ROWS };
+    let rows = ConfigNonZeroUsize::try_new(batch_rows(&plan, rows)?)?;
+    state.config_mut().options_mut().execution.batch_size = rows;
+    let plan = state.query_planner().create_physical_plan(&plan, &state).await?;
+    Ok(Planned { applied, answer: Answer::Plan(guard(plan, &pool)?, state.task_ctx()) })
 }
 
 /// The tables a statement names as they are now, all at one position.
@@ -247,13 +307,17 @@ fn databases(
     Ok(databases)
 }
 
-fn session(databases: Databases, options: &SqlOptions) -> Result<SessionState, QueryError> {
+fn session(
+    databases: Databases,
+    options: &SqlOptions,
+    pool: &Arc<dyn MemoryPool>,
+) -> Result<SessionState, QueryError> {
     // Functions and optimiser rules are many and always the same.
     static BASE: OnceLock<SessionState> = OnceLock::new();
     let base = BASE.get_or_init(|| {
         let mut base =
             SessionStateBuilder::new().with_default_features().with_table_functions(Default::default());
-        sandbox::remove_functions(base.scalar_functions());
+        functions::keep_known(&mut base);
         base.build()
     });
     let mut config = SessionConfig::new()
@@ -262,15 +326,21 @@ fn session(databases: Databases, options: &SqlOptions) -> Result<SessionState, Q
         .with_default_catalog_and_schema(CATALOG, options.database.as_deref().unwrap_or(NO_DATABASE));
     config.options_mut().sql_parser.enable_ident_normalization = false;
     let runtime = RuntimeEnvBuilder::new()
-        .with_memory_pool(Arc::new(GreedyMemoryPool::new(options.memory_limit)))
+        .with_memory_pool(pool.clone())
         .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
         .with_object_store_registry(only_ours()?)
         .build_arc()?;
-    Ok(SessionStateBuilder::new_from_existing(base.clone())
+    let mut builder = SessionStateBuilder::new_from_existing(base.clone())
         .with_config(config)
         .with_runtime_env(runtime)
-        .with_catalog_list(Arc::new(databases))
-        .build())
+        .with_catalog_list(Arc::new(databases));
+    if let Some(functions) = builder.scalar_functions() {
+        bound_functions(functions, pool);
+    }
+    if let Some(planners) = builder.expr_planners() {
+        planners.insert(0, Arc::new(Concatenation::new(pool)));
+    }
+    Ok(builder.build())
 }
 
 /// Runs planning on a thread that has the stack for it and may take its time. The thread ends with

@@ -17,9 +17,14 @@ use futures::{Stream, StreamExt};
 use parquet::{arrow::ArrowWriter, errors::ParquetError};
 
 use super::{QueryError, QueryStream};
+use crate::engine::columnar::merge;
 
 /// Most rows of [`Format::Pretty`], which has to see all of them before it can write the first.
 const MAX_PRETTY_ROWS: usize = 100_000;
+/// Most bytes of its rows, likewise.
+const MAX_PRETTY_BYTES: usize = 64 << 20;
+/// A row group of [`Format::Parquet`] is closed at this many bytes, which it holds until then.
+const ROW_GROUP_BYTES: usize = 64 << 20;
 
 /// How an answer is written. Times are RFC 3339 without zone (`2024-01-01T00:00:00.123`), in UTC.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -103,7 +108,7 @@ enum Writer {
     Json(arrow_json::Writer<Sink, JsonArray>),
     Jsonl(arrow_json::Writer<Sink, LineDelimited>),
     Csv { writer: Box<arrow_csv::Writer<Sink>>, schema: SchemaRef, empty: bool },
-    Pretty { schema: SchemaRef, batches: Vec<RecordBatch> },
+    Pretty { schema: SchemaRef, batches: Vec<RecordBatch>, rows: usize, bytes: usize },
     Arrow(Box<StreamWriter<Sink>>),
     Parquet(Box<ArrowWriter<Sink>>),
 }
@@ -124,7 +129,7 @@ impl Encoder {
                 let writer = arrow_csv::WriterBuilder::new().with_header(true).build(to);
                 Writer::Csv { writer: Box::new(writer), schema, empty: true }
             }
-            Format::Pretty => Writer::Pretty { schema, batches: Vec::new() },
+            Format::Pretty => Writer::Pretty { schema, batches: Vec::new(), rows: 0, bytes: 0 },
             Format::Arrow => Writer::Arrow(Box::new(StreamWriter::try_new(to, &schema).map_err(unwritable)?)),
             Format::Parquet => {
                 Writer::Parquet(Box::new(ArrowWriter::try_new(to, schema, None).map_err(no_parquet)?))
@@ -145,15 +150,23 @@ impl Encoder {
                 *empty = false;
                 writer.write(batch).map_err(unwritable)?;
             }
-            Writer::Pretty { batches, .. } => {
-                batches.push(batch.clone());
-                if batches.iter().map(RecordBatch::num_rows).sum::<usize>() > MAX_PRETTY_ROWS {
-                    let why = format!("format pretty takes {MAX_PRETTY_ROWS} rows; add a LIMIT or use csv");
+            Writer::Pretty { batches, rows, bytes, .. } => {
+                *rows += batch.num_rows();
+                *bytes += merge::bytes(batch).map_err(unwritable)?;
+                if *rows > MAX_PRETTY_ROWS || *bytes > MAX_PRETTY_BYTES {
+                    let most = format!("{MAX_PRETTY_ROWS} rows and {} MiB", MAX_PRETTY_BYTES >> 20);
+                    let why = format!("format pretty takes {most}; add a LIMIT or use csv");
                     return Err(QueryError::TooLarge(why));
                 }
+                batches.push(batch.clone());
             }
             Writer::Arrow(writer) => writer.write(batch).map_err(unwritable)?,
-            Writer::Parquet(writer) => writer.write(batch).map_err(no_parquet)?,
+            Writer::Parquet(writer) => {
+                writer.write(batch).map_err(no_parquet)?;
+                if writer.memory_size() > ROW_GROUP_BYTES {
+                    writer.flush().map_err(no_parquet)?;
+                }
+            }
         }
         Ok(self.sink.take())
     }
@@ -171,7 +184,7 @@ impl Encoder {
                 writer.write(&RecordBatch::new_empty(schema)).map_err(unwritable)?;
             }
             Writer::Csv { .. } => {}
-            Writer::Pretty { schema, batches } => {
+            Writer::Pretty { schema, batches, .. } => {
                 let table = pretty_format_batches_with_schema(schema, &batches).map_err(unwritable)?;
                 return Ok(format!("{table}\n").into());
             }

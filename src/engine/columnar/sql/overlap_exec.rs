@@ -21,6 +21,7 @@ use datafusion::{
 };
 use futures::StreamExt;
 
+use super::guard::pieces;
 use crate::engine::columnar::merge::{merge, times};
 
 /// A stretch of time, both ends included, and what has rows in it.
@@ -148,8 +149,10 @@ impl Run {
             }
             // One input holds each point once by itself, and comes without all tags.
             let points = if step.inputs.len() > 1 { merge(&step.schema, &rows)? } else { rows };
+            // Steps above take what they get for a batch's length.
+            let rows = self.context.session_config().batch_size();
             for batch in points {
-                self.ready.push_back(select(&batch, &step.wanted)?);
+                self.ready.extend(pieces(select(&batch, &step.wanted)?, rows));
             }
         }
     }

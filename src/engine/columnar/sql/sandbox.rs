@@ -1,12 +1,10 @@
 //! What a statement may be. Three gates: its text (so that it can be parsed and planned at all),
 //! the statement, and the plan that DataFusion makes of it. Each lists what is allowed.
 
-use std::sync::Arc;
-
 use datafusion::{
-    common::tree_node::TreeNodeRecursion,
+    common::tree_node::{TreeNode, TreeNodeRecursion},
     datasource::source_as_provider,
-    logical_expr::{LogicalPlan, ScalarUDF, TableScan},
+    logical_expr::{BinaryExpr, Expr, LogicalPlan, Operator, TableScan},
     sql::{
         parser::{DFParserBuilder, Statement},
         sqlparser::{
@@ -31,8 +29,6 @@ const MAX_PLAN_NODES: usize = 4_000;
 const MAX_PLAN_COLUMNS: usize = 10_000;
 /// The schema of tables about tables.
 pub(super) const INFORMATION_SCHEMA: &str = "information_schema";
-/// Functions whose result can be far larger than their arguments, outside of the memory limit.
-const REMOVED_FUNCTIONS: [&str; 3] = ["repeat", "lpad", "rpad"];
 
 /// The one statement in a text.
 pub(super) fn parse(sql: &str) -> Result<Statement, QueryError> {
@@ -97,9 +93,10 @@ pub(super) fn check_plan(plan: &LogicalPlan) -> Result<(), QueryError> {
             | LogicalPlan::Explain(_)
             | LogicalPlan::Analyze(_)
             | LogicalPlan::Distinct(_)
-            | LogicalPlan::DescribeTable(_)
-            | LogicalPlan::Unnest(_) => None,
+            | LogicalPlan::DescribeTable(_) => None,
             LogicalPlan::RecursiveQuery(_) => Some(QueryError::NotAllowed("recursive queries".into())),
+            // Copies its other columns for every element of a list; no table here has a list.
+            LogicalPlan::Unnest(_) => Some(QueryError::NotAllowed("unnest".into())),
             LogicalPlan::Statement(_)
             | LogicalPlan::Extension(_)
             | LogicalPlan::Dml(_)
@@ -111,11 +108,41 @@ pub(super) fn check_plan(plan: &LogicalPlan) -> Result<(), QueryError> {
     refused.map_or(Ok(()), Err)
 }
 
-/// Takes functions out that no query may call.
-pub(super) fn remove_functions(functions: &mut Option<Vec<Arc<ScalarUDF>>>) {
-    if let Some(functions) = functions {
-        functions.retain(|function| !REMOVED_FUNCTIONS.contains(&function.name()));
+/// Refuses patterns that change from row to row: each has to be compiled, at any cost.
+pub(super) fn check_patterns(plan: &LogicalPlan) -> Result<(), QueryError> {
+    let changes = |pattern: &Expr| !matches!(pattern, Expr::Literal(..));
+    let mut changing = false;
+    plan.apply_with_subqueries(|step| {
+        step.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                changing |= match expr {
+                    Expr::BinaryExpr(BinaryExpr { op, right, .. }) => is_regex(*op) && changes(right),
+                    Expr::SimilarTo(like) => changes(&like.pattern),
+                    _ => false,
+                };
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    if changing {
+        return Err(QueryError::NotAllowed("a regular expression that is not constant".into()));
     }
+    Ok(())
+}
+
+/// Whether a plan joins rows.
+pub(super) fn joins(plan: &LogicalPlan) -> Result<bool, QueryError> {
+    let mut joins = false;
+    plan.apply_with_subqueries(|step| {
+        joins |= matches!(step, LogicalPlan::Join(_) | LogicalPlan::Subquery(_));
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(joins)
+}
+
+fn is_regex(op: Operator) -> bool {
+    use Operator::{RegexIMatch, RegexMatch, RegexNotIMatch, RegexNotMatch};
+    [RegexMatch, RegexIMatch, RegexNotMatch, RegexNotIMatch].contains(&op)
 }
 
 fn check_tokens(tokens: &[TokenWithSpan]) -> Result<(), QueryError> {

@@ -7,7 +7,7 @@ use arrow_array::{
 };
 
 use super::{
-    super::{MAX_VALUES, Precision},
+    super::{MAX_REPORTED, MAX_VALUES, Precision},
     *,
 };
 use crate::engine::columnar::{
@@ -22,11 +22,11 @@ pub(super) fn options() -> Options {
 }
 
 pub(super) fn read(body: impl AsRef<[u8]>) -> Parsed {
-    parse(body.as_ref(), &options(), &Schemas::default()).unwrap()
+    parse(body.as_ref(), &options(), &Schemas::default(), &mut |_| true).unwrap()
 }
 
 /// One point as `column=value` in order of columns, nulls left out.
-pub(super) fn row(rows: &RecordBatch, at: usize) -> Vec<String> {
+pub(in super::super) fn row(rows: &RecordBatch, at: usize) -> Vec<String> {
     let mut row =
         vec![format!("time={}", rows.column(0).as_primitive::<TimestampNanosecondType>().value(at))];
     for (field, column) in rows.schema().fields().iter().zip(rows.columns()).skip(1) {
@@ -221,7 +221,7 @@ fn the_registry_wins_over_the_body() {
     let schema = TableSchema::new(columns.map(|(name, kind)| (name.to_owned(), kind))).unwrap();
     schemas.merge("home", "m", &schema).unwrap();
     let body = "m,h=a f=3i 1\nm f=t 2\nm h=1 3\nm,f=a g=1 4\nm g=1u 5";
-    let parsed = parse(body.as_bytes(), &options(), &schemas).unwrap();
+    let parsed = parse(body.as_bytes(), &options(), &schemas, &mut |_| true).unwrap();
     assert_eq!(rows_of(&parsed), ["m time=1 h=\"a\" f=3.0", "m time=5 g=1u"]);
     let errors: Vec<_> = parsed.rejected.iter().map(|error| (error.line, error.error.as_str())).collect();
     assert_eq!(
@@ -249,9 +249,9 @@ fn a_bad_line_leaves_no_column_and_no_table() {
 #[test]
 fn partial_or_nothing() {
     let strict = Options { accept_partial: false, ..options() };
-    let parsed = parse(b"m f=1 1\nm f= 2\nm f=3 3", &strict, &Schemas::default()).unwrap();
+    let parsed = parse(b"m f=1 1\nm f= 2\nm f=3 3", &strict, &Schemas::default(), &mut |_| true).unwrap();
     assert_eq!((parsed.batch, parsed.rows, parsed.rejected_total), (None, 0, 1));
-    assert_eq!(parse(b"m f=1 1", &strict, &Schemas::default()).unwrap().rows, 1);
+    assert_eq!(parse(b"m f=1 1", &strict, &Schemas::default(), &mut |_| true).unwrap().rows, 1);
     let parsed = read("m f=\n".repeat(MAX_REPORTED + 7));
     assert_eq!((parsed.rejected.len(), parsed.rejected_total), (MAX_REPORTED, MAX_REPORTED + 7));
     assert_eq!(parsed.rejected.last().unwrap().line, MAX_REPORTED);
@@ -273,7 +273,8 @@ fn bytes_that_are_not_utf8_cost_their_line_only() {
 fn timestamps_are_scaled() {
     let at = |precision, time: &str| {
         let options = Options { precision, ..options() };
-        let parsed = parse(format!("m f=1 {time}").as_bytes(), &options, &Schemas::default()).unwrap();
+        let parsed =
+            parse(format!("m f=1 {time}").as_bytes(), &options, &Schemas::default(), &mut |_| true).unwrap();
         parsed
             .batch
             .map(|batch| batch.tables[0].rows.column(0).as_primitive::<TimestampNanosecondType>().value(0))
@@ -301,7 +302,7 @@ fn limits_are_per_line() {
     assert_eq!(parsed.rejected[0].error, "database \"home\" would have more than 10000 tables");
 
     assert!(matches!(
-        parse(b"m f=1", &Options { database: "_x".into(), ..options() }, &Schemas::default()),
+        parse(b"m f=1", &Options { database: "_x".into(), ..options() }, &Schemas::default(), &mut |_| true),
         Err(BodyError::Database(_))
     ));
 }

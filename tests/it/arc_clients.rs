@@ -1,0 +1,69 @@
+//! What Arc's clients send is taken at any node as they send it, and found again.
+
+use std::{io::Write, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::{
+    cluster::Cluster,
+    http::{Answer, send},
+    process::Process,
+};
+
+const HOME: (&str, &str) = ("x-arc-database", "it");
+
+fn post(node: &Process, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    send(&node.tcp(), "POST", path, headers, body, Duration::from_secs(30)).unwrap()
+}
+
+fn packed(body: &Value) -> Vec<u8> {
+    rmp_serde::to_vec(body).unwrap()
+}
+
+#[test]
+fn message_pack_in_every_shape_and_line_protocol_by_header() {
+    let cluster = Cluster::of(3);
+    let [edge, other] = cluster.others(cluster.writer())[..] else { panic!("three nodes") };
+    let (edge, path) = (&cluster[edge], "/api/v1/write/msgpack");
+    let second = 1_700_000_000u64;
+    let columns = json!({ "m": "cpu", "columns": {
+        "time": [second, second + 1], "host": ["a", "b"], "usage": [0.5, null], "n": [1, 2],
+    }});
+    assert!(post(edge, path, &[HOME], &packed(&columns)).expect(204).header("x-skein-lsn").is_some());
+    let row = json!({ "m": "cpu", "t": (second + 2) * 1_000, "h": "c", "fields": { "usage": 1.5, "n": 3 } });
+    post(edge, path, &[HOME], &packed(&row)).expect(204);
+    let batch = json!({ "batch": [
+        { "m": "cpu", "t": (second + 3) * 1_000_000, "h": "d", "fields": { "n": 4 } },
+        { "m": "cpu", "columns": { "time": [second + 4], "host": ["e"], "n": [5] } },
+    ]});
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all(&packed(&batch)).unwrap();
+    // Known by its first bytes, as Arc knows it.
+    post(edge, path, &[HOME], &gzip.finish().unwrap()).expect(204);
+    let lines = "cpu,host=f n=6i 1700000005000000000";
+    post(edge, "/api/v1/write/line-protocol", &[HOME], lines.as_bytes()).expect(204);
+    for node in [edge, &cluster[other]] {
+        assert_eq!(node.numbers("SELECT n FROM cpu ORDER BY time"), [1, 2, 3, 4, 5, 6]);
+        let at = "SELECT DISTINCT time::bigint - n * 1000000000 FROM cpu";
+        assert_eq!(node.numbers(at), [(second - 1) * 1_000_000_000], "each unit was understood");
+    }
+
+    let partly = json!([row, { "m": "cpu", "fields": { "n": "many" } }, 7]);
+    let answer = post(edge, path, &[HOME], &packed(&partly)).expect(400);
+    assert_eq!(answer.bad_lines(), [2, 3], "items by number");
+    assert!(answer.header("x-skein-lsn").is_some(), "the good one is in");
+    for body in [&b""[..], b"cpu n=1", b"\xdd\xff\xff\xff\xff", &packed(&columns)[..40]] {
+        let answer = post(edge, path, &[HOME], body).expect(400);
+        assert!(answer.json()["error"].as_str().unwrap().contains("MessagePack"), "{answer:?}");
+    }
+
+    let listed = edge.get("/api/v1/measurements?database=it").expect(200).json();
+    assert_eq!(listed["measurements"], json!([{ "database": "it", "measurement": "cpu" }]));
+    let listed = edge.get("/api/v1/databases").expect(200).json();
+    assert_eq!(listed, json!({ "count": 1, "databases": [{ "name": "it", "measurement_count": 1 }] }));
+    edge.get("/api/v1/measurements?database=nope").expect(404);
+    let sql = json!({ "sql": "SELECT n FROM cpu" }).to_string();
+    let answer =
+        post(edge, "/api/v1/query/arrow", &[HOME, ("content-type", "application/json")], sql.as_bytes());
+    assert_eq!(answer.expect(200).header("content-type"), Some("application/vnd.apache.arrow.stream"));
+}
