@@ -314,7 +314,9 @@ async fn a_refused_append_reserves_no_column() {
             now_ns: 1,
             accept_partial: false,
         };
-        let parsed = ingest::line_protocol::parse(line.as_bytes(), &options, &Schemas::default()).unwrap();
+        let parsed =
+            ingest::line_protocol::parse(line.as_bytes(), &options, &Schemas::default(), &mut |_| true)
+                .unwrap();
         let payload = columns::encode(&parsed.batch.unwrap()).unwrap();
         Batch { encoding: columns::ENCODING, payload, ..batch(counter, AckLevel::Local) }
     };

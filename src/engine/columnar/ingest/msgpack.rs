@@ -183,10 +183,11 @@ impl Parser<'_> {
             self.new_tables += usize::from(table.is_new());
         }
         // A table without points was made for this item, so it is the last one.
-        if table.rows() == 0 && at + 1 == self.tables.len() {
-            if let Some(table) = self.tables.pop() {
-                self.by_name.remove(table.name());
-            }
+        if table.rows() == 0
+            && at + 1 == self.tables.len()
+            && let Some(table) = self.tables.pop()
+        {
+            self.by_name.remove(table.name());
         }
         result
     }

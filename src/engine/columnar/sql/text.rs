@@ -38,7 +38,7 @@ pub(super) const CONCATENATION: &str = "||";
 pub(super) fn bound_functions(functions: &mut [Arc<ScalarUDF>], pool: &Arc<dyn MemoryPool>) {
     for function in functions {
         if let Some(growth) = Growth::of(function.name()) {
-            *function = Bounded::new(function.clone(), growth, pool);
+            *function = Bounded::function(function.clone(), growth, pool);
         }
     }
 }
@@ -50,7 +50,7 @@ pub(super) struct Concatenation(Arc<ScalarUDF>);
 impl Concatenation {
     pub(super) fn new(pool: &Arc<dyn MemoryPool>) -> Self {
         let inner = ScalarUDF::from(Operator { signature: Signature::user_defined(Volatility::Immutable) });
-        Self(Bounded::new(inner.into(), Growth::Sum, pool))
+        Self(Bounded::function(inner.into(), Growth::Sum, pool))
     }
 }
 
@@ -133,7 +133,7 @@ struct Bounded {
 }
 
 impl Bounded {
-    fn new(inner: Arc<ScalarUDF>, growth: Growth, pool: &Arc<dyn MemoryPool>) -> Arc<ScalarUDF> {
+    fn function(inner: Arc<ScalarUDF>, growth: Growth, pool: &Arc<dyn MemoryPool>) -> Arc<ScalarUDF> {
         Arc::new(ScalarUDF::from(Self { inner, growth, pool: pool.clone() }))
     }
 
