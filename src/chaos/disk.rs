@@ -138,6 +138,14 @@ impl Disk {
     }
 }
 
+impl Drop for Disk {
+    /// Also under a node that still runs: a directory with a mount on it could not be removed.
+    fn drop(&mut self) {
+        // It may be unmounted already, and at the latest the namespace ends it.
+        let _ = path(&self.at).and_then(|at| run("umount", &["-l", at]));
+    }
+}
+
 fn path(path: &Path) -> Result<&str, Failure> {
     path.to_str().ok_or_else(|| Failure::usage("the directory for temporary files is not named in UTF-8"))
 }

@@ -79,7 +79,8 @@ async fn office_leaves_a_slow_disk_and_what_was_in_flight_is_not_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn office_leaves_a_full_disk() {
     let three = three().await;
-    three.disk.set_limit(Some(three.disk.used()));
+    // Less than a segment of the log, and enough for raft's few bytes.
+    three.disk.set_limit(Some(three.disk.used() + (512 << 10)));
     let body = "x".repeat(100_000);
     let full = async {
         // 1 MiB per segment, and one in reserve.
