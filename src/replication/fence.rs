@@ -131,11 +131,6 @@ impl Fence {
         if let Some(refusal) = self.judge(from, &seal, view) {
             return Ok(refusal);
         }
-        #[cfg(feature = "testing")]
-        if crate::types::planted::is("promise_stops_nothing") {
-            self.wal.set_promise(seal.epoch).await?;
-            return Ok(self.report(seal.epoch, commit));
-        }
         self.raise(seal.epoch);
         // Intake is stopped by now; what was queued before may still reach the disk and must be
         // covered by the report.
