@@ -131,11 +131,6 @@ impl Fence {
         if let Some(refusal) = self.judge(from, &seal, view) {
             return Ok(refusal);
         }
-        #[cfg(feature = "testing")]
-        if crate::types::planted::is("promise_stops_nothing") {
-            self.wal.set_promise(seal.epoch).await?;
-            return Ok(self.report(seal.epoch, commit));
-        }
         self.raise(seal.epoch);
         // What is queued may still come to the disk, and then must be covered by the report. From here
         // on nothing is queued any more, and what is gets no ack.

@@ -23,13 +23,19 @@ pub enum Caught {
     Simulation {
         /// How many.
         within: u64,
+        /// Kinds of faults that lead to it, with commas between; empty for the usual mixes.
+        faults: &'static str,
     },
     /// A test of the library, by its path: the schedule that shows the bug is too rare to wait for.
     Test(&'static str),
 }
 
 const fn simulation(name: &'static str, breaks: &'static str, within: u64) -> Mutant {
-    Mutant { name, breaks, caught: Caught::Simulation { within } }
+    Mutant { name, breaks, caught: Caught::Simulation { within, faults: "" } }
+}
+
+const fn storms(name: &'static str, breaks: &'static str, within: u64, faults: &'static str) -> Mutant {
+    Mutant { name, breaks, caught: Caught::Simulation { within, faults } }
 }
 
 const fn test(name: &'static str, breaks: &'static str, path: &'static str) -> Mutant {
@@ -51,9 +57,13 @@ pub const MUTANTS: &[Mutant] = &[
         "a voter reports to the leader before its promise is on disk",
         30,
     ),
-    simulation("promise_stops_nothing", "a sealed voter goes on to take records of the old epoch", 60),
     simulation("office_survives_restart", "a restarted writer goes on in its old epoch", 30),
-    simulation("choose_the_leader", "the leader names itself, whatever the reports say", 60),
+    storms(
+        "choose_the_leader",
+        "the leader names itself, whatever the reports say",
+        60,
+        "slow-disk,kill,partition",
+    ),
     simulation("dedup_not_replicated", "only the writer remembers which batches were applied", 60),
     simulation(
         "retry_not_checked_against_tail",
@@ -61,11 +71,26 @@ pub const MUTANTS: &[Mutant] = &[
         60,
     ),
     simulation("apply_beyond_commit", "a replica applies what it has on disk, committed or not", 60),
-    simulation("read_without_majority", "a writer answers a linearizable read without asking a voter", 60),
-    simulation("read_before_epoch_start", "a new writer answers reads before its start is committed", 60),
+    storms(
+        "read_without_majority",
+        "a writer answers a linearizable read without asking a voter",
+        60,
+        "pause,mute,deaf",
+    ),
+    storms(
+        "read_before_epoch_start",
+        "a new writer answers reads before its start is committed",
+        60,
+        "kill,slow-disk",
+    ),
     simulation("skip_dir_fsync", "a new log segment is used before its name is durable", 30),
-    simulation("retry_fsync", "a failed fsync is tried again, and believed", 60),
-    simulation("recover_without_sync", "recovery calls what it reads durable without syncing it", 30),
+    storms("retry_fsync", "a failed fsync is tried again, and believed", 60, "disk-error"),
+    storms(
+        "recover_without_sync",
+        "recovery calls what it reads durable without syncing it",
+        30,
+        "slow-disk,kill",
+    ),
     test(
         "commit_old_epoch",
         "records of earlier epochs are counted for a commit (figure 8 of the raft paper)",

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use crate::{SEED, faults::Counts};
+use crate::{FAULTS, SEED, faults::Counts};
 
 /// What a schedule in another process came to.
 #[derive(Debug)]
@@ -23,12 +23,15 @@ pub(crate) struct Child {
     pub(crate) output: String,
 }
 
-/// Runs the schedule of one seed.
-pub(crate) fn run(seed: u64, mutant: Option<&str>) -> Child {
+/// Runs the schedule of one seed, if need be with a planted bug and storms of these kinds of faults.
+pub(crate) fn run(seed: u64, mutant: Option<(&str, &str)>) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "schedules", "--nocapture", "--test-threads=1"]).env(SEED, seed.to_string());
-    if let Some(mutant) = mutant {
-        command.env("SKEIN_MUTANT", mutant);
+    if let Some((name, faults)) = mutant {
+        command.env("SKEIN_MUTANT", name);
+        if !faults.is_empty() {
+            command.env(FAULTS, faults);
+        }
     }
     let done = command.output().unwrap();
     let output =
@@ -55,7 +58,11 @@ pub(crate) fn run(seed: u64, mutant: Option<&str>) -> Child {
 
 /// Runs many, in the order of their seeds, and returns what they came to in that order. With
 /// `until_failure` none is begun after one has failed.
-pub(crate) fn run_all(seeds: std::ops::Range<u64>, mutant: Option<&str>, until_failure: bool) -> Vec<Child> {
+pub(crate) fn run_all(
+    seeds: std::ops::Range<u64>,
+    mutant: Option<(&str, &str)>,
+    until_failure: bool,
+) -> Vec<Child> {
     let (next, failed) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
     let children = Mutex::new(Vec::new());
     std::thread::scope(|scope| {

@@ -92,7 +92,7 @@ impl World {
                 let role = self.stations[place].host.role;
                 let is_there = |id: NodeId| {
                     self.views().any(|view| match role {
-                        Role::Voter => view.voters.iter().all(|set| set.contains(&id)),
+                        Role::Voter => view.voters.len() == 1 && view.is_voter(id),
                         _ => view.learners.contains(&id),
                     })
                 };

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 /// Something that begins, lasts and ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -134,13 +134,21 @@ impl Kind {
 }
 
 /// The faults of a storm of that length, by beginning. They may overlap. Each storm has its own mix:
-/// about half of the kinds, some of them far more often than others.
-pub(crate) fn plan(random: &mut StdRng, hosts: usize, begin: Duration, length: Duration) -> Vec<Fault> {
+/// about half of the kinds, some of them far more often than others; or, of `only`, each alike.
+pub(crate) fn plan(
+    random: &mut StdRng,
+    hosts: usize,
+    begin: Duration,
+    length: Duration,
+    only: Option<&str>,
+) -> Vec<Fault> {
     let mut mix: Vec<(u32, Draw)> = Vec::new();
     for (weight, draw) in KINDS {
         let (enabled, factor) = (random.random_bool(0.5), random.random_range(0..4));
-        if enabled {
-            mix.push((weight << factor, draw));
+        match only {
+            Some(only) if only.split(',').any(|it| it == name(draw)) => mix.push((1, draw)),
+            None if enabled => mix.push((weight << factor, draw)),
+            _ => {}
         }
     }
     let mut faults = Vec::new();
@@ -148,7 +156,9 @@ pub(crate) fn plan(random: &mut StdRng, hosts: usize, begin: Duration, length: D
     loop {
         from += Duration::from_millis(random.random_range(100..2_500));
         let host = random.random_range(0..hosts);
-        let until = (from + Duration::from_millis(random.random_range(50..4_000))).min(begin + length);
+        // Half of them last about as long as it takes to miss a writer and to name another.
+        let longest = if random.random_bool(0.5) { 700 } else { 4_000 };
+        let until = (from + Duration::from_millis(random.random_range(50..longest))).min(begin + length);
         if from >= begin + length {
             return faults;
         }
@@ -176,7 +186,9 @@ impl fmt::Display for Counts {
 
 /// Names of all kinds of faults.
 pub(crate) fn names() -> Vec<&'static str> {
-    use rand::SeedableRng;
-    let mut random = StdRng::seed_from_u64(0);
-    KINDS.iter().map(|(_, draw)| draw(&mut random, 0).name()).collect()
+    KINDS.iter().map(|(_, draw)| name(*draw)).collect()
+}
+
+fn name(draw: Draw) -> &'static str {
+    draw(&mut StdRng::seed_from_u64(0), 0).name()
 }

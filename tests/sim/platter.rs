@@ -90,6 +90,7 @@ pub(crate) fn recoveries(
 ) -> Result<Recoveries, WalError> {
     let copy = || {
         let copy = disk.fork();
+        copy.kill();
         copy.set_limit(None);
         copy.clear_faults();
         copy.set_latency(Default::default());

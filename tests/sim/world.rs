@@ -15,11 +15,12 @@ use skeinmesh::{
 };
 
 use crate::{
+    FAULTS,
     churn::Churn,
     clients::Order,
     faults::{Counts, Fault, plan},
     host::{Common, Ended, Host},
-    invariants::{i1, i2, i3, i4, i6, i7, i10, i15},
+    invariants::{i1, i2, i3, i4, i6, i7, i10, i14, i15},
     ledger::{Ledger, Outcome, payloads},
     machine,
     network::{Network, Trace},
@@ -131,11 +132,15 @@ impl World {
     fn storm(&mut self) -> bool {
         let begin = machine::now() + CALM;
         let length = Duration::from_millis(self.random.random_range(8_000..20_000));
-        let faults = plan(&mut self.random, self.stations.len(), begin, length);
+        let only = std::env::var(FAULTS).ok();
+        let faults = plan(&mut self.random, self.stations.len(), begin, length, only.as_deref());
         let (mut next_write, mut next_read) = (begin, begin);
         while machine::now() < begin + length {
             if !self.step() {
                 return false;
+            }
+            if self.random.random_ratio(1, 300) {
+                self.look_into_recovery();
             }
             let now = machine::now();
             let active = faults.iter().filter(|fault| fault.from <= now && now < fault.until).copied();
@@ -155,6 +160,10 @@ impl World {
 
     /// Nothing is wrong any more: all come together, and every node takes a write.
     fn settle(&mut self) -> bool {
+        // Whoever joins must have the time of the cluster, and is told so: somebody sets the clocks.
+        if self.churning.is_some() || self.stations.iter().any(|it| it.rotten) {
+            self.stations.iter().for_each(|it| it.host.clock_off.store(0, Ordering::Relaxed));
+        }
         let settled = |world: &mut Self| {
             // Nobody keeps a disk that has begun to rot.
             let rotten = world.stations.iter().position(|it| it.rotten).filter(|_| world.churning.is_none());
@@ -374,6 +383,22 @@ impl World {
         let mut life = self.stations[place].host.now.lock().unwrap();
         if life.engine.is_some() {
             life.orders.push_back(Order::Read(consistency, lasting));
+        }
+    }
+
+    /// What would become of a node that was killed at this moment?
+    fn look_into_recovery(&mut self) {
+        let it = &self.stations[self.random.random_range(0..self.stations.len())];
+        let Some(cluster) = self.cluster.filter(|_| it.machine.is_on() && !it.rotten) else { return };
+        match platter::recoveries(&it.host.disk(), &it.host.dir(), cluster, false, &mut self.random) {
+            Ok(seen) => {
+                let found = i14::judge(it.host.name, &seen);
+                self.common.ledger.lock().unwrap().violations.extend(found);
+            }
+            Err(error) => {
+                let says = format!("I14: the log of {} would not open: {error}", it.host.name);
+                self.common.ledger.lock().unwrap().violated(says);
+            }
         }
     }
 

@@ -28,8 +28,9 @@ pub(crate) fn judge(host: &str, seen: &Recoveries) -> Vec<String> {
         }
     }
     let inside = &seen.after_cut_inside;
-    let less = inside.end > seen.first.end || inside.promise != seen.first.promise;
-    if less || (seen.all_synced && inside.end != seen.first.end) {
+    let more = inside.end > seen.first.end || inside.promise > seen.first.promise;
+    let less = inside.end < seen.first.end || inside.promise < seen.first.promise;
+    if more || (seen.all_synced && less) {
         found.push(format!("I14: recovery of {host} states {:?}, and cut short {inside:?}", seen.first));
     }
     found
@@ -56,6 +57,6 @@ fn a_recovery_that_states_something_else_is_seen() {
     assert_eq!(judge("a", &Recoveries { after_cut: at(9, 1), ..seen }).len(), 1);
     assert_eq!(judge("a", &Recoveries { after_cut_inside: at(8, 2), ..seen }).len(), 1);
     let killed = Recoveries { all_synced: false, ..seen };
-    assert_eq!(judge("a", &Recoveries { after_cut_inside: at(8, 2), ..killed }), [""; 0]);
+    assert_eq!(judge("a", &Recoveries { after_cut_inside: at(8, 1), ..killed }), [""; 0]);
     assert_eq!(judge("a", &Recoveries { after_cut_inside: at(10, 2), ..killed }).len(), 1);
 }
