@@ -7,10 +7,10 @@ use crate::{
     identity::{CaError, DataDirError, IdentityError, StoreError},
     join::JoinError,
     raft::ControlError,
-    replication::receiver::FollowError,
+    replication::{catch_up::CatchUpError, fence::FenceError, receiver::FollowError},
     transport::MeshError,
     types::{NodeId, Recovery},
-    wal::WalError,
+    wal::{ReadError, WalError},
     write_path::apply::ApplyError,
 };
 
@@ -129,7 +129,16 @@ impl NodeError {
             | Self::Join(JoinError::Store(_)) => true,
             Self::Control(error) => matches!(error, ControlError::Log(_) | ControlError::Snapshot(_)),
             Self::Engine(error) => !matches!(error, EngineError::Broken(_)),
-            Self::Follow(error) => matches!(error, FollowError::Wal(_)),
+            Self::Follow(error) => match error {
+                FollowError::Wal(_) | FollowError::Fence(FenceError::Wal(_)) => true,
+                FollowError::CatchUp(CatchUpError::Disk(_) | CatchUpError::Fence(FenceError::Wal(_))) => true,
+                FollowError::CatchUp(CatchUpError::Engine(error)) => !matches!(error, EngineError::Broken(_)),
+                _ => false,
+            },
+            Self::Apply(ApplyError::Read { error, .. }) => {
+                matches!(error, ReadError::Damaged { .. } | ReadError::Io(_))
+            }
+            Self::Apply(ApplyError::Engine { error, .. }) => !matches!(error, EngineError::Broken(_)),
             _ => false,
         }
     }
@@ -137,5 +146,34 @@ impl NodeError {
     /// True when the command line, or what it finds, is to blame: the process exits 2.
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::Usage(_) | Self::HalfRecovered { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+    use crate::types::Lsn;
+
+    #[test]
+    fn the_disk_is_blamed_wherever_it_fails_and_not_for_what_it_did_not_do() {
+        let eio = || io::Error::other("EIO");
+        let log = || FenceError::Wal(WalError::Failed("EIO".into()));
+        let blamed: [NodeError; 6] = [
+            FollowError::CatchUp(CatchUpError::Disk(eio())).into(),
+            FollowError::CatchUp(CatchUpError::Engine(EngineError::Io(eio()))).into(),
+            FollowError::CatchUp(CatchUpError::Fence(log())).into(),
+            FollowError::Fence(log()).into(),
+            ApplyError::Read { seq: 1, error: ReadError::Io(eio()) }.into(),
+            ApplyError::Engine { at: Lsn::ZERO, error: EngineError::Io(eio()) }.into(),
+        ];
+        assert!(blamed.iter().all(NodeError::is_disk));
+        let not: [NodeError; 3] = [
+            FollowError::Diverged(Lsn::ZERO).into(),
+            FollowError::Fence(FenceError::CutsApplied { keep: 1, applied: Lsn::ZERO }).into(),
+            ApplyError::Gap { want: 1, got: Lsn::ZERO }.into(),
+        ];
+        assert!(!not.iter().any(NodeError::is_disk));
     }
 }

@@ -120,7 +120,7 @@ impl Control {
         let board = Board::new(applied.clone());
         let machine = StateMachine::new(applied, board.clone(), snapshots);
         let settings = Arc::new(raft_config(&config.timing)?);
-        let network = Network { mesh: mesh.clone() };
+        let network = Network { mesh: mesh.clone(), patience: config.timing.election_min };
         let mut writer: BoxFuture<'static, ()> = Box::pin(writer.run());
         // Recovery may purge, so the writer must run meanwhile.
         let raft = tokio::select! {

@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -32,13 +33,17 @@ pub type MeshSlot = Arc<OnceLock<Mesh>>;
 /// Makes a [`Link`] per peer.
 pub(super) struct Network {
     pub(super) mesh: MeshSlot,
+    /// The least that an answer is waited for. openraft's own bound on an append is three quarters of
+    /// a heartbeat: a follower that is farther away than that takes every entry, and its answer is
+    /// never heard, so nothing commits although everybody is there.
+    pub(super) patience: Duration,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Link;
 
     async fn new_client(&mut self, peer: NodeId, _: &EmptyNode) -> Link {
-        Link { peer, mesh: self.mesh.clone() }
+        Link { peer, mesh: self.mesh.clone(), patience: self.patience }
     }
 }
 
@@ -46,6 +51,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub(super) struct Link {
     peer: NodeId,
     mesh: MeshSlot,
+    patience: Duration,
 }
 
 impl Link {
@@ -58,7 +64,7 @@ impl Link {
         let Some(mesh) = self.mesh.get() else { return Err(unreachable("the mesh is not bound yet")) };
         let lane = if chunks.is_empty() { Lane::Consensus } else { Lane::Bulk };
         let call = exchange(mesh, self.peer, (StreamKind::Raft, lane), request, chunks);
-        match tokio::time::timeout(option.soft_ttl(), call).await {
+        match tokio::time::timeout(option.soft_ttl().max(self.patience), call).await {
             Ok(Ok(Response::Refused(reason))) => Err(broken(&reason)),
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error @ ExchangeError::NotLinked(_))) => Err(unreachable(&error.to_string())),

@@ -2,6 +2,7 @@
 //! only, with their position, epoch starts and the dedup table inside; then the WAL from there.
 
 use std::{
+    io,
     path::{Component, Path, PathBuf},
     sync::Arc,
 };
@@ -20,6 +21,7 @@ use crate::{
     },
     transport::{Handler, Mesh, OpenError, Peer, Stream, StreamError},
     types::{EpochTable, Lsn, Office},
+    wal::WalError,
 };
 
 use super::{Applier, Replica, fence::FenceError};
@@ -58,13 +60,31 @@ pub enum CatchUpError {
     Retry(String),
     /// This node's disk failed.
     #[error("cannot store the snapshot: {0}")]
-    Disk(#[from] std::io::Error),
+    Disk(#[from] io::Error),
     /// The engine did not take it.
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// The log could not be reset.
     #[error(transparent)]
     Fence(#[from] FenceError),
+}
+
+impl CatchUpError {
+    /// True for what goes away by itself: a seal in between, a cut under way, a full disk.
+    pub(super) fn passes(&self) -> bool {
+        let full = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        };
+        match self {
+            Self::Retry(_)
+            | Self::Fence(FenceError::Fenced { .. } | FenceError::Wal(WalError::Full | WalError::Closed)) => {
+                true
+            }
+            // An engine that failed half-way through an installation starts anew.
+            Self::Disk(error) => full(error),
+            Self::Engine(_) | Self::Fence(_) => false,
+        }
+    }
 }
 
 impl From<StreamError> for CatchUpError {

@@ -218,10 +218,7 @@ impl Receiver {
             Subscribed::SnapshotNeeded { first } => {
                 tracing::info!(ours = %durable, first, "behind the writer's log: fetching a snapshot");
                 catch_up::fetch(&self.fetch, replica, &*self.applier, &self.mesh, office).await.map_err(|e| {
-                    match e {
-                        CatchUpError::Retry(reason) => End::Retry(reason),
-                        error => End::Final(FollowError::CatchUp(error)),
-                    }
+                    if e.passes() { End::Retry(e.to_string()) } else { End::Final(FollowError::CatchUp(e)) }
                 })
             }
             Subscribed::Resume { keep, chain, epochs, end } => {
