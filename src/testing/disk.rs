@@ -8,7 +8,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -61,19 +60,8 @@ pub struct DiskLatency {
     pub other: Duration,
 }
 
-/// The bit that [`SimDisk::rot`] flipped.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rot {
-    /// In this file,
-    pub path: PathBuf,
-    /// in this byte,
-    pub offset: u64,
-    /// this bit, 0 to 7.
-    pub bit: u8,
-}
-
 #[derive(Debug, Clone, Default)]
-struct Machine {
+pub(super) struct Machine {
     life: u64,
     stopped: bool,
     calls: u64,
@@ -81,11 +69,11 @@ struct Machine {
     faults: Vec<Planted>,
     latency: DiskLatency,
     limit: Option<u64>,
-    inodes: BTreeMap<u64, Inode>,
+    pub(super) inodes: BTreeMap<u64, Inode>,
     next_inode: u64,
     dirs: BTreeSet<PathBuf>,
-    names: BTreeMap<PathBuf, u64>,
-    durable_names: BTreeMap<PathBuf, u64>,
+    pub(super) names: BTreeMap<PathBuf, u64>,
+    pub(super) durable_names: BTreeMap<PathBuf, u64>,
     /// Changes of names not yet synced, per directory, oldest first.
     renames: BTreeMap<PathBuf, Vec<NameChange>>,
 }
@@ -200,47 +188,6 @@ impl SimDisk {
         self.lock().used()
     }
 
-    /// Flips one bit, on the platter too. False if the file is not that long.
-    pub fn flip(&self, path: &Path, offset: u64, bit: u8) -> bool {
-        let mut machine = self.lock();
-        let Some(inode) = machine.named(path) else { return false };
-        let mut flipped = false;
-        for image in [&mut inode.seen, &mut inode.durable] {
-            if let Some(byte) = image.get_mut(offset as usize) {
-                *byte ^= 1 << (bit % 8);
-                flipped = true;
-            }
-        }
-        flipped
-    }
-
-    /// Lets one bit of a synced file rot at rest: flips it on the platter and in what a process
-    /// reads next. `under` is a file, or a directory whose files (at any depth) are candidates;
-    /// `dice` decides which file, byte and bit. Only bytes that are durable come into question,
-    /// and only sectors that hold something, because preallocated space would swallow nearly
-    /// every throw. The same disk and dice give the same bit; `None` if there is nothing to rot.
-    pub fn rot(&self, under: &Path, dice: u64) -> Option<Rot> {
-        let mut random = StdRng::seed_from_u64(dice);
-        let (path, sectors) = {
-            let machine = self.lock();
-            let synced = machine.names.iter().filter(|(path, number)| {
-                path.starts_with(under) && machine.durable_names.get(*path) == Some(*number)
-            });
-            let candidates = synced.filter_map(|(path, number)| {
-                let sectors = machine.inodes.get(number)?.sectors_at_rest();
-                (!sectors.is_empty()).then(|| (path.clone(), sectors))
-            });
-            let mut candidates: Vec<(PathBuf, Vec<Range<u64>>)> = candidates.collect();
-            if candidates.is_empty() {
-                return None;
-            }
-            candidates.swap_remove(random.random_range(0..candidates.len()))
-        };
-        let sector = sectors.get(random.random_range(0..sectors.len()))?.clone();
-        let (offset, bit) = (random.random_range(sector), random.random_range(0..8));
-        self.flip(&path, offset, bit).then_some(Rot { path, offset, bit })
-    }
-
     /// The bytes of a file as a process sees them.
     pub fn content(&self, path: &Path) -> Option<Vec<u8>> {
         self.lock().named(path).map(|inode| inode.seen.clone())
@@ -251,7 +198,7 @@ impl SimDisk {
         self.lock().names.keys().cloned().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Machine> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Machine> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -521,7 +468,7 @@ impl Machine {
         self.inodes.get_mut(&number).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
-    fn named(&mut self, path: &Path) -> Option<&mut Inode> {
+    pub(super) fn named(&mut self, path: &Path) -> Option<&mut Inode> {
         let number = *self.names.get(path)?;
         self.inodes.get_mut(&number)
     }

@@ -4,6 +4,8 @@ mod disk;
 mod fixture;
 pub mod mutant;
 mod platter;
+mod rot;
 
-pub use disk::{DiskLatency, Fault, Rot, SimDisk};
+pub use disk::{DiskLatency, Fault, SimDisk};
 pub use fixture::{fixture, read_fixture};
+pub use rot::Rot;

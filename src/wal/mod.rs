@@ -23,6 +23,7 @@ mod reader;
 mod record;
 mod recovery;
 mod retention;
+mod scan;
 mod segment;
 mod slots;
 mod state;

@@ -121,7 +121,7 @@ rules! {
         ["write_path/apply.rs::run"]
         "Only what is committed, and on this disk, is applied.";
     FsyncBeforeDurable "fsync_before_durable" "6.2"
-        ["wal/recovery.rs::settle"]
+        ["wal/scan.rs::settle"]
         "Recovery fsyncs before it calls anything durable: the page cache is not the disk.";
 
     // Membership.
