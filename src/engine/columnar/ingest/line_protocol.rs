@@ -334,6 +334,9 @@ fn expect(columns: &mut Vec<usize>, nth: usize, at: usize) {
 }
 
 #[cfg(test)]
+pub(super) use self::tests::row;
+
+#[cfg(test)]
 mod oracle;
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;

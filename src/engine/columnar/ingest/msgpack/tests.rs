@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 
 use super::{
-    super::{Precision, line_protocol, line_protocol::tests::row},
+    super::{Precision, line_protocol, line_protocol::row},
     *,
 };
 use crate::engine::columnar::schema::{ColumnKind, FieldType, TableSchema};

@@ -219,7 +219,7 @@ fn bombs() -> Vec<String> {
     let x = |n: usize| "x".repeat(n);
     let mut all = Vec::new();
     for step in STEPS {
-        all.push(chain("select 'xxxxxxxxxx' as s", step, 40));
+        all.push(chain("select 'xxxxxxxxxx' as s", step, 28));
         all.push(chain("select host as s from log", step, 12));
     }
     for (step, end) in [
@@ -234,10 +234,10 @@ fn bombs() -> Vec<String> {
         ("greatest(a, a, a)", "a"),
     ] {
         let chain: Vec<_> =
-            (1..=40).map(|i| format!("c{i} as (select {step} as a, time from c{})", i - 1)).collect();
+            (1..=24).map(|i| format!("c{i} as (select {step} as a, time from c{})", i - 1)).collect();
         let chain = format!("with c0 as (select a, time from cpu), {}", chain.join(", "));
-        all.push(format!("{chain} select * from c40 where {end} is not null"));
-        all.push(format!("{chain} select count(*) from c40 where {end} is null or {end} is not null"));
+        all.push(format!("{chain} select * from c24 where {end} is not null"));
+        all.push(format!("{chain} select count(*) from c24 where {end} is null or {end} is not null"));
     }
     let many = |what: &str, n: usize| {
         let columns: Vec<_> = (0..n).map(|n| format!("{what} as c{n}")).collect();
@@ -306,7 +306,7 @@ fn bombs() -> Vec<String> {
         "select * from cpu a, cpu b, cpu c intersect select * from cpu a, cpu b, cpu c".into(),
         "select count(*) from cpu a, cpu b group by cube (a.time, b.time, a.host, b.host, a.a)".into(),
         "select * from cpu limit 9223372036854775807 offset 9223372036854775807".into(),
-        "select count(*) from cpu a join cpu b using (host) join cpu c using (host) join cpu d using (host)"
+        "select count(*) from cpu a join cpu b on a.host = b.host join cpu c on c.host = b.host join cpu d on d.host = c.host"
             .into(),
         // Patterns.
         "select count(*) from log where host like '%x%x%x%x%x%x%x%x%x%x%y'".into(),
