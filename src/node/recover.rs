@@ -141,6 +141,15 @@ impl Survivor {
     /// Reads a node's directory. The log is opened as at a start of the node: a torn end is cut.
     /// Fails if the node cannot be a cluster by itself.
     pub async fn open(dir: DataDir, surroundings: Surroundings) -> Result<Self, NodeError> {
+        let segment_bytes = WalConfig::new("").segment_bytes;
+        Self::open_with(dir, surroundings, segment_bytes).await
+    }
+
+    async fn open_with(
+        dir: DataDir,
+        surroundings: Surroundings,
+        segment_bytes: u64,
+    ) -> Result<Self, NodeError> {
         let path = dir.path().to_path_buf();
         let store = Store::new(surroundings.disk.clone(), &path);
         if let Some(reason) = store.tombstone().await? {
@@ -157,7 +166,7 @@ impl Survivor {
         let raft = RaftFiles::open(surroundings.disk.clone(), path.join("raft")).await?;
         let mut nonces = surroundings.rng();
         let draw = Box::new(move || nonces.next_u64());
-        let config = WalConfig::new(path.join("wal"));
+        let config = WalConfig { segment_bytes, ..WalConfig::new(path.join("wal")) };
         let opened = Wal::open(surroundings.disk.clone(), config, record.cluster, draw).await?;
         let log = opened.2;
         let survivor = Self { _dir: dir, surroundings, store, record, identity, seal_key, raft, log };

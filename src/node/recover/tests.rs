@@ -17,6 +17,8 @@ use crate::{
 const CLUSTER: ClusterId = ClusterId([9; 16]);
 const NOW: u64 = 1_800_000_000;
 const SOON: Duration = Duration::from_secs(5);
+/// Small, because a simulated disk holds it in memory for each of many runs.
+const SEGMENT: u64 = 1 << 16;
 
 fn surroundings(disk: &SimDisk) -> Surroundings {
     let drawn = AtomicU64::new(1);
@@ -110,13 +112,13 @@ async fn lay_down(disk: &SimDisk, dir: &Path, role: Role) {
 }
 
 async fn open_log(around: &Surroundings, dir: &Path) -> (Wal, crate::wal::WalDriver, Recovered) {
-    // Small, because a simulated disk holds it in memory for each of many runs.
-    let config = WalConfig { segment_bytes: 1 << 16, ..WalConfig::new(dir.join("wal")) };
+    let config = WalConfig { segment_bytes: SEGMENT, ..WalConfig::new(dir.join("wal")) };
     Wal::open(around.disk.clone(), config, CLUSTER, Box::new(|| 1)).await.unwrap()
 }
 
 async fn carry_on(disk: &SimDisk, dir: &Path) -> Result<Recovery, NodeError> {
-    Survivor::open(DataDir::open(dir).unwrap(), surroundings(disk)).await?.carry_on().await
+    let dir = DataDir::open(dir).unwrap();
+    Survivor::open_with(dir, surroundings(disk), SEGMENT).await?.carry_on().await
 }
 
 #[tokio::test(start_paused = true)]
