@@ -40,7 +40,7 @@ macro_rules! rules {
 rules! {
     // Sealing.
     PromiseFsynced "promise_fsynced" "6.4.2"
-        ["wal/writer.rs::set_promise", "wal/recovery.rs::open"]
+        ["wal/writer.rs::set_promise", "wal/recovery.rs::read"]
         "A promise is on disk, and a log without its promise refuses to start.";
     PromiseBeforeReport "promise_before_report" "6.4.2"
         ["replication/fence.rs::seal"]
@@ -52,7 +52,7 @@ rules! {
         ["replication/mod.rs::recount"]
         "A writer that has promised a higher epoch no longer counts its own fsync.";
     ReportLastRecordEpoch "report_last_record_epoch" "6.4.2"
-        ["replication/fence.rs::seal"]
+        ["replication/fence.rs::report"]
         "A report carries the epoch of the last durable record, not the promise.";
     CompareEpochThenSeq "compare_epoch_then_seq" "6.4.3"
         ["raft/failover.rs::decide"]
