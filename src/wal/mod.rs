@@ -49,7 +49,7 @@ pub use mend::{Loss, accept_loss};
 pub use quarantine::Debt;
 pub use reader::{ReadError, WalReader};
 pub use record::{Draft, RECORD_HEADER, Record, RecordError, RecordKind};
-pub use survey::{SegmentSurvey, Survey, survey};
+pub use survey::{DamageSurvey, SegmentSurvey, Survey, survey};
 pub use writer::WalDriver;
 
 use state::{Shared, State};

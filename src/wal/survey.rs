@@ -38,8 +38,8 @@ pub struct Survey {
     pub segments: Vec<SegmentSurvey>,
     /// Bytes of a torn tail, which the next start drops.
     pub torn: u64,
-    /// What is wrong: file, first and last seq if records are, and the reason.
-    pub damage: Vec<(String, Option<(u64, u64)>, String)>,
+    /// What is wrong.
+    pub damage: Vec<DamageSurvey>,
     /// Bytes that are damaged or lie behind damage.
     pub damaged_bytes: u64,
     /// Files under `orphan/`, and their lengths.
@@ -65,6 +65,17 @@ pub struct SegmentSurvey {
     pub len: u64,
 }
 
+/// Something that was durable and is not what it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamageSurvey {
+    /// In which file, or where it should be.
+    pub file: String,
+    /// First and last seq, if it is records; what lies between them may be whole.
+    pub records: Option<(u64, u64)>,
+    /// What is wrong with the first.
+    pub reason: String,
+}
+
 /// Looks at the log in `dir`. It must not be open in another process.
 pub async fn survey(disk: &dyn Disk, dir: &Path) -> Result<Survey, WalError> {
     let reading = read(disk, dir, None).await?;
@@ -75,8 +86,14 @@ pub async fn survey(disk: &dyn Disk, dir: &Path) -> Result<Survey, WalError> {
     };
     let segments = reading.scan.segments.iter().map(|segment| describe(segment, &reading.scan.epochs));
     let damage = reading.damage.iter().map(|damage| match damage {
-        Damage::File(name, reason) => ((*name).to_owned(), None, (*reason).to_owned()),
-        Damage::Records(bad) => (bad.segment.clone(), Some((bad.first_bad, bad.last)), bad.reason.clone()),
+        Damage::File(name, reason) => {
+            DamageSurvey { file: (*name).to_owned(), records: None, reason: (*reason).to_owned() }
+        }
+        Damage::Records(bad) => DamageSurvey {
+            file: bad.segment.clone(),
+            records: Some((bad.first_bad, bad.last)),
+            reason: bad.reason.clone(),
+        },
     });
     Ok(Survey {
         cluster: reading.scan.cluster,

@@ -167,11 +167,14 @@ fn show(survey: &Survey) -> String {
             out.push_str(&format!("\n{what}/{file}: {bytes} bytes"));
         }
     }
-    for (file, records, reason) in &survey.damage {
-        out.push_str(&match records {
-            Some((first, last)) => format!("\nDAMAGE in {file}: records {first} to {last}: {reason}"),
-            None => format!("\nDAMAGE in {file}: {reason}"),
-        });
+    for damage in &survey.damage {
+        let records = damage.records.map(|(first, last)| format!("records {first} to {last}: "));
+        out.push_str(&format!(
+            "\nDAMAGE in {}: {}{}",
+            damage.file,
+            records.unwrap_or_default(),
+            damage.reason
+        ));
     }
     if !survey.damage.is_empty() {
         out.push_str(&format!("\n{} bytes are damaged or lie behind damage", survey.damaged_bytes));
@@ -255,11 +258,11 @@ impl Report {
             bytes: segment.bytes,
             length: segment.len,
         });
-        let damage = survey.damage.iter().map(|(file, records, reason)| DamageLine {
-            file: file.clone(),
-            first: records.map(|range| range.0),
-            last: records.map(|range| range.1),
-            reason: reason.clone(),
+        let damage = survey.damage.iter().map(|damage| DamageLine {
+            file: damage.file.clone(),
+            first: damage.records.map(|range| range.0),
+            last: damage.records.map(|range| range.1),
+            reason: damage.reason.clone(),
         });
         let epochs = survey.epochs.entries().iter();
         Self {

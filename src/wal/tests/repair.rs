@@ -306,7 +306,7 @@ async fn a_survey_tells_what_is_there_and_changes_nothing() {
     spoil(&disk, &records[3]);
     let damaged = look(&disk).await;
     assert_eq!(damaged.end, Lsn::new(5, 3));
-    let [(file, range, _)] = &damaged.damage[..] else { panic!("{:?}", damaged.damage) };
-    assert_eq!((file.as_str(), *range), ("00000000000000000001.wal", Some((4, 7))));
+    let [found] = &damaged.damage[..] else { panic!("{:?}", damaged.damage) };
+    assert_eq!((found.file.as_str(), found.records), ("00000000000000000001.wal", Some((4, 7))));
     assert!(damaged.damaged_bytes >= records[3..].iter().map(|r| r.raw.len() as u64).sum());
 }
