@@ -48,17 +48,6 @@ pub struct Survey {
     pub quarantine: Vec<(String, u64)>,
 }
 
-/// Something that does not verify.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DamageSurvey {
-    /// Where.
-    pub file: String,
-    /// First and last seq, if records are damaged or missing.
-    pub records: Option<(u64, u64)>,
-    /// What is wrong.
-    pub reason: String,
-}
-
 /// One segment file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SegmentSurvey {
@@ -74,6 +63,17 @@ pub struct SegmentSurvey {
     pub bytes: u64,
     /// Length of the file.
     pub len: u64,
+}
+
+/// Something that was durable and is not what it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamageSurvey {
+    /// In which file, or where it should be.
+    pub file: String,
+    /// First and last seq, if it is records; what lies between them may be whole.
+    pub records: Option<(u64, u64)>,
+    /// What is wrong with the first.
+    pub reason: String,
 }
 
 /// Looks at the log in `dir`. It must not be open in another process.

@@ -16,7 +16,7 @@ use crate::{
     engine::columnar::survey as checkpoint,
     node::Surroundings,
     types::Lsn,
-    wal::{DamageSurvey, Loss, Survey, accept_loss, survey},
+    wal::{Loss, Survey, accept_loss, survey},
 };
 
 /// Flags of `skein inspect wal`.
@@ -167,11 +167,14 @@ fn show(survey: &Survey) -> String {
             out.push_str(&format!("\n{what}/{file}: {bytes} bytes"));
         }
     }
-    for DamageSurvey { file, records, reason } in &survey.damage {
-        out.push_str(&match records {
-            Some((first, last)) => format!("\nDAMAGE in {file}: records {first} to {last}: {reason}"),
-            None => format!("\nDAMAGE in {file}: {reason}"),
-        });
+    for damage in &survey.damage {
+        let records = damage.records.map(|(first, last)| format!("records {first} to {last}: "));
+        out.push_str(&format!(
+            "\nDAMAGE in {}: {}{}",
+            damage.file,
+            records.unwrap_or_default(),
+            damage.reason
+        ));
     }
     if !survey.damage.is_empty() {
         out.push_str(&format!("\n{} bytes are damaged or lie behind damage", survey.damaged_bytes));
