@@ -9,7 +9,7 @@ use crate::{
         Replica,
         read_index::{ReadIndex, ReadIndexError},
     },
-    types::Lsn,
+    types::{Epoch, EpochTable, Lsn},
     write_path::apply::Apply,
 };
 
@@ -117,28 +117,28 @@ impl Reads {
         confirmed.map(|at| now.saturating_duration_since(at))
     }
 
+    /// Waits until everything up to `wanted` is applied here, if that position is part of history.
     async fn reach(&self, wanted: Lsn, deadline: Instant) -> Result<(), ReadError> {
-        // An epoch that starts at or below the position and is later than its own: lost.
-        let lost = |epochs: &crate::types::EpochTable| {
-            epochs.entries().iter().any(|&(epoch, start)| epoch > wanted.epoch && start <= wanted.seq)
-        };
-        if lost(&self.replica.wal.epochs()) {
-            return Err(ReadError::LostPosition { wanted });
-        }
-        self.reach_seq(wanted.seq, deadline).await?;
-        // While a snapshot is installed, or a damaged log is being repaired, the log ends below what is
-        // applied, and tells nothing about it.
-        let mut end = self.replica.wal.watch_end();
-        match timeout_at(deadline, end.wait_for(|end| end.seq >= wanted.seq)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) => return Err(ReadError::Stopping),
-            Err(_) => return Err(ReadError::NotReached { applied: self.applied() }),
-        }
-        let epochs = self.replica.wal.epochs();
-        if epochs.holds(wanted, self.replica.wal.end().seq) {
-            Ok(())
-        } else {
-            Err(ReadError::LostPosition { wanted })
+        let (mut applied, mut end) = (self.apply.watch(), self.replica.wal.watch_end());
+        loop {
+            let at = *applied.borrow_and_update();
+            let last = *end.borrow_and_update();
+            match judge(wanted, at, last, &self.replica.wal.epochs()) {
+                Some(true) => return Ok(()),
+                Some(false) => return Err(ReadError::LostPosition { wanted }),
+                None => {}
+            }
+            let changed = async {
+                tokio::select! {
+                    changed = applied.changed() => changed,
+                    changed = end.changed() => changed,
+                }
+            };
+            match timeout_at(deadline, changed).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(ReadError::Stopping),
+                Err(_) => return Err(ReadError::NotReached { applied: self.applied() }),
+            }
         }
     }
 
@@ -165,5 +165,59 @@ impl Reads {
                 }
             }
         }
+    }
+}
+
+/// Whether the record at `wanted` is applied (`Some(true)`) or not part of history (`Some(false)`), as
+/// far as the log of this node can tell: its last record and the epoch starts of it.
+///
+/// What is applied is committed, so the log is history up to there, and only up to there: behind it may
+/// be a tail that no majority ever had. While a snapshot is installed or a damaged log is repaired the
+/// log does not hold what is applied, and tells nothing.
+fn judge(wanted: Lsn, applied: Lsn, last: Lsn, epochs: &EpochTable) -> Option<bool> {
+    if wanted == Lsn::ZERO {
+        return Some(true);
+    }
+    if !epochs.holds(applied, last.seq) {
+        return None;
+    }
+    let later =
+        |&(epoch, start): &(Epoch, u64)| epoch > wanted.epoch && start <= wanted.seq && start <= applied.seq;
+    if epochs.entries().iter().any(later) {
+        return Some(false);
+    }
+    (wanted.seq <= applied.seq).then(|| epochs.epoch_at(wanted.seq) == Some(wanted.epoch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_tells_only_as_far_as_it_holds_what_is_applied() {
+        let table = |entries: &[(Epoch, u64)]| EpochTable::from_entries(entries.to_vec()).unwrap();
+        let lsn = Lsn::new;
+        let plain = table(&[(1, 1), (3, 89)]);
+        for (wanted, said) in [
+            (Lsn::ZERO, Some(true)),
+            (lsn(1, 88), Some(true)),
+            (lsn(3, 99), Some(true)),
+            (lsn(1, 89), Some(false)),
+            (lsn(2, 89), Some(false)),
+            (lsn(4, 99), Some(false)),
+            (lsn(3, 121), None),
+            (lsn(1, 121), Some(false)),
+            (lsn(4, 121), None),
+        ] {
+            assert_eq!(judge(wanted, lsn(3, 120), lsn(3, 125), &plain), said, "{wanted}");
+        }
+        // A snapshot at 3.120 is in the engine, and the log still ends with a tail nobody committed.
+        let tail = table(&[(1, 1), (2, 69)]);
+        assert_eq!(judge(lsn(3, 99), lsn(3, 120), lsn(2, 110), &tail), None);
+        // A damaged log ends below what is applied.
+        assert_eq!(judge(lsn(1, 99), lsn(1, 120), lsn(1, 25), &table(&[(1, 1)])), None);
+        // The start of an office that may never be committed takes no position away.
+        let started = table(&[(1, 1), (2, 90)]);
+        assert_eq!(judge(lsn(1, 95), lsn(1, 89), lsn(2, 90), &started), None);
     }
 }
