@@ -79,6 +79,8 @@ impl Local for ThisNode {
     fn status(&self) -> NodeStatus {
         let tenure = self.replica.tenure();
         let commit = self.replica.commit();
+        // Looked up here: the values below that are borrowed stay so until all of them are read.
+        let debt = self.replica.wal.debt();
         let links = self.mesh.links().borrow().clone();
         let now = i64::try_from(self.surroundings.unix_seconds()).unwrap_or(i64::MAX);
         let not_after = i64::try_from(self.identity.certificate().not_after).unwrap_or(i64::MAX);
@@ -100,7 +102,7 @@ impl Local for ThisNode {
             version: VERSION.to_owned(),
             cert_days_left: (not_after - now).div_euclid(86_400),
             draining: self.resigning.load(Ordering::Acquire) || self.writer.is_draining(),
-            repairing: self.replica.wal.debt().map(|debt| debt.lost_from),
+            repairing: debt.map(|debt| debt.lost_from),
             quarantined: self.replica.wal.quarantined(),
         }
     }
