@@ -39,3 +39,26 @@ async fn an_input_output_error_loses_nothing_also_if_it_stays() {
 async fn a_full_disk_loses_nothing_at_whichever_call_it_fills() {
     fail_at_every_call(Fault::Enospc).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_log_opened_on_a_full_disk_finds_space_once_there_is_some() {
+    let disk = SimDisk::new();
+    let (wal, _) = open(&disk).await.unwrap();
+    wal.append(1, batch(600, 0)).unwrap();
+    wal.settle().await.unwrap();
+    disk.set_limit(Some(disk.used()));
+    // Takes the spare, behind which no other can be made.
+    wal.append(1, batch(900, 1)).unwrap();
+    wal.settle().await.unwrap();
+    drop(wal);
+    disk.kill();
+    let (again, _) = open(&disk).await.unwrap();
+    let mut full = again.watch_full();
+    assert!(matches!(again.append(1, batch(1, 2)), Err(WalError::Full)));
+    disk.set_limit(None);
+    // Nothing is appended meanwhile: a follower that may not append has nobody to try for it.
+    let healed = full.wait_for(|full| !full);
+    tokio::time::timeout(Duration::from_secs(5), healed).await.unwrap().unwrap();
+    again.append(1, batch(1, 2)).unwrap();
+    again.settle().await.unwrap();
+}
