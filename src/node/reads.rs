@@ -94,7 +94,9 @@ impl Reads {
                 }
             }
         }
-        Ok(ReadPoint { applied: self.applied(), staleness: self.staleness() })
+        // The age is that of what is applied by then, so it is asked first.
+        let staleness = self.staleness();
+        Ok(ReadPoint { applied: self.applied(), staleness })
     }
 
     fn applied(&self) -> Lsn {

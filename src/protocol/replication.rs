@@ -75,8 +75,8 @@ pub struct Append {
     pub count: u32,
     /// Round number of the lease: the follower echoes the highest it has seen.
     pub round: u64,
-    /// Newest round this follower had acknowledged when the frame was made: by when it sent that
-    /// ack it knows how old the frame may be.
+    /// Newest round this follower had acknowledged on this stream when the frame was made, 0 if none:
+    /// by when it sent that ack it knows how old the frame may be.
     pub echo: u64,
     /// Milliseconds since a majority last confirmed the writer (age, not a clock), if it ever did.
     pub confirmed_age_ms: Option<u64>,

@@ -4,12 +4,14 @@
 //! - [`fence`]: promises, and what may still pass after one;
 //! - [`acks`]: the commit position and the lease, from what followers acknowledge;
 //! - [`sender`] and [`receiver`]: the two ends of an `Append` stream;
+//! - `freshness`: how old what comes on it is;
 //! - [`catch_up`]: an engine snapshot for a follower that is behind retention;
 //! - [`read_index`]: the position a linearizable read must reach.
 
 pub mod acks;
 pub mod catch_up;
 pub mod fence;
+mod freshness;
 pub mod read_index;
 pub mod receiver;
 pub mod sender;

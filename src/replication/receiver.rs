@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
 use tokio::{
@@ -26,14 +26,13 @@ use super::{
     Applier, Contact, Replica,
     catch_up::{self, CatchUpError},
     fence::{FenceError, Session},
+    freshness::SentAcks,
 };
 
 /// Between two attempts to subscribe: doubles from the first to the last while they fail at once.
 const RETRY: (Duration, Duration) = (Duration::from_millis(25), Duration::from_secs(1));
 /// Bytes received and not yet fsynced at most: beyond it the stream waits for the disk.
 const UNSYNCED: usize = 16 * 1024 * 1024;
-/// Acks whose send time is remembered.
-const ACKS: usize = 64;
 
 /// Follows whoever holds office, for as long as the process runs.
 #[derive(Debug)]
@@ -62,13 +61,6 @@ pub enum FollowError {
     /// A snapshot could not be installed.
     #[error(transparent)]
     CatchUp(CatchUpError),
-}
-
-/// Lease rounds acknowledged, and when.
-type SentAcks = Mutex<VecDeque<(u64, Instant)>>;
-
-fn lock(acks: &SentAcks) -> MutexGuard<'_, VecDeque<(u64, Instant)>> {
-    acks.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What was received and may not be on disk yet.
@@ -258,7 +250,7 @@ impl Receiver {
         stream: Stream,
     ) -> Result<(), End> {
         let (rounds, seen) = watch::channel(0);
-        let sent = Mutex::new(VecDeque::new());
+        let sent = SentAcks::default();
         let Stream { send, recv } = stream;
         tokio::select! {
             ended = self.append(session, rounds, &sent, recv) => ended,
@@ -293,15 +285,12 @@ impl Receiver {
                 return Err(End::Retry("sealed".into()));
             }
             let heard = Instant::now();
-            // The frame may have been under way for long. It was sent after the ack it echoes was
-            // received, so counting from when that ack was sent never claims too much.
             let age = head.confirmed_age_ms.map(Duration::from_millis);
-            let asked = lock(acks).iter().rev().find(|ack| ack.0 == head.echo).map(|ack| ack.1);
             replica.note_commit(head.commit);
             replica.note_contact(Contact {
                 epoch: head.epoch,
                 heard,
-                confirmed: asked.zip(age).and_then(|(asked, age)| asked.checked_sub(age)),
+                confirmed: age.and_then(|age| acks.confirmed(head.echo, age)),
             });
             rounds.send_if_modified(|seen| head.round > std::mem::replace(seen, head.round.max(*seen)));
         }
@@ -358,15 +347,7 @@ impl Receiver {
                 if voter && !replica.fence.grant_lease(office.epoch, office.boot, replica.lease_term) {
                     return Err(End::Retry("a higher epoch is promised".into()));
                 }
-                {
-                    let mut acks = lock(acks);
-                    if acks.back().is_none_or(|newest| newest.0 < round) {
-                        if acks.len() == ACKS {
-                            acks.pop_front();
-                        }
-                        acks.push_back((round, Instant::now()));
-                    }
-                }
+                acks.note(round, Instant::now());
                 send.write_message(&ack).await?;
                 sent = Some((at, round));
             }

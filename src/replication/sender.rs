@@ -18,7 +18,7 @@ use crate::{
     wal::{ReadError, WalError, WalReader},
 };
 
-use super::{Applier, Replica, Tenure};
+use super::{Applier, Replica, Tenure, freshness::Echo};
 
 /// Bytes of records put into one frame.
 const BATCH: usize = 1024 * 1024;
@@ -92,10 +92,11 @@ async fn serve(
     };
     tracing::info!(%follower, from = keep + 1, epoch = tenure.epoch, "follower subscribed");
     let Stream { send, recv } = stream;
+    let echo = Echo::default();
     let mut office = replica.watch_tenure();
     tokio::select! {
-        ended = send_records(replica, &tenure, follower, replica.wal.reader(keep + 1), send) => ended,
-        ended = take_acks(replica, &tenure, follower, recv) => ended,
+        ended = send_records(replica, &tenure, &echo, replica.wal.reader(keep + 1), send) => ended,
+        ended = take_acks(replica, &tenure, follower, &echo, recv) => ended,
         // The stream epoch is over: the follower hears of the next office through raft.
         _ = office.wait_for(|held| held.as_ref().is_none_or(|held| held.epoch != tenure.epoch)) => Ok(()),
     }
@@ -131,7 +132,7 @@ async fn position(
 async fn send_records(
     replica: &Replica,
     tenure: &Tenure,
-    follower: NodeId,
+    echo: &Echo,
     mut reader: WalReader,
     mut send: SendStream,
 ) -> Result<(), SendError> {
@@ -151,11 +152,7 @@ async fn send_records(
             lane = wanted;
         }
         let now = Instant::now();
-        let (round, echo) = {
-            let acks = tenure.acks();
-            let echo = acks.followers().get(&follower).map_or(0, |f| f.round);
-            (acks.round(), echo)
-        };
+        let round = tenure.acks().round();
         // Model: read_after_epoch_start_commits
         let confirmed = replica.confirmed(tenure, now);
         let committed = replica.commit();
@@ -170,7 +167,7 @@ async fn send_records(
             commit: committed,
             count: u32::try_from(records.len()).unwrap_or(u32::MAX),
             round,
-            echo,
+            echo: echo.get(),
             confirmed_age_ms: confirmed.map(|at| u64::try_from((now - at).as_millis()).unwrap_or(u64::MAX)),
         };
         send.write_message(&head).await?;
@@ -190,6 +187,7 @@ async fn take_acks(
     replica: &Replica,
     tenure: &Tenure,
     follower: NodeId,
+    echo: &Echo,
     mut recv: RecvStream,
 ) -> Result<(), SendError> {
     loop {
@@ -204,6 +202,7 @@ async fn take_acks(
         {
             return Err(SendError::Diverged(follower, ack.durable));
         }
+        echo.note(ack.round);
         tenure.acks().note(follower, ack.durable, ack.applied, ack.round);
         replica.recount(tenure);
     }
