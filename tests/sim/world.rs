@@ -190,7 +190,8 @@ impl World {
             && self.until("convergence after the last writes", i10::SETTLE, converged)
     }
 
-    /// No client waits, and every engine has applied the same, what is acknowledged included.
+    /// No client waits, nobody is about to stop, and every engine has applied the same, what is
+    /// acknowledged included.
     fn converged(&self) -> bool {
         let ledger = self.common.ledger.lock().unwrap();
         let applied: Vec<Option<Lsn>> = self
@@ -198,7 +199,8 @@ impl World {
             .iter()
             .map(|it| it.host.now.lock().unwrap().engine.as_ref().map(|engine| engine.applied()))
             .collect();
-        ledger.open() == 0 && i10::level(&applied, ledger.reads.acked_until(Duration::MAX))
+        let stopping = self.stations.iter().any(|it| it.stopping);
+        ledger.open() == 0 && !stopping && i10::level(&applied, ledger.reads.acked_until(Duration::MAX))
     }
 
     /// The last word on every node, and on every disk.
