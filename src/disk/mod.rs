@@ -8,6 +8,7 @@
 //! it too and none of them may import `wal`.
 
 mod real;
+mod slots;
 
 use std::{fmt, future::Future, io, path::Path, pin::Pin, sync::Arc};
 
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 pub use real::RealDisk;
+pub(crate) use slots::{SLOTS_LEN, Slots, SlotsError, Values as SlotValues};
 
 /// The pending result of a submitted operation. Dropping it does not cancel the operation: what
 /// was submitted may still happen.
@@ -86,9 +88,21 @@ pub async fn read_file(disk: &dyn Disk, path: &Path, limit: u64) -> io::Result<B
     file.read(0, len as usize).await
 }
 
+/// No space, as opposed to a broken disk.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// Replaces `path` by a file with these bytes so that after a crash either the old or the new
 /// content is there, whole: write beside it, fdatasync, rename, fsync the directory.
 pub async fn replace_file(disk: &dyn Disk, path: &Path, bytes: Bytes) -> io::Result<()> {
+    let len = bytes.len() as u64;
+    replace_allocated(disk, path, bytes, len).await
+}
+
+/// As [`replace_file`], with a file of `len` bytes at least, allocated, zeros behind `bytes`. For
+/// want of space ([`is_full`]) it leaves everything as it was.
+pub async fn replace_allocated(disk: &dyn Disk, path: &Path, bytes: Bytes, len: u64) -> io::Result<()> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a file path with a parent is needed"));
     };
@@ -100,8 +114,20 @@ pub async fn replace_file(disk: &dyn Disk, path: &Path, bytes: Bytes) -> io::Res
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let file = disk.open(&beside, Create::New).await?;
-    file.write(0, vec![bytes], Durability::Now).await?;
+    let written = async {
+        let file = disk.open(&beside, Create::New).await?;
+        if len > bytes.len() as u64 {
+            file.resize(len).await?;
+        }
+        file.write(0, vec![bytes], Durability::Now).await
+    };
+    if let Err(error) = written.await {
+        if is_full(&error) {
+            // What was written takes space that somebody else needs; the error that counts is known.
+            let _ = disk.remove(&beside).await;
+        }
+        return Err(error);
+    }
     disk.rename(&beside, path).await?;
     disk.sync_dir(dir).await
 }

@@ -273,7 +273,7 @@ pub(super) async fn assemble(
         Arc::new(ForwardHandler { writer: data.writer.clone(), replica: data.replica.clone() }),
     );
 
-    let fetch = Fetch { disk: surroundings.disk.clone(), dir: dir.join("incoming") };
+    let fetch = Fetch::new(surroundings.disk.clone(), dir.join("incoming"));
     let receiver = Receiver::new(data.replica.clone(), applier, mesh.clone(), fetch);
     tasks.spawn("receiver", async move { Ok(receiver.run().await?) });
     let (writer, heartbeat) = (data.writer.clone(), timing.heartbeat);

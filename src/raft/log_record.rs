@@ -5,6 +5,8 @@
 //! group is written only after the one before it is durable, a damaged record that is followed by
 //! records of *later* groups was once durable and is corruption, while one followed only by
 //! records of its own group is the torn end of a write that nobody was told about.
+//!
+//! Behind the last record the file is zeros, allocated for what comes.
 
 use serde::{Deserialize, Serialize};
 
@@ -50,9 +52,19 @@ pub(super) struct Damage {
     behind: usize,
 }
 
-/// The payloads of `file` behind its magic, and where they end: at the end of the file, or where
-/// a torn write begins.
-pub(super) fn scan(file: &[u8]) -> Result<(Vec<&[u8]>, usize), Damage> {
+/// Where the zeros begin that are allocated behind what was written.
+pub(super) fn written(file: &[u8]) -> usize {
+    const STEP: usize = 4096;
+    const ZEROS: [u8; STEP] = [0; STEP];
+    let zeros =
+        file.rchunks(STEP).take_while(|chunk| ZEROS.starts_with(chunk)).map(<[u8]>::len).sum::<usize>();
+    let rest = file.get(..file.len() - zeros).unwrap_or_default();
+    rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
+}
+
+/// The payloads of `file` behind its magic, and where they end: at the end of what was written, or
+/// where a torn write begins. Behind `written` it is all zeros.
+pub(super) fn scan(file: &[u8], written: usize) -> Result<(Vec<&[u8]>, usize), Damage> {
     let mut payloads = Vec::new();
     let mut at = MAGIC.len();
     while at < file.len() {
@@ -60,7 +72,7 @@ pub(super) fn scan(file: &[u8]) -> Result<(Vec<&[u8]>, usize), Damage> {
         payloads.push(payload);
         at += HEADER + payload.len();
     }
-    for behind in at + 1..file.len() {
+    for behind in at + 1..written {
         if record_at(file, behind).is_some_and(|(_, group)| group > at as u64) {
             return Err(Damage { at, behind });
         }
@@ -107,10 +119,10 @@ mod tests {
     #[test]
     fn every_cut_of_the_last_group_is_a_torn_tail() {
         let whole = file(&[&["one", "two"], &["three", "four"]]);
-        assert_eq!(scan(&whole).unwrap().0.len(), 4);
+        assert_eq!(scan(&whole, whole.len()).unwrap().0.len(), 4);
         let durable = file(&[&["one", "two"]]).len();
         for len in durable..whole.len() {
-            let (payloads, end) = scan(&whole[..len]).unwrap();
+            let (payloads, end) = scan(&whole[..len], len).unwrap();
             assert!(payloads.len() >= 2 && end <= len, "cut to {len}");
         }
     }
@@ -122,12 +134,26 @@ mod tests {
         for at in MAGIC.len()..whole.len() {
             let mut bent = whole.clone();
             bent[at] ^= 4;
-            match scan(&bent) {
+            match scan(&bent, bent.len()) {
                 Ok((payloads, end)) => {
                     assert!(at >= last && end >= last && payloads.len() < 4, "bit {at} went unseen");
                 }
                 Err(_) => assert!(at < last, "a write that was never acknowledged stops the start"),
             }
         }
+    }
+
+    #[test]
+    fn zeros_behind_the_end_are_neither_records_nor_torn() {
+        let whole = file(&[&["one", "two"], &["ends in zeros\0\0"]]);
+        for more in [0, 1, 4095, 4096, 10_000] {
+            let mut file = whole.clone();
+            file.resize(whole.len() + more, 0);
+            let written = written(&file);
+            assert_eq!(written, whole.len() - 2);
+            let (payloads, end) = scan(&file, written).unwrap();
+            assert_eq!((payloads.len(), end), (3, whole.len()));
+        }
+        assert_eq!(written(&[0; 5000]), 0);
     }
 }

@@ -1,8 +1,9 @@
 //! The raft log and the vote, durable: what openraft's storage contract asks of a log.
 //!
-//! Two files: `log`, which only grows until a purge makes it worth rewriting, and `vote`, replaced
-//! as a whole. Entries that are not purged are kept in memory too; the log of a control plane is
-//! small. Writing is [`super::log_writer`]'s; here is the memory, and what the files say at start.
+//! Two files: `log`, which only grows until a purge makes it worth rewriting, with space allocated
+//! behind its end, and `vote` ([`super::vote`]). Entries that are not purged are kept in memory too;
+//! the log of a control plane is small. Writing is [`super::log_writer`]'s; here is the memory, and
+//! what the files say at start.
 
 use std::{
     collections::BTreeMap,
@@ -18,23 +19,21 @@ use openraft::{
     LogState, OptionalSend, RaftLogReader,
     storage::{IOFlushed, RaftLogStorage},
 };
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     log_record::{self, Damage, MAGIC, MAX_PAYLOAD, Record},
-    log_writer::{self, Done, Job, LogWriter},
+    log_writer::{self, Done, Job, LogWriter, RESERVE},
     type_config::{Entry, LogId, TypeConfig, Vote},
+    vote,
 };
 use crate::{
-    disk::{Create, Disk, Durability, read_file, replace_file},
+    disk::{Create, Disk, Durability, read_file, replace_allocated, replace_file},
     protocol::frame,
 };
 
 /// Longest log file that is read: far more than rewriting ever lets it become.
 const MAX_FILE: u64 = 1 << 30;
-/// Longest vote file.
-const MAX_VOTE: u64 = 4096;
 /// Encoded bytes of the entries of one read for replication; a message holds twice that.
 const MAX_READ: u64 = frame::MAX_RAFT as u64 / 2;
 /// A log file is rewritten when it holds this much more than what is still needed.
@@ -90,12 +89,6 @@ pub(super) struct Held {
     bytes: u64,
 }
 
-/// Content of the vote file.
-#[derive(Serialize, Deserialize)]
-struct VoteFile {
-    vote: Vote,
-}
-
 impl LogStore {
     /// Opens the log in `dir`, making it if nothing is there. The writer must be run for anything
     /// but reading to come back; `failed` hears the first error of a write.
@@ -104,24 +97,43 @@ impl LogStore {
         dir: &Path,
         failed: watch::Sender<Option<String>>,
     ) -> Result<(Self, LogWriter), LogError> {
+        Self::open_with(disk, dir, RESERVE, failed).await
+    }
+
+    /// As [`Self::open`], keeping `reserve` bytes for a disk that is full.
+    async fn open_with(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        reserve: u64,
+        failed: watch::Sender<Option<String>>,
+    ) -> Result<(Self, LogWriter), LogError> {
         let io = |source| LogError::Io { dir: dir.to_owned(), source };
-        let (log, vote_path) = (dir.join("log"), dir.join("vote"));
+        let log = dir.join("log");
         disk.create_dir(dir).await.map_err(io)?;
-        let Content { memory, end, len, there } = Content::read(&*disk, dir).await?;
-        if !there {
-            replace_file(&*disk, &log, Bytes::from_static(&MAGIC)).await.map_err(io)?;
-        }
+        let Content { memory, vote, end, written, len } = Content::read(&*disk, dir).await?;
+        let allocated = match len {
+            Some(len) => len,
+            None => {
+                let len = MAGIC.len() as u64 + 2 * reserve;
+                replace_allocated(&*disk, &log, Bytes::from_static(&MAGIC), len).await.map_err(io)?;
+                len
+            }
+        };
         let file = disk.open(&log, Create::No).await.map_err(io)?;
-        if end < len {
-            let torn = len - end;
+        if end < written {
+            let torn = written - end;
             tracing::warn!(bytes = torn, dir = %dir.display(), "cut the torn end of the raft log");
-            file.resize(end as u64).await.map_err(io)?;
+            // Overwritten, for space that is given up may not come back.
+            let zeros = vec![Bytes::from(vec![0; torn])];
+            file.write(end as u64, zeros, Durability::Now).await.map_err(io)?;
         }
         // The page cache is not the disk: nothing read here counts before it is durable.
         file.write(end as u64, Vec::new(), Durability::Now).await.map_err(io)?;
+        let vote = vote::open(&*disk, dir, vote).await.map_err(io)?;
         disk.sync_dir(dir).await.map_err(io)?;
         let (jobs, queue) = mpsc::unbounded_channel();
-        let writer = LogWriter { disk, log, vote: vote_path, file, end: end as u64, jobs: queue, failed };
+        let files = log_writer::Files { disk, log, file, vote };
+        let writer = LogWriter::new(files, (end as u64, allocated), reserve, queue, failed);
         Ok((Self { memory: Arc::new(Mutex::new(memory)), jobs }, writer))
     }
 
@@ -163,11 +175,13 @@ impl LogStore {
 /// What the files say.
 pub(super) struct Content {
     pub(super) memory: Memory,
-    /// Where the log's records end, and the file.
+    vote: Option<vote::Found>,
+    /// Where the log's records end.
     pub(super) end: usize,
-    pub(super) len: usize,
-    /// False for a directory that holds no log yet.
-    there: bool,
+    /// Where the last of its bytes is that was written; zeros follow.
+    pub(super) written: usize,
+    /// Length of the file; `None` for a directory that holds no log yet.
+    len: Option<u64>,
 }
 
 impl Content {
@@ -177,31 +191,33 @@ impl Content {
         let damaged = |reason: String| LogError::Damaged { dir: dir.to_owned(), reason };
         let names = disk.list(dir).await.map_err(io)?;
         let there = |name: &str| names.iter().any(|n| n == name);
-        let vote = if there("vote") {
-            let bytes = read_file(disk, &dir.join("vote"), MAX_VOTE).await.map_err(io)?;
-            Some(decode_vote(&bytes).ok_or_else(|| damaged("the vote file does not verify".into()))?)
+        let vote = if there(vote::VOTE) {
+            let found = vote::read(disk, dir).await.map_err(io)?;
+            Some(found.ok_or_else(|| damaged("the vote file does not verify".into()))?)
         } else {
             None
         };
-        let mut memory = Memory { vote, ..Memory::default() };
+        let mut memory = Memory { vote: vote.and_then(|found| found.vote), ..Memory::default() };
         if !there("log") {
-            if memory.vote.is_some() {
+            if vote.is_some() {
                 return Err(damaged("there is a vote but no log".into()));
             }
-            return Ok(Self { memory, end: MAGIC.len(), len: MAGIC.len(), there: false });
+            return Ok(Self { memory, vote, end: MAGIC.len(), written: MAGIC.len(), len: None });
         }
         let content = read_file(disk, &dir.join("log"), MAX_FILE).await.map_err(io)?;
         if !content.starts_with(&MAGIC) {
             return Err(damaged("the log does not begin as a log of this version does".into()));
         }
-        let (payloads, end) = log_record::scan(&content).map_err(|e: Damage| damaged(e.to_string()))?;
+        let written = log_record::written(&content);
+        let (payloads, end) =
+            log_record::scan(&content, written).map_err(|e: Damage| damaged(e.to_string()))?;
         for payload in payloads {
             let record = frame::decode(payload, MAX_PAYLOAD)
                 .map_err(|e| damaged(format!("a record with a right checksum does not decode: {e}")))?;
             memory.play(record, payload.len() as u64).map_err(damaged)?;
         }
         memory.check_vote().map_err(damaged)?;
-        Ok(Self { memory, end, len: content.len(), there: true })
+        Ok(Self { memory, vote, end, written: written.max(end), len: Some(content.len() as u64) })
     }
 }
 
@@ -312,7 +328,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let vote = *vote;
-        self.durably(move |_| Box::new(move |done| Job::Vote { bytes: encode_vote(vote), done })).await?;
+        self.durably(move |_| Box::new(move |done| Job::Vote { vote, done })).await?;
         self.memory().vote = Some(vote);
         Ok(())
     }
@@ -364,22 +380,17 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
         self.durably(move |memory| {
             memory.purge(&upto);
+            let payload = frame::encode(&Record::Purge(upto));
             if memory.written > memory.live + GARBAGE.max(memory.live) {
                 let payloads = memory.all_records();
                 memory.written = payloads.iter().map(|p| p.len() as u64).sum();
-                return Box::new(move |done| Job::Rewrite { payloads, done });
+                return Box::new(move |done| Job::Rewrite { payloads, instead: payload, done });
             }
-            let payload = frame::encode(&Record::Purge(upto));
             memory.written += payload.len() as u64;
             Box::new(move |done| Job::Append { payloads: vec![payload], done })
         })
         .await
     }
-}
-
-/// Replaces the vote in `dir`, of a node that does not run.
-pub(super) async fn replace_vote(disk: &dyn Disk, dir: &Path, vote: Vote) -> io::Result<()> {
-    replace_file(disk, &dir.join("vote"), encode_vote(vote)).await
 }
 
 /// Replaces the log in `dir`, of a node that does not run, by one of which everything up to `at` is
@@ -391,22 +402,6 @@ pub(super) async fn replace_log(disk: &dyn Disk, dir: &Path, at: LogId) -> io::R
 
 fn stopped() -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, "the writer of the raft log has stopped")
-}
-
-/// Checksum, then the vote.
-fn encode_vote(vote: Vote) -> Bytes {
-    let payload = frame::encode(&VoteFile { vote });
-    let mut bytes = crc32c::crc32c(&payload).to_le_bytes().to_vec();
-    bytes.extend_from_slice(&payload);
-    bytes.into()
-}
-
-fn decode_vote(bytes: &[u8]) -> Option<Vote> {
-    let (crc, payload) = bytes.split_first_chunk::<4>()?;
-    if crc32c::crc32c(payload) != u32::from_le_bytes(*crc) {
-        return None;
-    }
-    frame::decode::<VoteFile>(payload, MAX_VOTE as usize).ok().map(|file| file.vote)
 }
 
 #[cfg(test)]

@@ -3,19 +3,32 @@
 //! Jobs are done strictly in the order in which they were queued, the vote among them: openraft
 //! needs vote and log never reordered. The first error is final (the page cache may have dropped
 //! what it could not write): every later job fails too, and the node must stop.
+//!
+//! A full disk is no such error. Space is allocated ahead of what is written: while the disk has none
+//! to give, the log goes on in its [`RESERVE`]; when that is used up too, jobs wait. So a node whose
+//! disk is full elects and is elected, follows, and learns who writes.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use openraft::storage::IOFlushed;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Duration, Instant, sleep, timeout},
+};
 
 use super::{
     log_record::{self, HEADER, MAGIC},
-    type_config::TypeConfig,
+    type_config::{TypeConfig, Vote},
+    vote::VoteFile,
 };
-use crate::disk::{Create, Disk, DiskFile, Durability, replace_file};
+use crate::disk::{Create, Disk, DiskFile, Durability, is_full, replace_allocated};
 
+/// Bytes allocated behind the end of the log at least, while the disk has space: thousands of
+/// entries. Elections and offices take two or three entries each.
+pub(super) const RESERVE: u64 = 1024 * 1024;
+/// How often a full disk is tried again.
+const FULL_RETRY: Duration = Duration::from_secs(1);
 /// Bytes of one group, about: more jobs wait for the next one.
 const GROUP_BYTES: usize = 1024 * 1024;
 /// A committed position that no other record took along is written after this long.
@@ -34,13 +47,15 @@ pub(super) enum Job {
     Rewrite {
         /// Encoded records.
         payloads: Vec<Bytes>,
+        /// The record to append when the disk has no space for a second file.
+        instead: Bytes,
         /// Who hears of it.
         done: Done,
     },
-    /// Replace the vote file.
+    /// Write the vote.
     Vote {
-        /// Content of the file.
-        bytes: Bytes,
+        /// For whom.
+        vote: Vote,
         /// Who hears of it.
         done: Done,
     },
@@ -67,38 +82,76 @@ impl Done {
     }
 }
 
+/// What the driver writes.
+pub(super) struct Files {
+    pub(super) disk: Arc<dyn Disk>,
+    /// Path of the log.
+    pub(super) log: PathBuf,
+    /// The log.
+    pub(super) file: Arc<dyn DiskFile>,
+    pub(super) vote: VoteFile,
+}
+
 /// The driver of the raft log; the only one that writes its files.
 pub(super) struct LogWriter {
-    pub(super) disk: Arc<dyn Disk>,
-    pub(super) log: PathBuf,
-    pub(super) vote: PathBuf,
-    pub(super) file: Arc<dyn DiskFile>,
+    files: Files,
     /// Where the next group begins.
-    pub(super) end: u64,
-    pub(super) jobs: mpsc::UnboundedReceiver<Job>,
-    pub(super) failed: watch::Sender<Option<String>>,
+    end: u64,
+    /// Where the space ends that the log has.
+    allocated: u64,
+    reserve: u64,
+    /// Set while the disk has no space to give: when it is asked again.
+    retry_at: Option<Instant>,
+    jobs: mpsc::UnboundedReceiver<Job>,
+    failed: watch::Sender<Option<String>>,
 }
 
 impl LogWriter {
+    pub(super) fn new(
+        files: Files,
+        (end, allocated): (u64, u64),
+        reserve: u64,
+        jobs: mpsc::UnboundedReceiver<Job>,
+        failed: watch::Sender<Option<String>>,
+    ) -> Self {
+        Self { files, end, allocated, reserve, retry_at: None, jobs, failed }
+    }
+
     /// Runs until every handle of the log is dropped. After an error it only refuses jobs.
     pub(super) async fn run(mut self) {
         let mut committed = None;
         loop {
-            let job = if committed.is_some() {
-                match tokio::time::timeout(COMMITTED_DELAY, self.jobs.recv()).await {
+            let patience = match (&committed, self.retry_at) {
+                (Some(_), _) => Some(COMMITTED_DELAY),
+                (None, Some(_)) => Some(FULL_RETRY),
+                (None, None) => None,
+            };
+            let job = match patience {
+                Some(patience) => match timeout(patience, self.jobs.recv()).await {
                     Ok(job) => job,
                     Err(_) => {
-                        self.group(committed.take().into_iter().collect(), Vec::new()).await;
+                        self.idle(committed.take()).await;
                         continue;
                     }
-                }
-            } else {
-                self.jobs.recv().await
+                },
+                None => self.jobs.recv().await,
             };
             let Some(job) = job else { break };
             self.serve(job, &mut committed).await;
         }
         self.group(committed.into_iter().collect(), Vec::new()).await;
+    }
+
+    /// Writes a committed position that nothing took along, and looks whether there is space again.
+    async fn idle(&mut self, committed: Option<Bytes>) {
+        match committed {
+            Some(committed) => self.group(vec![committed], Vec::new()).await,
+            None if self.refusal().is_none() => {
+                let room = self.make_room(0).await;
+                self.settle(room, Vec::new(), "log");
+            }
+            None => self.retry_at = None,
+        }
     }
 
     /// Does `job` and what is queued behind it, as few writes as order allows.
@@ -113,21 +166,24 @@ impl LogWriter {
                     waiting.push(done);
                 }
                 Job::Committed(record) => *committed = Some(record),
-                Job::Vote { bytes, done } => {
+                Job::Vote { vote, done } => {
                     self.group(std::mem::take(&mut payloads), std::mem::take(&mut waiting)).await;
                     let result = match self.refusal() {
                         Some(refusal) => Err(refusal),
-                        None => replace_file(&*self.disk, &self.vote, bytes).await,
+                        None => self.files.vote.write(vote).await,
                     };
                     self.settle(result, vec![done], "vote");
                 }
-                Job::Rewrite { payloads: all, done } => {
+                Job::Rewrite { payloads: all, instead, done } => {
                     self.group(std::mem::take(&mut payloads), std::mem::take(&mut waiting)).await;
                     let result = match self.refusal() {
                         Some(refusal) => Err(refusal),
                         None => self.rewrite(all).await,
                     };
-                    self.settle(result, vec![done], "log");
+                    match result {
+                        Err(error) if is_full(&error) => self.group(vec![instead], vec![done]).await,
+                        result => self.settle(result, vec![done], "log"),
+                    }
                 }
             }
             if bytes < GROUP_BYTES {
@@ -149,22 +205,70 @@ impl LogWriter {
             Some(refusal) => Err(refusal),
             None => {
                 let (parts, len) = laid_out(payloads, self.end, false);
-                let written = self.file.write(self.end, parts, Durability::Now).await;
-                if written.is_ok() {
-                    self.end += len;
-                }
-                written
+                self.write(parts, len).await
             }
         };
         self.settle(result, waiting, "log");
     }
 
+    async fn write(&mut self, parts: Vec<Bytes>, len: u64) -> io::Result<()> {
+        self.make_room(len).await?;
+        self.files.file.write(self.end, parts, Durability::Now).await?;
+        self.end += len;
+        Ok(())
+    }
+
+    /// Returns when `len` bytes behind the end are allocated. While the disk has space, the reserve
+    /// is too; without any, the reserve is what these bytes are taken from, and when it is used up
+    /// this waits for space.
+    async fn make_room(&mut self, len: u64) -> io::Result<()> {
+        let end = self.end + len;
+        while self.allocated < end + self.reserve {
+            if self.retry_at.is_none_or(|at| at <= Instant::now()) {
+                let wanted = end + 2 * self.reserve;
+                match self.files.file.resize(wanted).await {
+                    Ok(()) => {
+                        self.allocated = wanted;
+                        self.note_full(false);
+                        break;
+                    }
+                    Err(error) if is_full(&error) => self.note_full(true),
+                    Err(error) => return Err(error),
+                }
+            }
+            if self.allocated >= end {
+                break;
+            }
+            if self.jobs.is_closed() {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            sleep(FULL_RETRY).await;
+        }
+        Ok(())
+    }
+
+    fn note_full(&mut self, full: bool) {
+        let was = self.retry_at.is_some();
+        self.retry_at = full.then(|| Instant::now() + FULL_RETRY);
+        if full && !was {
+            let left = self.allocated.saturating_sub(self.end);
+            tracing::warn!(left, "disk full: the raft log goes on in what is allocated");
+        } else if was && !full {
+            tracing::info!("space for the raft log again");
+        }
+    }
+
+    /// The new file has its reserve before the old one is given up. For want of space ([`is_full`])
+    /// nothing has changed.
     async fn rewrite(&mut self, payloads: Vec<Bytes>) -> io::Result<()> {
+        let Files { disk, log, .. } = &self.files;
         let content = whole_file(payloads);
         let end = content.len() as u64;
-        replace_file(&*self.disk, &self.log, content).await?;
-        self.file = self.disk.open(&self.log, Create::No).await?;
-        self.end = end;
+        let allocated = end + 2 * self.reserve;
+        replace_allocated(&**disk, log, content, allocated).await?;
+        self.files.file = disk.open(log, Create::No).await?;
+        (self.end, self.allocated) = (end, allocated);
+        self.note_full(false);
         Ok(())
     }
 

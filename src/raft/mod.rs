@@ -18,6 +18,7 @@ mod state_machine;
 mod survey;
 mod type_config;
 mod types;
+mod vote;
 
 pub use control::{Control, ControlDriver, ControlError, RaftConfig};
 pub use log_store::LogError;

@@ -28,10 +28,11 @@ use super::{
     LogError, State,
     applied::Applied,
     control::ControlError,
-    log_store::{LogStore, replace_log, replace_vote},
+    log_store::{LogStore, replace_log},
     snapshot::Snapshots,
     state_machine::apply_entry,
     type_config::{LogId, Snapshot, SnapshotMeta, StoredMembership, Vote, membership_id},
+    vote,
 };
 use crate::{
     disk::Disk,
@@ -128,7 +129,7 @@ impl Survivor {
             membership: membership_id(&last_membership),
         });
         // A log never reaches a term above the vote, so the vote is first.
-        replace_vote(&*self.disk, &self.dir, Vote::new(term, me)).await?;
+        vote::replace(&*self.disk, &self.dir, Some(Vote::new(term, me))).await?;
         let meta = SnapshotMeta { last_log_id: Some(at), last_membership };
         self.snapshots.save(Snapshot { meta, snapshot: frame::encode(&state) }).await?;
         Ok(at)

@@ -5,7 +5,7 @@ use std::{io, path::PathBuf, sync::Arc};
 use bytes::Bytes;
 use openraft::RaftSnapshotBuilder;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Duration};
 
 use super::{
     applied::Applied,
@@ -13,12 +13,14 @@ use super::{
     types::State,
 };
 use crate::{
-    disk::{Disk, read_file, replace_file},
+    disk::{Disk, is_full, read_file, replace_file},
     protocol::frame,
 };
 
 /// Longest encoded state: thousands of members.
 pub(super) const MAX_SNAPSHOT: usize = 64 * 1024 * 1024;
+/// How often a full disk is tried again.
+const FULL_RETRY: Duration = Duration::from_secs(1);
 /// First bytes of the file: magic and format version.
 const MAGIC: [u8; 8] = *b"sksnap\x00\x01";
 
@@ -87,6 +89,23 @@ impl Snapshots {
         *current = Some(snapshot.clone());
         Ok(snapshot)
     }
+
+    /// As [`Snapshots::save`], and waits while the disk is full. This node votes, and keeps its log,
+    /// meanwhile.
+    pub(super) async fn save_patiently(&self, snapshot: Snapshot) -> io::Result<Snapshot> {
+        let mut warned = false;
+        loop {
+            match self.save(snapshot.clone()).await {
+                Err(error) if is_full(&error) => {
+                    if !std::mem::replace(&mut warned, true) {
+                        tracing::warn!("disk full: a snapshot of the raft state waits for space");
+                    }
+                    tokio::time::sleep(FULL_RETRY).await;
+                }
+                saved => return saved,
+            }
+        }
+    }
 }
 
 /// What a snapshot's bytes say. `InvalidData` if they are not a state.
@@ -109,6 +128,15 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
         let meta =
             SnapshotMeta { last_log_id: self.applied.last, last_membership: self.applied.membership.clone() };
         let snapshot = Snapshot { meta, snapshot: frame::encode(&*self.applied.state) };
-        self.snapshots.save(snapshot).await
+        match self.snapshots.save(snapshot).await {
+            // The log keeps its entries a while longer; raft asks again. What it is given instead is no
+            // newer than what it has, which changes nothing.
+            Err(error) if is_full(&error) => {
+                tracing::warn!("disk full: no space for a snapshot of the raft state");
+                let nothing = || Snapshot { meta: SnapshotMeta::default(), snapshot: Bytes::new() };
+                Ok(self.snapshots.current().await.unwrap_or_else(nothing))
+            }
+            saved => saved,
+        }
     }
 }

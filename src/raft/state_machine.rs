@@ -68,7 +68,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Bytes) -> Result<(), io::Error> {
         let applied = decode_state(meta, &snapshot)?;
-        self.snapshots.save(Snapshot { meta: meta.clone(), snapshot }).await?;
+        self.snapshots.save_patiently(Snapshot { meta: meta.clone(), snapshot }).await?;
         self.applied = applied;
         self.board.publish_applied(self.applied.clone());
         Ok(())

@@ -75,7 +75,7 @@ pub async fn survey(disk: Arc<dyn Disk>, dir: &Path) -> Result<RaftSurvey, Contr
         last: memory.last().as_ref().map(place),
         purged: memory.purged.as_ref().map(place),
         committed: memory.committed.as_ref().map(place),
-        torn: (content.len - content.end) as u64,
+        torn: (content.written - content.end) as u64,
         cluster: applied.view(None, 0),
         snapshot,
     })

@@ -10,7 +10,10 @@ use std::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Duration, Instant};
+use tokio::{
+    sync::{Mutex as AsyncMutex, OwnedMutexGuard},
+    time::{Duration, Instant},
+};
 
 use crate::{
     disk::{Create, Disk, Durability, remove_files_below},
@@ -19,8 +22,8 @@ use crate::{
         Lane, StreamKind,
         frame::{MAX_CHUNK, MAX_RAFT},
     },
-    transport::{Handler, Mesh, OpenError, Peer, Stream, StreamError},
-    types::{EpochTable, Lsn, Office},
+    transport::{Handler, Mesh, OpenError, Peer, RecvStream, Stream, StreamError},
+    types::{Epoch, EpochTable, Lsn, Office},
     wal::WalError,
 };
 
@@ -33,23 +36,35 @@ const INSTALLING: Duration = Duration::from_secs(120);
 /// Most files of one snapshot.
 const MAX_FILES: usize = 100_000;
 
-/// Where the files of a snapshot are put while they are fetched.
+/// Where the files of a snapshot are put while they are fetched, by one at a time.
 #[derive(Debug, Clone)]
 pub struct Fetch {
-    /// The disk.
-    pub disk: Arc<dyn Disk>,
-    /// A directory that holds nothing else.
-    pub dir: PathBuf,
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    /// Held from the offer until everything is installed, also by whoever no longer waits for that.
+    busy: Arc<AsyncMutex<()>>,
+}
+
+impl Fetch {
+    /// Files go to `dir`, which holds nothing else.
+    pub fn new(disk: Arc<dyn Disk>, dir: PathBuf) -> Self {
+        Self { disk, dir, busy: Arc::default() }
+    }
+
+    /// Waits until nothing is being installed.
+    pub(super) async fn quiet(&self) {
+        drop(self.busy.lock().await);
+    }
 }
 
 /// First frame of the answer: what follows.
 #[derive(Debug, Serialize, Deserialize)]
-struct Offer {
-    position: Lsn,
+pub(super) struct Offer {
+    pub(super) position: Lsn,
     /// Chain value at `position`.
-    chain: u32,
-    epochs: EpochTable,
-    files: Vec<(String, u64)>,
+    pub(super) chain: u32,
+    pub(super) epochs: EpochTable,
+    pub(super) files: Vec<(String, u64)>,
 }
 
 /// Why a snapshot was not installed.
@@ -101,13 +116,16 @@ impl From<OpenError> for CatchUpError {
 
 /// Fetches a snapshot from the writer and installs it, if it lies beyond this node's log end. A log
 /// that was cut back for damage may end below what the engine has: then only the log begins anew.
+///
+/// Dropping the future ends the fetching, but not an installation that has begun.
 pub async fn fetch(
     into: &Fetch,
-    replica: &Replica,
-    applier: &dyn Applier,
+    replica: &Arc<Replica>,
+    applier: &Arc<dyn Applier>,
     mesh: &Mesh,
     office: Office,
 ) -> Result<(), CatchUpError> {
+    let busy = into.busy.clone().lock_owned().await;
     let mut stream = mesh.open(office.node, StreamKind::Snapshot, Lane::Bulk).await?;
     stream.send.finish()?;
     let offer: Offer = stream.recv.read_message(MAX_RAFT).await?;
@@ -115,14 +133,26 @@ pub async fn fetch(
     if offer.position <= replica.wal.end() || offer.files.len() > MAX_FILES {
         return Err(CatchUpError::Retry(format!("the snapshot at {} is of no use here", offer.position)));
     }
-    if applier.applied().seq >= offer.position.seq {
-        // Applied is committed, so it is the same history, and the engine goes back for nobody.
-        replica.fence.reset(office.epoch, offer.position, offer.chain, offer.epochs).await?;
-        replica.note_commit(offer.position);
-        tracing::info!(position = %offer.position, "the log begins behind the writer's snapshot");
-        return Ok(());
+    if applier.applied().seq < offer.position.seq {
+        tracing::info!(position = %offer.position, files = offer.files.len(), "fetching a snapshot");
+        receive(into, &offer, &mut stream.recv).await?;
     }
-    tracing::info!(position = %offer.position, files = offer.files.len(), "fetching a snapshot");
+    let (into, replica, applier) = (into.clone(), replica.clone(), applier.clone());
+    let installed = tokio::spawn(async move {
+        let _busy: OwnedMutexGuard<()> = busy;
+        let installed = install(&into, &replica, &*applier, office.epoch, offer).await;
+        if let Err(error) = &installed {
+            tracing::warn!(%error, "the snapshot was not installed");
+        }
+        installed
+    });
+    installed
+        .await
+        .unwrap_or_else(|e| Err(CatchUpError::Retry(format!("the installation was cut short: {e}"))))
+}
+
+/// Puts the offered files where they are installed from.
+async fn receive(into: &Fetch, offer: &Offer, recv: &mut RecvStream) -> Result<(), CatchUpError> {
     clear(into).await?;
     for (name, len) in &offer.files {
         let path = safe_path(&into.dir, name)
@@ -133,7 +163,7 @@ pub async fn fetch(
         let file = into.disk.open(&path, Create::New).await?;
         let mut at = 0;
         while at < *len {
-            let chunk = stream.recv.read_frame(MAX_CHUNK).await?;
+            let chunk = recv.read_frame(MAX_CHUNK).await?;
             if chunk.is_empty() || at + chunk.len() as u64 > *len {
                 return Err(CatchUpError::Retry(format!("{name} is not as long as offered")));
             }
@@ -146,14 +176,32 @@ pub async fn fetch(
             into.disk.sync_dir(parent).await?;
         }
     }
-    let installed = applier.install(into.dir.clone()).await?;
-    if installed != offer.position {
-        return Err(CatchUpError::Retry(format!("installed {installed}, offered {}", offer.position)));
+    Ok(())
+}
+
+/// Installs the files, in this order: promise, engine, log. A crash in between leaves an engine that
+/// is ahead of its log, which a later snapshot or the writer's log makes good, and never one that
+/// holds records of an epoch this node has not promised.
+pub(super) async fn install(
+    into: &Fetch,
+    replica: &Replica,
+    applier: &dyn Applier,
+    epoch: Epoch,
+    offer: Offer,
+) -> Result<(), CatchUpError> {
+    let Offer { position, chain, epochs, .. } = offer;
+    let admitted = replica.fence.admit_snapshot(epoch, position).await?;
+    // What is applied is committed, so it is the same history, and the engine goes back for nobody.
+    if applier.applied().seq < position.seq {
+        let applied = applier.install(into.dir.clone(), position).await?;
+        if applied.seq < position.seq {
+            return Err(CatchUpError::Retry(format!("installed {applied}, offered {position}")));
+        }
     }
-    replica.fence.reset(office.epoch, offer.position, offer.chain, offer.epochs).await?;
-    replica.note_commit(offer.position);
+    replica.fence.reset(admitted, chain, epochs).await?;
+    replica.note_commit(position);
     clear(into).await?;
-    tracing::info!(position = %offer.position, "snapshot installed");
+    tracing::info!(%position, "snapshot installed");
     Ok(())
 }
 

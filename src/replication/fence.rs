@@ -56,6 +56,13 @@ pub struct Session {
     number: u64,
 }
 
+/// An engine snapshot that may be installed: the epoch of its last record is promised.
+#[derive(Debug)]
+pub struct Admitted {
+    epoch: Epoch,
+    base: Lsn,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Lease {
     epoch: Epoch,
@@ -228,26 +235,37 @@ impl Fence {
         Ok(session)
     }
 
-    /// Replaces the whole log by the position of an engine snapshot, under the same exclusion.
+    /// Makes way for an engine snapshot that ends with the record `base`, sent by the node in office
+    /// in `epoch`: promises the later of their epochs, before anything of it is installed.
     ///
-    /// `epoch` is that of the office whose node sent it. That node may have lost office and followed a
-    /// later one before it took the snapshot, so `base` may be of a later epoch. Having its records is
-    /// a promise of that epoch: the writer of one in between would ask for a cut below what is applied.
+    /// That node may have lost office and followed a later one before it took the snapshot, so `base`
+    /// may be of a later epoch. Having its records is a promise of that epoch: the writer of one in
+    /// between would ask for a cut below what is applied. A crash may leave the engine with the
+    /// snapshot and the log without its position; it never leaves the engine without the promise.
+    pub async fn admit_snapshot(&self, epoch: Epoch, base: Lsn) -> Result<Admitted, FenceError> {
+        let _step = self.steps.lock().await;
+        self.check(epoch)?;
+        let epoch = epoch.max(base.epoch);
+        self.raise(epoch);
+        self.wal.settle().await?;
+        // Model: installing_is_promising
+        self.wal.set_promise(epoch).await?;
+        Ok(Admitted { epoch, base })
+    }
+
+    /// Replaces the whole log by the position of an engine snapshot, under the same exclusion.
+    /// Refused if a higher epoch was promised since the snapshot was admitted.
     pub async fn reset(
         &self,
-        epoch: Epoch,
-        base: Lsn,
+        admitted: Admitted,
         chain: u32,
         epochs: crate::types::EpochTable,
     ) -> Result<(), FenceError> {
         let _step = self.steps.lock().await;
-        self.check(epoch)?;
-        // Model: installing_is_promising
-        let epoch = epoch.max(base.epoch);
-        self.raise(epoch);
+        self.check(admitted.epoch)?;
+        self.raise(admitted.epoch);
         self.wal.settle().await?;
-        self.wal.set_promise(epoch).await?;
-        self.wal.reset_to(base, chain, epochs).await?;
+        self.wal.reset_to(admitted.base, chain, epochs).await?;
         Ok(())
     }
 

@@ -93,8 +93,14 @@ pub struct Tenure {
 pub trait Applier: fmt::Debug + Send + Sync + 'static {
     /// Last applied position.
     fn applied(&self) -> Lsn;
-    /// Replaces everything applied by an engine snapshot whose files lie under `from`.
-    fn install(&self, from: PathBuf) -> Pin<Box<dyn Future<Output = Result<Lsn, EngineError>> + Send>>;
+    /// Replaces everything applied by the engine snapshot at `position` whose files lie under `from`,
+    /// unless that much is applied by then: the engine goes back for nobody. Resolves to what is
+    /// applied. Not cancel-safe: engine and position change together or not at all.
+    fn install(
+        &self,
+        from: PathBuf,
+        position: Lsn,
+    ) -> Pin<Box<dyn Future<Output = Result<Lsn, EngineError>> + Send>>;
     /// Files of the newest checkpoint.
     fn export(&self) -> Pin<Box<dyn Future<Output = Result<Export, EngineError>> + Send>>;
 }

@@ -181,6 +181,8 @@ impl Receiver {
             // Sealed for a later epoch already: its writer is about to be named.
             return Err(End::Retry("a higher epoch is promised".into()));
         }
+        // What an earlier office's snapshot began to change, changes to its end.
+        self.fetch.quiet().await;
         let mut stream = self.mesh.open(office.node, StreamKind::Append, Lane::Live).await?;
         let durable = replica.wal.settle().await?;
         // After a crash between the install of a snapshot and the reset of the log, the engine is
@@ -209,7 +211,9 @@ impl Receiver {
             Subscribed::Diverged { at } => Err(End::Final(FollowError::Diverged(at))),
             Subscribed::SnapshotNeeded { first } => {
                 tracing::info!(ours = %durable, first, "behind the writer's log: fetching a snapshot");
-                catch_up::fetch(&self.fetch, replica, &*self.applier, &self.mesh, office).await.map_err(|e| {
+                let fetched =
+                    catch_up::fetch(&self.fetch, &self.replica, &self.applier, &self.mesh, office).await;
+                fetched.map_err(|e| {
                     if e.passes() { End::Retry(e.to_string()) } else { End::Final(FollowError::CatchUp(e)) }
                 })
             }

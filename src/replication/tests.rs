@@ -1,8 +1,15 @@
 //! Fence and tenure over a log on the simulated disk.
 
-use super::*;
+use std::path::Path;
+
+use super::{
+    catch_up::{Fetch, Offer, install},
+    *,
+};
 use crate::{
-    testing::SimDisk,
+    disk::{Create, Disk, Durability},
+    engine::{MemoryEngine, Operation, StorageEngine},
+    testing::{Fault, SimDisk},
     types::{ClusterId, EpochTable},
     wal::{Draft, RecordKind, WalConfig},
 };
@@ -37,12 +44,92 @@ async fn a_snapshot_promises_the_epoch_of_its_last_record() {
     let replica = replica(&disk).await;
     // The office of epoch 1 was looked up when its node had followed epoch 3 already.
     let epochs = EpochTable::from_entries(vec![(1, 1), (3, 5)]).unwrap();
-    replica.fence.reset(1, Lsn::new(3, 9), 77, epochs).await.unwrap();
+    let admitted = replica.fence.admit_snapshot(1, Lsn::new(3, 9)).await.unwrap();
+    replica.fence.reset(admitted, 77, epochs).await.unwrap();
     assert_eq!((replica.fence.promised(), replica.wal.promise()), (3, 3));
     // The writer of epoch 2, which others have left long ago, would cut at 5.
     let refused = replica.fence.adopt(2, 4, Lsn::new(3, 9)).await;
     assert!(matches!(refused, Err(fence::FenceError::Fenced { promised: 3, epoch: 2 })), "{refused:?}");
     assert_eq!(replica.wal.end(), Lsn::new(3, 9));
+}
+
+/// An engine whose last checkpoint is all that it has applied.
+#[derive(Debug)]
+struct Restored(MemoryEngine);
+
+impl Restored {
+    async fn open(disk: &SimDisk) -> Self {
+        Self(MemoryEngine::open(Arc::new(disk.boot()), "/engine".into()).await.unwrap())
+    }
+}
+
+impl Applier for Restored {
+    fn applied(&self) -> Lsn {
+        self.0.recovered().0
+    }
+
+    fn install(
+        &self,
+        from: PathBuf,
+        _: Lsn,
+    ) -> Pin<Box<dyn Future<Output = Result<Lsn, EngineError>> + Send>> {
+        self.0.install(from)
+    }
+
+    fn export(&self) -> Pin<Box<dyn Future<Output = Result<Export, EngineError>> + Send>> {
+        self.0.export()
+    }
+}
+
+/// A disk with a log and an engine that hold nothing, and a snapshot at 3.9 that has come whole.
+async fn fetched() -> (SimDisk, Offer) {
+    let position = Lsn::new(3, 9);
+    let disk = SimDisk::new();
+    replica(&disk).await;
+    Restored::open(&disk).await;
+    let source = MemoryEngine::open(Arc::new(disk.clone()), "/source".into()).await.unwrap();
+    source.apply(position, &Operation::DropDatabase { database: "d".into() }).unwrap();
+    source.checkpoint(bytes::Bytes::new()).await.unwrap();
+    let image = disk.content(Path::new("/source/IMAGE")).unwrap();
+    disk.create_dir(Path::new("/incoming")).await.unwrap();
+    let file = disk.open(Path::new("/incoming/IMAGE"), Create::New).await.unwrap();
+    file.write(0, vec![image.into()], Durability::Now).await.unwrap();
+    disk.sync_dir(Path::new("/incoming")).await.unwrap();
+    let epochs = EpochTable::from_entries(vec![(1, 1), (3, 5)]).unwrap();
+    disk.kill();
+    (disk, Offer { position, chain: 77, epochs, files: Vec::new() })
+}
+
+#[tokio::test(start_paused = true)]
+async fn power_may_go_at_every_call_of_an_installation() {
+    let (disk, offer) = fetched().await;
+    let position = offer.position;
+    let mut seen = BTreeSet::new();
+    for call in 1.. {
+        let disk = disk.fork();
+        let (replica, engine) = (replica(&disk).await, Restored::open(&disk).await);
+        let into = Fetch::new(Arc::new(disk.boot()), "/incoming".into());
+        disk.fail_at(disk.calls() + call, Fault::PowerCut, false);
+        let offer = Offer { epochs: offer.epochs.clone(), files: Vec::new(), ..offer };
+        // Of an office that its node had long lost when it took the snapshot.
+        let whole = install(&into, &replica, &engine, 1, offer).await.is_ok();
+        let promised = replica.wal.promise();
+        disk.crash(call);
+        let (replica, engine) = (self::replica(&disk).await, Restored::open(&disk).await);
+        let (log, held, promise) = (replica.wal.end(), engine.applied(), replica.wal.promise());
+        assert!(promise >= promised, "call {call}: a promise was forgotten");
+        assert!(held == Lsn::ZERO || promise == position.epoch, "call {call}: {held} with promise {promise}");
+        assert!(
+            log == Lsn::ZERO || log == held,
+            "call {call}: the log begins at {log}, the engine has {held}"
+        );
+        seen.insert((log, held, promise));
+        if whole {
+            assert_eq!((log, held), (position, position));
+            break;
+        }
+    }
+    assert!(seen.contains(&(Lsn::ZERO, position, 3)), "no crash between engine and log: {seen:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,10 +20,10 @@ use super::{
     record::Record,
     segment::{Cursor, NoRecord, Segment},
     watermark::Watermark,
-    writer::{Command, failed, is_full},
+    writer::{Command, failed},
 };
 use crate::{
-    disk::{Create, DiskFile, Durability},
+    disk::{Create, DiskFile, Durability, is_full},
     types::{Epoch, EpochTable, Lsn},
 };
 
@@ -126,7 +126,7 @@ impl WalDriver {
         // Records behind the base would be taken for its continuation.
         self.cut_closed(lsn.seq).await?;
         let base = Base { lsn, chain, epochs };
-        base.save(&*self.disk, &self.config.dir).await.map_err(failed("writing the base of the log"))?;
+        self.save_base(&base).await?;
         let segments = {
             let mut state = self.shared.lock();
             let segments = std::mem::take(&mut state.segments);

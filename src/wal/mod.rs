@@ -5,7 +5,7 @@
 //! A directory holds, beside the segments (`{first seq}.wal`, see `segment.rs` and `record.rs` for
 //! the bytes):
 //!
-//! - `promise`, `watermark`: two-slot files (`slots.rs`, `watermark.rs`);
+//! - `promise`, `watermark`: two-slot files (`disk/slots.rs`, `watermark.rs`);
 //! - `base`: where the log begins and the epoch starts before that (`base.rs`);
 //! - `spare.wal`: the next segment, allocated in advance; the reserve for a full disk;
 //! - `orphan/`: records that were cut off (`cut.rs`);
@@ -25,7 +25,6 @@ mod recovery;
 mod retention;
 mod scan;
 mod segment;
-mod slots;
 mod state;
 mod survey;
 #[cfg(all(test, feature = "testing"))]

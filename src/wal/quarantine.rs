@@ -45,11 +45,10 @@ use super::{
     base::{BASE, Base},
     recovery::Reading,
     segment::{parse_segment_name, segment_name},
-    slots::Slots,
     watermark::{PROMISE, Promise, WATERMARK, Watermark},
 };
 use crate::{
-    disk::{Create, Disk, Durability},
+    disk::{Create, Disk, Durability, Slots, SlotsError},
     types::{Epoch, Lsn},
 };
 
@@ -206,12 +205,10 @@ impl Remains {
 }
 
 /// The promise was read a moment ago.
-fn whole(error: super::slots::SlotsError) -> io::Error {
+fn whole(error: SlotsError) -> io::Error {
     match error {
-        super::slots::SlotsError::Io(error) => error,
-        super::slots::SlotsError::Damaged(path) => {
-            io::Error::other(format!("{} cannot be read any more", path.display()))
-        }
+        SlotsError::Io(error) => error,
+        SlotsError::Damaged(path) => io::Error::other(format!("{} cannot be read any more", path.display())),
     }
 }
 

@@ -21,13 +21,12 @@ use super::{
     quarantine::{Damage, Remains, contents},
     scan::{Scan, Stop},
     segment::{SEGMENT_HEADER, Segment, SegmentHeader, look_behind, parse_segment_name, segment_name},
-    slots::{Slots, SlotsError, Values},
     state::{Shared, State},
     watermark::{PROMISE, Promise, WATERMARK, Watermark},
     writer::{Command, Nonces, Parts, allocate_spare},
 };
 use crate::{
-    disk::{Create, Disk},
+    disk::{Create, Disk, SlotValues, Slots, SlotsError},
     types::{ClusterId, Lsn},
 };
 
@@ -133,7 +132,7 @@ async fn rewrite(
     disk: &dyn Disk,
     dir: &Path,
     (name, magic): (&str, [u8; 4]),
-    values: Values,
+    values: SlotValues,
     what: &'static str,
 ) -> Result<Slots, WalError> {
     let path = dir.join(name);

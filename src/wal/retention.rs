@@ -5,8 +5,9 @@ use super::{
     WalDriver, WalError,
     base::Base,
     segment::Segment,
-    writer::{SPARE, failed, is_full},
+    writer::{SPARE, failed},
 };
+use crate::disk::is_full;
 
 impl WalDriver {
     /// Lets segments go whose records are all durable and at or below `through`.
@@ -48,9 +49,10 @@ impl WalDriver {
         Ok(self.shared.lock().first_seq())
     }
 
-    /// Retiring is what makes space, so it must work without any: the spare is given up for it, or
-    /// else what is left of the active segment. A retired segment becomes the spare in its place.
-    async fn save_base(&mut self, base: &Base) -> Result<(), WalError> {
+    /// Retiring is what makes space, and so does beginning anew behind a snapshot: it must work without
+    /// any. The spare is given up for it, or else what is left of the active segment. A retired segment
+    /// becomes the spare in its place.
+    pub(super) async fn save_base(&mut self, base: &Base) -> Result<(), WalError> {
         let mut saved = base.save(&*self.disk, &self.config.dir).await;
         if saved.as_ref().is_err_and(is_full) {
             if !self.release_spare().await? {

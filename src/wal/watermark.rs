@@ -1,8 +1,11 @@
 //! The watermark (what was surely durable, the last known commit position, a cut under way) and
 //! the promise: the meanings of the two two-slot files `watermark` and `promise`.
 
-use super::{quarantine::Debt, slots::Values};
-use crate::types::{Epoch, Lsn};
+use super::quarantine::Debt;
+use crate::{
+    disk::SlotValues as Values,
+    types::{Epoch, Lsn},
+};
 
 /// File name and magic of the watermark.
 pub(super) const WATERMARK: (&str, [u8; 4]) = ("watermark", *b"SKWM");

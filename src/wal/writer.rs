@@ -13,12 +13,11 @@ use super::{
     CutReport, WalConfig, WalError,
     record::Record,
     segment::{LOCAL_PART, SEGMENT_HEADER, Segment, SegmentHeader, segment_name},
-    slots::Slots,
     state::Shared,
     watermark::{Promise, Watermark},
 };
 use crate::{
-    disk::{Create, Disk, DiskFile, Durability},
+    disk::{Create, Disk, DiskFile, Durability, Slots, is_full},
     types::{ClusterId, Epoch, EpochTable, Lsn},
 };
 
@@ -425,11 +424,6 @@ async fn open_spare(disk: &dyn Disk, path: &Path, len: u64) -> io::Result<Arc<dy
 
 async fn resize(file: &dyn DiskFile, len: u64) -> io::Result<()> {
     if file.len().await? == len { Ok(()) } else { file.resize(len).await }
-}
-
-/// No space, as opposed to a broken disk.
-pub(super) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Turns an error of the disk into the end of the log.

@@ -264,10 +264,17 @@ impl Apply {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn replace_all(&self, from: PathBuf) -> Result<Lsn, EngineError> {
+    async fn replace_all(&self, from: PathBuf, position: Lsn) -> Result<Lsn, EngineError> {
         // A checkpoint that runs would save what is about to be replaced. The semaphore is never closed.
         let _permit = self.one_checkpoint.acquire().await;
         let _exclusive = self.exclusive.lock().await;
+        // While the files were fetched, or behind another snapshot that was being installed, more may
+        // have been applied than this one holds.
+        let applied = *self.applied.borrow();
+        // Model: snapshot_beyond_log_end
+        if applied.seq >= position.seq {
+            return Ok(applied);
+        }
         let at = self.engine.install(from).await?;
         let (_, sidecar) = self.engine.recovered();
         self.ledger().dedup = Arc::new(load_sidecar(&sidecar)?);
@@ -297,14 +304,13 @@ impl Applier for AppliedState {
         *self.0.applied.borrow()
     }
 
-    fn install(&self, from: PathBuf) -> Pin<Box<dyn Future<Output = Result<Lsn, EngineError>> + Send>> {
+    fn install(
+        &self,
+        from: PathBuf,
+        position: Lsn,
+    ) -> Pin<Box<dyn Future<Output = Result<Lsn, EngineError>> + Send>> {
         let apply = self.0.clone();
-        // On a task of its own, and whoever waits may go: engine and position change together or not
-        // at all.
-        let done = tokio::spawn(async move { apply.replace_all(from).await });
-        Box::pin(async move {
-            done.await.unwrap_or_else(|e| Err(EngineError::Broken(format!("the install was cut short: {e}"))))
-        })
+        Box::pin(async move { apply.replace_all(from, position).await })
     }
 
     fn export(&self) -> Pin<Box<dyn Future<Output = Result<Export, EngineError>> + Send>> {

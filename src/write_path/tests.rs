@@ -11,14 +11,14 @@ use tokio::{
 
 use super::{
     SubmitError,
-    apply::Apply,
+    apply::{AppliedState, Apply},
     commit::{Batch, CommitError, Writer},
     outcome,
 };
 use crate::{
     engine::{MemoryEngine, Operation, StorageEngine},
     protocol::forward::{AckLevel, BatchId, Progress},
-    replication::{Replica, Tenure, fence::Fence},
+    replication::{Applier, Replica, Tenure, fence::Fence},
     testing::{DiskLatency, SimDisk},
     types::{BootId, ClusterId, ClusterView, Epoch, Lsn, MembershipId, NodeId, Office},
     wal::{DedupKey, Wal, WalConfig},
@@ -357,4 +357,33 @@ fn a_refusal_is_told_as_one_only_where_it_is_final() {
     let progress = Progress { at: Lsn::new(4, 9), asked: AckLevel::All, reached: AckLevel::Quorum };
     let error = CommitError::Unknown(Some(progress));
     assert_eq!(told(error, Some(4)), SubmitError::Unknown(Some(progress)));
+}
+
+/// Applied, and in a checkpoint.
+async fn checkpointed(engine: &MemoryEngine, seqs: std::ops::RangeInclusive<u64>) {
+    for seq in seqs {
+        engine.apply(Lsn::new(1, seq), &Operation::DropDatabase { database: format!("{seq}") }).unwrap();
+    }
+    engine.checkpoint(Bytes::new()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_below_what_is_applied_changes_nothing() {
+    let disk = SimDisk::new();
+    let place = |dir: &str| MemoryEngine::open(Arc::new(disk.boot()), dir.into());
+    let (source, engine) = (place("/source").await.unwrap(), Arc::new(place("/engine").await.unwrap()));
+    checkpointed(&source, 1..=5).await;
+    checkpointed(&engine, 1..=9).await;
+    let (apply, _) = Apply::new(engine.clone()).unwrap();
+    let applier = AppliedState(apply);
+    // Offered before another snapshot, at 1.9, was installed.
+    let applied = applier.install("/source".into(), Lsn::new(1, 5)).await.unwrap();
+    assert_eq!(
+        (applied, applier.applied(), engine.applied()),
+        (Lsn::new(1, 9), Lsn::new(1, 9), Lsn::new(1, 9))
+    );
+    assert_eq!(engine.contents().len(), 9);
+    checkpointed(&source, 6..=12).await;
+    let applied = applier.install("/source".into(), Lsn::new(1, 12)).await.unwrap();
+    assert_eq!((applied, engine.applied(), engine.contents().len()), (Lsn::new(1, 12), Lsn::new(1, 12), 12));
 }

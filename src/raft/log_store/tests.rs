@@ -110,7 +110,7 @@ async fn purging_rewrites_a_file_of_garbage() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(Arc::new(RealDisk), dir.path()).await.unwrap();
     store.save_vote(&RaftVote::new(1, NodeId::from(1))).await.unwrap();
-    let len = || std::fs::metadata(dir.path().join("log")).unwrap().len();
+    let len = || log_record::written(&std::fs::read(dir.path().join("log")).unwrap()) as u64;
     let mut index = 0;
     while len() < 2 * GARBAGE {
         append(&mut store, (index..index + 4000).map(|i| blank(1, i)).collect()).await.unwrap();
@@ -137,7 +137,7 @@ async fn damage_below_the_last_group_refuses_to_start() {
     bent[MAGIC.len() + 20] ^= 1;
     std::fs::write(&path, &bent).unwrap();
     assert!(matches!(open(Arc::new(RealDisk), dir.path()).await, Err(LogError::Damaged { .. })));
-    std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    std::fs::write(&path, &whole[..log_record::written(&whole) - 1]).unwrap();
     let cut = open(Arc::new(RealDisk), dir.path()).await.unwrap();
     assert_eq!(indices(&cut), vec![(1, 1), (1, 2)]);
     std::fs::write(dir.path().join("vote"), b"nonsense").unwrap();
@@ -162,7 +162,9 @@ async fn reads_for_replication_fit_in_a_message() {
 
 #[cfg(feature = "testing")]
 mod crash {
+    use futures::FutureExt;
     use rand::{Rng, SeedableRng, rngs::StdRng};
+    use tokio::time::timeout;
 
     use super::*;
     use crate::testing::{Fault, SimDisk};
@@ -263,6 +265,78 @@ mod crash {
         }
     }
 
+    /// More than a reserve of entries, each life of the log on a disk without a byte to give.
+    #[tokio::test(start_paused = true)]
+    async fn a_full_disk_takes_votes_and_entries_also_after_a_restart() {
+        let (disk, dir) = (SimDisk::new(), Path::new("/raft"));
+        let mut store = open(Arc::new(disk.boot()), dir).await.unwrap();
+        store.save_vote(&RaftVote::new(1, NodeId::from(1))).await.unwrap();
+        append(&mut store, vec![blank(1, 0)]).await.unwrap();
+        disk.set_limit(Some(disk.used()));
+        let mut index = 0;
+        for term in 2..10 {
+            let vote = RaftVote::new_committed(term, NodeId::from(term));
+            store.save_vote(&vote).await.unwrap();
+            for _ in 0..100 {
+                index += 1;
+                append(&mut store, vec![blank(term, index)]).await.unwrap();
+            }
+            store.truncate_after(Some(id(term, index - 1))).await.unwrap();
+            index -= 1;
+            // Much garbage: what would be written anew has no space, and the record says it instead.
+            store.memory().written += 2 * GARBAGE;
+            store.purge(id(term, index - 1)).await.unwrap();
+            disk.kill();
+            store = open(Arc::new(disk.boot()), dir).await.unwrap();
+            assert_eq!(store.read_vote().await.unwrap(), Some(vote));
+            assert_eq!(indices(&store), vec![(term, index)]);
+        }
+        assert!(disk.files().iter().all(|path| !path.to_string_lossy().ends_with(".tmp")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_more_than_the_reserve_waits_for_space_and_is_not_lost() {
+        let (disk, dir) = (SimDisk::new(), Path::new("/raft"));
+        let failed = watch::Sender::new(None);
+        let (mut store, writer) = LogStore::open(Arc::new(disk.boot()), dir, failed.clone()).await.unwrap();
+        tokio::spawn(writer.run());
+        store.save_vote(&RaftVote::new(1, NodeId::from(1))).await.unwrap();
+        disk.set_limit(Some(disk.used()));
+        let all: Vec<Entry> = (0..40_000).map(|index| blank(1, index)).collect();
+        let (tx, rx) = OneshotOf::<TypeConfig>::channel();
+        for group in all.chunks(4_000) {
+            append(&mut store, group.to_vec()).now_or_never();
+        }
+        store.append(vec![blank(1, 40_000)], IOFlushed::signal(tx)).await.unwrap();
+        let mut told = Box::pin(rx);
+        assert!(timeout(std::time::Duration::from_secs(60), &mut told).await.is_err(), "it had space");
+        assert_eq!(*failed.borrow(), None);
+        disk.set_limit(None);
+        timeout(std::time::Duration::from_secs(3), told).await.expect("space again").unwrap().unwrap();
+        disk.crash(1);
+        let again = open(Arc::new(disk.boot()), dir).await.unwrap();
+        assert_eq!(again.memory().last(), Some(id(1, 40_000)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_waits_for_space() {
+        use crate::raft::type_config::{Snapshot, SnapshotMeta};
+        let disk = SimDisk::new();
+        disk.create_dir(Path::new("/raft")).await.unwrap();
+        let (snapshots, _) = Snapshots::open(Arc::new(disk.boot()), "/raft/snapshot".into()).await.unwrap();
+        disk.set_limit(Some(disk.used() + 10));
+        let meta = SnapshotMeta { last_log_id: Some(id(1, 5)), ..Default::default() };
+        let state = frame::encode(&crate::raft::types::State::default());
+        let snapshot = Snapshot { meta, snapshot: state };
+        let mut saved = Box::pin(snapshots.save_patiently(snapshot));
+        assert!(timeout(std::time::Duration::from_secs(60), &mut saved).await.is_err());
+        assert_eq!(disk.used(), 0, "what was begun takes no space meanwhile");
+        disk.set_limit(None);
+        timeout(std::time::Duration::from_secs(3), saved).await.expect("space again").unwrap();
+        let (_, applied) = Snapshots::open(Arc::new(disk.boot()), "/raft/snapshot".into()).await.unwrap();
+        assert_eq!(applied.last, Some(id(1, 5)));
+    }
+
     #[tokio::test]
     async fn a_failed_write_is_final() {
         let disk = SimDisk::new();
@@ -282,11 +356,16 @@ mod crash {
     }
 }
 
+/// A reserve that costs little to copy.
+#[cfg(feature = "testing")]
+const SMALL: u64 = 1024;
+
 /// A log, vote and snapshot with one of everything.
 #[cfg(feature = "testing")]
 async fn written(disk: &crate::testing::SimDisk, dir: &Path) {
     let shared: Arc<dyn Disk> = Arc::new(disk.boot());
-    let (mut store, writer) = LogStore::open(shared.clone(), dir, watch::Sender::new(None)).await.unwrap();
+    let (mut store, writer) =
+        LogStore::open_with(shared.clone(), dir, SMALL, watch::Sender::new(None)).await.unwrap();
     let writer = tokio::spawn(writer.run());
     let vote = RaftVote::new_committed(2, NodeId::from(1));
     store.save_vote(&vote).await.unwrap();
@@ -316,8 +395,41 @@ async fn written(disk: &crate::testing::SimDisk, dir: &Path) {
 async fn the_bytes_are_those_of_format_1() {
     let (disk, dir) = (crate::testing::SimDisk::new(), Path::new("/raft"));
     written(&disk, dir).await;
-    for name in ["log", "vote", "snapshot"] {
-        crate::testing::fixture(&format!("raft/{name}"), &disk.content(&dir.join(name)).unwrap());
+    for (name, kept) in [("log", "log"), ("vote", "vote-slots"), ("snapshot", "snapshot")] {
+        let content = disk.content(&dir.join(name)).unwrap();
+        // What is allocated behind the end is no part of the format.
+        let len = if name == "log" { log_record::written(&content) } else { content.len() };
+        crate::testing::fixture(&format!("raft/{kept}"), &content[..len]);
+    }
+}
+
+/// Files of before the log had a reserve and the vote slots.
+#[cfg(feature = "testing")]
+#[tokio::test(start_paused = true)]
+async fn files_without_reserve_are_read_and_get_one() {
+    let (disk, dir) = (crate::testing::SimDisk::new(), Path::new("/raft"));
+    disk.create_dir(dir).await.unwrap();
+    for name in ["log", "vote"] {
+        let bytes = crate::testing::read_fixture(&format!("raft/{name}"));
+        replace_file(&disk, &dir.join(name), bytes.into()).await.unwrap();
+    }
+    let vote = RaftVote::new_committed(2, NodeId::from(1));
+    for life in 0..2 {
+        // The power may go while they are replaced.
+        for call in 1..12 {
+            let copy = disk.fork();
+            copy.fail_at(copy.calls() + call, crate::testing::Fault::PowerCut, false);
+            let _ = open(Arc::new(copy.boot()), dir).await;
+            copy.crash(call);
+            let mut store = open(Arc::new(copy.boot()), dir).await.unwrap();
+            assert_eq!(store.read_vote().await.unwrap(), Some(vote), "life {life} call {call}");
+        }
+        let mut store = open(Arc::new(disk.boot()), dir).await.unwrap();
+        assert_eq!(store.read_vote().await.unwrap(), Some(vote));
+        let there = [(1, 2), (1, 3), (2, 4), (2, 5), (2, 6)];
+        assert_eq!(indices(&store), there[..4 + life as usize]);
+        append(&mut store, vec![blank(2, 6 + life)]).await.unwrap();
+        disk.kill();
     }
 }
 
@@ -338,8 +450,16 @@ async fn every_flipped_bit_and_every_cut_is_seen() {
     for name in ["log", "vote", "snapshot"] {
         let path = dir.join(name);
         let bytes = disk.content(&path).unwrap();
-        let flips = (0..bytes.len() * 8).map(|bit| (Some(bit), bytes.len()));
-        for (flipped, len) in flips.chain((0..bytes.len()).map(|len| (None, len))) {
+        // Free space holds nothing: a bit in it may be torn, and a file may end in it.
+        let slots = (0..64).chain(4096..4096 + 64);
+        let used: Vec<usize> = match name {
+            "vote" => slots.collect(),
+            "log" => (0..log_record::written(&bytes)).collect(),
+            _ => (0..bytes.len()).collect(),
+        };
+        let whole_len = bytes.len();
+        let flips = used.iter().flat_map(|at| (0..8).map(move |bit| (Some(at * 8 + bit), whole_len)));
+        for (flipped, len) in flips.chain(used.iter().map(|len| (None, *len))) {
             let copy = disk.fork();
             match flipped {
                 Some(bit) => assert!(copy.flip(&path, bit as u64 / 8, bit as u8 % 8)),
@@ -349,7 +469,7 @@ async fn every_flipped_bit_and_every_cut_is_seen() {
             let shared: Arc<dyn Disk> = Arc::new(copy.boot());
             let snapshot = Snapshots::open(shared.clone(), dir.join("snapshot")).await;
             assert_eq!(snapshot.is_err(), name == "snapshot", "{context}");
-            match LogStore::open(shared, dir, watch::Sender::new(None)).await {
+            match LogStore::open_with(shared, dir, SMALL, watch::Sender::new(None)).await {
                 Err(LogError::Io { source, .. }) => panic!("{context}: {source}"),
                 Err(LogError::Damaged { .. }) => refused += 1,
                 Ok((store, _)) if name == "log" => {
@@ -361,7 +481,11 @@ async fn every_flipped_bit_and_every_cut_is_seen() {
                     torn += 1;
                 }
                 Ok((store, _)) => {
-                    assert_eq!((indices(&store), name), (whole.clone(), "snapshot"), "{context}")
+                    assert_eq!(indices(&store), whole, "{context}");
+                    // Of the two slots one is enough.
+                    let voted = store.content().0;
+                    assert_eq!(voted, Some(RaftVote::new_committed(2, NodeId::from(1))), "{context}");
+                    assert!(flipped.is_some() || name == "snapshot", "{context}");
                 }
             }
         }

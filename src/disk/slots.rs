@@ -1,4 +1,5 @@
-//! A small file with two slots, one of which is always whole: the promise and the watermark.
+//! A small file with two slots, one of which is always whole: the promise and the watermark of the
+//! log, and raft's vote.
 //!
 //! 8192 bytes, slots at 0 and 4096. A slot, little endian: magic 4, CRC-32C u32 over what follows,
 //! generation u64, six u64 values. The valid slot with the highest generation counts. The file is
@@ -13,18 +14,19 @@ use std::{
 use bytes::{BufMut, Bytes, BytesMut};
 use crc32c::crc32c;
 
-use super::record::Fields;
-use crate::disk::{Create, Disk, DiskFile, Durability, read_file, replace_file};
+use super::{Create, Disk, DiskFile, Durability, read_file, replace_file};
 
 /// What a slot holds.
-pub(super) type Values = [u64; 6];
+pub(crate) type Values = [u64; 6];
 
+/// Length of the file.
+pub(crate) const SLOTS_LEN: u64 = 2 * SLOT as u64;
 const SLOT: usize = 4096;
 const USED: usize = 64;
 
 /// An open two-slot file.
 #[derive(Debug)]
-pub(super) struct Slots {
+pub(crate) struct Slots {
     magic: [u8; 4],
     file: Arc<dyn DiskFile>,
     generation: u64,
@@ -32,7 +34,7 @@ pub(super) struct Slots {
 
 /// Why a two-slot file cannot be read.
 #[derive(Debug)]
-pub(super) enum SlotsError {
+pub(crate) enum SlotsError {
     /// Neither slot is whole.
     Damaged(PathBuf),
     Io(io::Error),
@@ -46,7 +48,7 @@ impl From<io::Error> for SlotsError {
 
 impl Slots {
     /// Makes the file, whole or not at all, durable when this returns.
-    pub(super) async fn create(
+    pub(crate) async fn create(
         disk: &dyn Disk,
         path: &Path,
         magic: [u8; 4],
@@ -61,12 +63,12 @@ impl Slots {
     }
 
     /// Opens the file and reads what counts.
-    pub(super) async fn open(
+    pub(crate) async fn open(
         disk: &dyn Disk,
         path: &Path,
         magic: [u8; 4],
     ) -> Result<(Self, Values), SlotsError> {
-        let bytes = read_file(disk, path, 2 * SLOT as u64).await?;
+        let bytes = read_file(disk, path, SLOTS_LEN).await?;
         let slots = [bytes.get(..USED), bytes.get(SLOT..SLOT + USED)];
         let newest = slots.into_iter().flatten().filter_map(|slot| decode(magic, slot)).max_by_key(|s| s.0);
         let (generation, values) = newest.ok_or_else(|| SlotsError::Damaged(path.to_owned()))?;
@@ -75,7 +77,7 @@ impl Slots {
     }
 
     /// Writes the older slot, durable when this returns. An error is final.
-    pub(super) async fn write(&mut self, values: Values) -> io::Result<()> {
+    pub(crate) async fn write(&mut self, values: Values) -> io::Result<()> {
         self.generation += 1;
         let slot = encode(self.magic, self.generation, values);
         let offset = if self.generation % 2 == 1 { 0 } else { SLOT as u64 };
@@ -84,7 +86,7 @@ impl Slots {
 
     /// Writes both slots, one after the other, so that damage to either cannot bring back an
     /// older state.
-    pub(super) async fn write_both(&mut self, values: Values) -> io::Result<()> {
+    pub(crate) async fn write_both(&mut self, values: Values) -> io::Result<()> {
         self.write(values).await?;
         self.write(values).await
     }
@@ -102,11 +104,16 @@ fn encode(magic: [u8; 4], generation: u64, values: Values) -> Bytes {
 }
 
 fn decode(magic: [u8; 4], slot: &[u8]) -> Option<(u64, Values)> {
-    let mut fields = Fields(slot.get(..USED)?);
-    let (found, crc) = (fields.take::<4>(), fields.u32());
-    if found != magic || crc32c(fields.0) != crc {
+    let (found, rest) = slot.get(..USED)?.split_first_chunk::<4>()?;
+    let (crc, body) = rest.split_first_chunk::<4>()?;
+    if *found != magic || crc32c(body) != u32::from_le_bytes(*crc) {
         return None;
     }
-    let generation = fields.u64();
-    Some((generation, [(); 6].map(|()| fields.u64())))
+    let mut numbers = body.as_chunks::<8>().0.iter().map(|number| u64::from_le_bytes(*number));
+    let generation = numbers.next()?;
+    let mut values = Values::default();
+    for value in &mut values {
+        *value = numbers.next()?;
+    }
+    Some((generation, values))
 }
