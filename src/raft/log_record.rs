@@ -62,14 +62,25 @@ pub(super) fn written(file: &[u8]) -> usize {
     rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
 }
 
-/// The payloads of `file` behind its magic, and where they end: at the end of what was written, or
-/// where a torn write begins. Behind `written` it is all zeros.
-pub(super) fn scan(file: &[u8], written: usize) -> Result<(Vec<&[u8]>, usize), Damage> {
+/// What a file holds.
+pub(super) struct Scan<'a> {
+    pub(super) payloads: Vec<&'a [u8]>,
+    /// Where they end: at the end of what was written, or where a torn write begins.
+    pub(super) end: usize,
+    /// Where the last whole record's group begins: what is before was durable when it was written.
+    pub(super) last_group: usize,
+}
+
+/// Reads `file` behind its magic. Behind `written` it is all zeros.
+pub(super) fn scan(file: &[u8], written: usize) -> Result<Scan<'_>, Damage> {
     let mut payloads = Vec::new();
     let mut at = MAGIC.len();
+    let mut last_group = at;
     while at < file.len() {
-        let Some((payload, _)) = record_at(file, at) else { break };
+        let Some((payload, group)) = record_at(file, at) else { break };
         payloads.push(payload);
+        // No group begins behind its own record; a file that says so is only written again as a whole.
+        last_group = usize::try_from(group).ok().filter(|group| *group <= at).unwrap_or(MAGIC.len());
         at += HEADER + payload.len();
     }
     for behind in at + 1..written {
@@ -77,7 +88,7 @@ pub(super) fn scan(file: &[u8], written: usize) -> Result<(Vec<&[u8]>, usize), D
             return Err(Damage { at, behind });
         }
     }
-    Ok((payloads, at))
+    Ok(Scan { payloads, end: at, last_group })
 }
 
 /// The whole record at `at`: its payload and group.
@@ -119,10 +130,11 @@ mod tests {
     #[test]
     fn every_cut_of_the_last_group_is_a_torn_tail() {
         let whole = file(&[&["one", "two"], &["three", "four"]]);
-        assert_eq!(scan(&whole, whole.len()).unwrap().0.len(), 4);
+        let found = scan(&whole, whole.len()).unwrap();
+        assert_eq!((found.payloads.len(), found.last_group), (4, file(&[&["one", "two"]]).len()));
         let durable = file(&[&["one", "two"]]).len();
         for len in durable..whole.len() {
-            let (payloads, end) = scan(&whole[..len], len).unwrap();
+            let Scan { payloads, end, .. } = scan(&whole[..len], len).unwrap();
             assert!(payloads.len() >= 2 && end <= len, "cut to {len}");
         }
     }
@@ -135,7 +147,7 @@ mod tests {
             let mut bent = whole.clone();
             bent[at] ^= 4;
             match scan(&bent, bent.len()) {
-                Ok((payloads, end)) => {
+                Ok(Scan { payloads, end, .. }) => {
                     assert!(at >= last && end >= last && payloads.len() < 4, "bit {at} went unseen");
                 }
                 Err(_) => assert!(at < last, "a write that was never acknowledged stops the start"),
@@ -151,7 +163,7 @@ mod tests {
             file.resize(whole.len() + more, 0);
             let written = written(&file);
             assert_eq!(written, whole.len() - 2);
-            let (payloads, end) = scan(&file, written).unwrap();
+            let Scan { payloads, end, .. } = scan(&file, written).unwrap();
             assert_eq!((payloads.len(), end), (3, whole.len()));
         }
         assert_eq!(written(&[0; 5000]), 0);

@@ -22,7 +22,7 @@ use openraft::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    log_record::{self, Damage, MAGIC, MAX_PAYLOAD, Record},
+    log_record::{self, Damage, MAGIC, MAX_PAYLOAD, Record, Scan},
     log_writer::{self, Done, Job, LogWriter, RESERVE},
     type_config::{Entry, LogId, TypeConfig, Vote},
     vote,
@@ -110,7 +110,7 @@ impl LogStore {
         let io = |source| LogError::Io { dir: dir.to_owned(), source };
         let log = dir.join("log");
         disk.create_dir(dir).await.map_err(io)?;
-        let Content { memory, vote, end, written, len } = Content::read(&*disk, dir).await?;
+        let Content { memory, vote, end, written, doubtful, len } = Content::read(&*disk, dir).await?;
         let allocated = match len {
             Some(len) => len,
             None => {
@@ -127,8 +127,10 @@ impl LogStore {
             let zeros = vec![Bytes::from(vec![0; torn])];
             file.write(end as u64, zeros, Durability::Now).await.map_err(io)?;
         }
-        // The page cache is not the disk: nothing read here counts before it is durable.
-        file.write(end as u64, Vec::new(), Durability::Now).await.map_err(io)?;
+        // The page cache is not the disk: nothing read here counts before it is durable. The last group
+        // is written again, because the sync that a former life died of may have marked it clean.
+        let again = end - doubtful.len();
+        file.write(again as u64, vec![doubtful], Durability::Now).await.map_err(io)?;
         let vote = vote::open(&*disk, dir, vote).await.map_err(io)?;
         disk.sync_dir(dir).await.map_err(io)?;
         let (jobs, queue) = mpsc::unbounded_channel();
@@ -180,6 +182,8 @@ pub(super) struct Content {
     pub(super) end: usize,
     /// Where the last of its bytes is that was written; zeros follow.
     pub(super) written: usize,
+    /// The group of the last record, up to `end`: nobody may have been told that it is durable.
+    doubtful: Bytes,
     /// Length of the file; `None` for a directory that holds no log yet.
     len: Option<u64>,
 }
@@ -202,14 +206,15 @@ impl Content {
             if vote.is_some() {
                 return Err(damaged("there is a vote but no log".into()));
             }
-            return Ok(Self { memory, vote, end: MAGIC.len(), written: MAGIC.len(), len: None });
+            let (end, doubtful) = (MAGIC.len(), Bytes::new());
+            return Ok(Self { memory, vote, end, written: end, doubtful, len: None });
         }
         let content = read_file(disk, &dir.join("log"), MAX_FILE).await.map_err(io)?;
         if !content.starts_with(&MAGIC) {
             return Err(damaged("the log does not begin as a log of this version does".into()));
         }
         let written = log_record::written(&content);
-        let (payloads, end) =
+        let Scan { payloads, end, last_group } =
             log_record::scan(&content, written).map_err(|e: Damage| damaged(e.to_string()))?;
         for payload in payloads {
             let record = frame::decode(payload, MAX_PAYLOAD)
@@ -217,7 +222,8 @@ impl Content {
             memory.play(record, payload.len() as u64).map_err(damaged)?;
         }
         memory.check_vote().map_err(damaged)?;
-        Ok(Self { memory, vote, end, written: written.max(end), len: Some(content.len() as u64) })
+        let (doubtful, len) = (content.slice(last_group..end), Some(content.len() as u64));
+        Ok(Self { memory, vote, end, written: written.max(end), doubtful, len })
     }
 }
 

@@ -338,6 +338,25 @@ mod crash {
     }
 
     #[tokio::test]
+    async fn what_is_read_behind_a_failed_sync_is_written_again() {
+        let disk = SimDisk::new();
+        let dir = Path::new("/raft");
+        let mut store = open(Arc::new(disk.boot()), dir).await.unwrap();
+        store.save_vote(&RaftVote::new(1, NodeId::from(1))).await.unwrap();
+        append(&mut store, vec![blank(1, 0)]).await.unwrap();
+        // Readable from now on, and not on disk; the node ends, the machine does not.
+        disk.fail_at(disk.calls() + 1, Fault::Eio, false);
+        assert!(append(&mut store, vec![blank(1, 1)]).await.is_err());
+        disk.kill();
+        let mut store = open(Arc::new(disk.boot()), dir).await.unwrap();
+        assert_eq!(indices(&store), vec![(1, 0), (1, 1)]);
+        append(&mut store, vec![blank(1, 2)]).await.unwrap();
+        disk.crash(7);
+        let again = open(Arc::new(disk.boot()), dir).await.unwrap();
+        assert_eq!(indices(&again), vec![(1, 0), (1, 1), (1, 2)]);
+    }
+
+    #[tokio::test]
     async fn a_failed_write_is_final() {
         let disk = SimDisk::new();
         let failed = watch::Sender::new(None);
