@@ -83,6 +83,9 @@ pub trait StorageEngine: fmt::Debug + Send + Sync + 'static {
     /// readable until the returned value is dropped.
     fn export(&self) -> Work<Export>;
     /// Replaces all content by an export whose files the caller has put under `from` (same names).
+    ///
+    /// Without space for it (an [`EngineError::Io`] that says so) the content stays what it was, and the
+    /// caller may try again. After any other error the engine must be opened anew.
     fn install(&self, from: std::path::PathBuf) -> Work<Lsn>;
 }
 

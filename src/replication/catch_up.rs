@@ -95,8 +95,9 @@ impl CatchUpError {
             | Self::Fence(FenceError::Fenced { .. } | FenceError::Wal(WalError::Full | WalError::Closed)) => {
                 true
             }
-            // An engine that failed half-way through an installation starts anew.
-            Self::Disk(error) => full(error),
+            // An engine without space for what it is given has what it had.
+            Self::Disk(error) | Self::Engine(EngineError::Io(error)) => full(error),
+            // One that failed half-way through an installation starts anew.
             Self::Engine(_) | Self::Fence(_) => false,
         }
     }
