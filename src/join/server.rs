@@ -148,23 +148,33 @@ impl Inner {
         let Ok(Ok(_turn)) = timeout(AGREE, self.queue.acquire()).await else {
             return later("many nodes are joining at once");
         };
-        let decided = match &knock.request {
-            JoinRequest::Admit(request) => self.admit(request, knock).await,
-            JoinRequest::Renew { csr } => self.renew(csr, knock).await,
-            JoinRequest::Relayed(_) => Err(Undecided::Answer(JoinResponse::Refused(Refusal::Malformed))),
-            // It shook hands with a node of no cluster, which has become a member meanwhile.
-            JoinRequest::Meet(_) => Err(Undecided::Final(later("it is a member by now: ask to be let in"))),
-        };
+        let mut decided = self.decide(knock).await;
+        let doubtful = matches!(&decided, Err(Undecided::Answer(answer)) if !is_last_word(answer));
+        if doubtful && self.control.confirm_state(AGREE).await {
+            // By a state as new as the question this time: nobody knows better.
+            decided = self.decide(knock).await.map_err(Undecided::decided);
+        }
         match decided {
             Ok(admitted) => self.once_seen(Box::new(admitted)).await,
             Err(Undecided::Final(answer)) => answer,
-            Err(Undecided::Answer(answer)) if self.is_last_word(&answer).await => answer,
+            Err(Undecided::Answer(answer)) if is_last_word(&answer) => answer,
             Err(Undecided::Answer(_) | Undecided::NoKey) if !knock.relayed => self.relay(knock).await,
             Err(Undecided::NoKey) => later("the node asked holds no CA key (yet)"),
             Err(Undecided::Answer(JoinResponse::Refused(_))) => {
                 later("the cluster has no leader at the moment")
             }
             Err(Undecided::Answer(answer)) => answer,
+        }
+    }
+
+    /// What this node says by its own state.
+    async fn decide(&self, knock: &Knock) -> Result<Admitted, Undecided> {
+        match &knock.request {
+            JoinRequest::Admit(request) => self.admit(request, knock).await,
+            JoinRequest::Renew { csr } => self.renew(csr, knock).await,
+            JoinRequest::Relayed(_) => Err(Undecided::Answer(JoinResponse::Refused(Refusal::Malformed))),
+            // It shook hands with a node of no cluster, which has become a member meanwhile.
+            JoinRequest::Meet(_) => Err(Undecided::Final(later("it is a member by now: ask to be let in"))),
         }
     }
 
@@ -252,14 +262,6 @@ impl Inner {
         }
     }
 
-    /// True when this node may say it by itself: a refusal from a state that lags would be wrong,
-    /// for example of a token made a moment ago.
-    async fn is_last_word(&self, answer: &JoinResponse) -> bool {
-        use Refusal::{Malformed, OtherCluster, WrongSecret};
-        matches!(answer, JoinResponse::Refused(Malformed | OtherCluster | WrongSecret))
-            || self.control.leader_ready().await
-    }
-
     async fn relay(&self, knock: &Knock) -> JoinResponse {
         let view: Arc<ClusterView> = self.control.view().borrow().clone();
         let (Some(leader), Some(mesh)) = (view.leader, self.mesh.get()) else {
@@ -289,6 +291,23 @@ enum Undecided {
     Final(JoinResponse),
     /// This node cannot sign.
     NoKey,
+}
+
+impl Undecided {
+    /// The same, by a state that is known to be the cluster's.
+    fn decided(self) -> Self {
+        match self {
+            Self::Answer(answer) => Self::Final(answer),
+            other => other,
+        }
+    }
+}
+
+/// True for what any node may say by itself. Another refusal from a state that lags would be wrong, for
+/// example of a token made a moment ago; a leader that was cut off does not know that it lags.
+fn is_last_word(answer: &JoinResponse) -> bool {
+    use Refusal::{Malformed, OtherCluster, WrongSecret};
+    matches!(answer, JoinResponse::Refused(Malformed | OtherCluster | WrongSecret))
 }
 
 impl From<JoinResponse> for Undecided {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, io, path::PathBuf, sync::Arc, time::Durati
 
 use futures::future::BoxFuture;
 use openraft::{
-    Config, EmptyNode, SnapshotPolicy,
+    Config, EmptyNode, ReadPolicy, SnapshotPolicy,
     async_runtime::WatchReceiver,
     errors::{Fatal, InitializeError, RaftError},
 };
@@ -215,6 +215,16 @@ impl Control {
             metrics.current_term
         };
         self.inner.board.applied.borrow().last.as_ref().is_some_and(|id| id.leader_id.term == term)
+    }
+
+    /// True once a majority has said, after this was called, that this node leads, and its state holds
+    /// everything committed before; false if that does not come about within `timeout`.
+    pub async fn confirm_state(&self, timeout: Duration) -> bool {
+        if !self.is_leader() {
+            return false;
+        }
+        let confirmed = self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        matches!(tokio::time::timeout(timeout, confirmed).await, Ok(Ok(_)))
     }
 
     /// Hands leadership to a voter and waits until this node sees it there, for two election

@@ -170,9 +170,18 @@ async fn a_cluster_grows_hands_over_loses_its_leader_and_shrinks() {
     for node in &nodes {
         node.sees("the leader gone", |view| view.all_voters().len() == 2 && view.learners.is_empty()).await;
     }
+
+    // A leader that has lost its majority does not know that yet, and so not whether it lags.
+    let at = nodes.iter().position(|node| node.control.is_leader()).unwrap();
+    let leader = nodes.remove(at);
+    assert!(leader.control.confirm_state(SOON).await);
     for node in nodes {
+        assert!(!node.control.confirm_state(SOON).await, "no leader");
         node.stop().await;
     }
+    assert!(leader.control.leader_ready().await);
+    assert!(!leader.control.confirm_state(Duration::from_millis(200)).await);
+    leader.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
