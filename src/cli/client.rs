@@ -55,7 +55,7 @@ pub enum ClientError {
 fn hint(status: u16) -> &'static str {
     match status {
         401 => " (put an API token into SKEIN_API_TOKEN, or run the command where the node runs)",
-        403 => " (run the command where the node runs, or put an admin token into SKEIN_API_TOKEN)",
+        403 => " (run the command where the node runs, or put another API token into SKEIN_API_TOKEN)",
         _ => "",
     }
 }

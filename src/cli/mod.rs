@@ -1,5 +1,6 @@
 //! The command line: parses, runs one command, tells the shell how it went.
 
+mod auth;
 mod bench;
 mod client;
 pub mod demo;
@@ -49,6 +50,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Make, list and take back join tokens
     Token(token::TokenArgs),
+    /// Make, list and take back API tokens
+    Auth(auth::AuthArgs),
     /// Show whom mDNS finds on each interface, and why an address is not used
     #[cfg(feature = "mdns")]
     Discover(discover::DiscoverArgs),
@@ -89,6 +92,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Demo(args) => demo::run(args).await,
         Command::Status(args) => status::run(args).await,
         Command::Token(args) => token::run(args).await,
+        Command::Auth(args) => auth::run(args).await,
         #[cfg(feature = "mdns")]
         Command::Discover(args) => discover::run(args).await,
         Command::Node(args) => node::run(args).await,
@@ -119,6 +123,10 @@ mod tests {
             "skein token generate --role reader --seed a:1 --seed b:2 --ttl 7d --uses 3",
             "skein token list --json",
             "skein token revoke 0000000000000007",
+            "skein auth create --scope read",
+            "skein auth create --name t --scope read,write --scope write --database a -d b --ttl 90d --json",
+            "skein auth list --json",
+            "skein auth revoke 0000000000000007",
             "skein recover",
             "skein recover --data-dir /d --seed a:1 --seed b:2 --accept-loss --from-here --json",
             "skein node list",
@@ -144,6 +152,9 @@ mod tests {
             "skein fly",
             "skein query",
             "skein token revoke",
+            "skein auth create",
+            "skein auth create --scope king",
+            "skein auth revoke",
             "skein recover --from-here",
             "skein query --format xml q",
             "skein bench",

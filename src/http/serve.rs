@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     future::Future,
     io,
+    net::SocketAddr,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::Path,
     pin::pin,
@@ -86,10 +87,10 @@ async fn serve_router(
         tokio::select! {
             () = &mut shutdown => break,
             accepted = accept_tcp(&tcp, &connections.places) => match accepted {
-                Ok((stream, place)) => {
+                Ok((stream, address, place)) => {
                     // Without it small answers wait for the client's delayed ACK.
                     let _ = stream.set_nodelay(true);
-                    tasks.spawn(Arc::clone(&connections).run(stream, Peer::Tcp, place, stopped.clone()));
+                    tasks.spawn(Arc::clone(&connections).run(stream, Peer::Tcp(address.ip()), place, stopped.clone()));
                 }
                 Err(error) => accept_failed(&error).await,
             },
@@ -115,11 +116,11 @@ async fn serve_router(
 async fn accept_tcp(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, Option<OwnedSemaphorePermit>)> {
+) -> io::Result<(TcpStream, SocketAddr, Option<OwnedSemaphorePermit>)> {
     // The semaphore is never closed.
     let place = Arc::clone(places).acquire_owned().await.ok();
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, place))
+    let (stream, address) = listener.accept().await?;
+    Ok((stream, address, place))
 }
 
 async fn accept_unix(listener: Option<&UnixListener>) -> io::Result<UnixStream> {
@@ -189,7 +190,7 @@ mod tests {
     /// A running edge of two paths: who am I, and an answer that takes a second.
     struct Running {
         dir: tempfile::TempDir,
-        tcp: std::net::SocketAddr,
+        tcp: SocketAddr,
         stop: tokio::sync::oneshot::Sender<()>,
         done: tokio::task::JoinHandle<()>,
     }
@@ -229,7 +230,7 @@ mod tests {
     async fn only_the_unix_socket_makes_a_local_admin() {
         let edge = running(config::Http::default()).await;
         let tcp = ask(TcpStream::connect(edge.tcp).await.unwrap(), WHO).await;
-        assert!(tcp.ends_with("Tcp"), "{tcp}");
+        assert!(tcp.ends_with("Tcp(127.0.0.1)"), "{tcp}");
         let path = edge.dir.path().join("skein.sock");
         let unix = ask(UnixStream::connect(path).await.unwrap(), WHO).await;
         assert!(unix.ends_with("Local"), "{unix}");
@@ -263,7 +264,7 @@ mod tests {
         assert!(ask(UnixStream::connect(path).await.unwrap(), WHO).await.ends_with("Local"));
         // It has no place until the holder has been cut.
         let next = ask(TcpStream::connect(edge.tcp).await.unwrap(), WHO).await;
-        assert!(next.ends_with("Tcp"), "{next}");
+        assert!(next.ends_with("Tcp(127.0.0.1)"), "{next}");
         assert!(!holder.await.unwrap().contains("200 OK"));
     }
 

@@ -19,6 +19,7 @@ mod surroundings;
 mod tasks;
 mod upkeep;
 
+pub use api_tokens::{ApiTokenError, NewApiToken};
 pub use assembly::{MdnsConfig, NodeConfig};
 pub use become_member::{ADMIN_TOKEN_FILE, Founded};
 pub use come_back::come_back;
