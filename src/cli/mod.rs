@@ -20,6 +20,7 @@ mod status;
 mod table;
 mod target;
 mod token;
+mod trust;
 mod write;
 
 use std::process::ExitCode;
@@ -116,9 +117,10 @@ mod tests {
         for line in [
             "skein start",
             "skein start --data-dir /d --name a --mesh [::]:7400 --http 0.0.0.0:8086 --join t --seed a:1 --seed b:2 \
-             --role reader --no-mdns --profile wan --http-open --log-format json --config /c --check",
+             --role reader --no-mdns --profile wan --http-open --http-tls node --http-cert c --http-key k --log-format json --config /c --check",
             "skein demo --nodes 3 --seconds 20 --no-failover --json",
             "skein status --json --watch --url http://x:1",
+            "skein status --url https://x:1 --ca ca.pem",
             "skein token create --role reader --ttl 2h --uses 3",
             "skein token generate --role reader --seed a:1 --seed b:2 --ttl 7d --uses 3",
             "skein token list --json",

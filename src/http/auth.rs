@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     config,
+    identity::SERVER_NAME,
     node::{ApiToken, ApiTokenError},
     telemetry::{Counter, Registry},
     types::{Databases, Scope},
@@ -82,7 +83,9 @@ impl Principal {
         };
         if !token.has(scope) {
             let has = token.scopes().iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" and ");
-            return Err(ApiError::forbidden(format!("this needs an API token to {scope}; the one sent is for {has}")));
+            return Err(ApiError::forbidden(format!(
+                "this needs an API token to {scope}; the one sent is for {has}"
+            )));
         }
         match database {
             Some(name) if !token.databases().contains(name) => Err(ApiError::forbidden(format!(
@@ -125,8 +128,13 @@ impl Gate {
             let help = "Requests with an API token that does not count.";
             metrics.counter("skein_http_auth_failures_total", help, &[("why", why)])
         };
-        let failed = [(ApiTokenError::Unknown, counter("unknown")), (ApiTokenError::Expired, counter("expired"))];
-        let (open, hosts) = (config.is_open(), config.hosts.clone());
+        let failed =
+            [(ApiTokenError::Unknown, counter("unknown")), (ApiTokenError::Expired, counter("expired"))];
+        let (open, mut hosts) = (config.is_open(), config.hosts.clone());
+        if config.tls == config::Tls::Node {
+            // What the certificate says, for clients that want the name in it.
+            hosts.push(SERVER_NAME.to_owned());
+        }
         Self { open, hosts, lookup: Box::new(lookup), guesses: Guesses::default(), failed }
     }
 
@@ -245,7 +253,9 @@ mod tests {
             ..config::Http::default()
         };
         let known = |secret: &str| match secret {
-            "reader" => Ok(ApiToken { read: true, databases: Some(["a".into()].into()), ..ApiToken::default() }),
+            "reader" => {
+                Ok(ApiToken { read: true, databases: Some(["a".into()].into()), ..ApiToken::default() })
+            }
             _ => Err(ApiTokenError::Unknown),
         };
         Gate::new(&config, &Registry::new(), known)

@@ -7,15 +7,18 @@ mod api_tokens;
 mod auth;
 mod body;
 mod cluster;
+mod connection;
 mod databases;
 mod error;
 mod guesses;
 mod health;
 mod influx;
+mod opening;
 mod params;
 #[cfg(feature = "sql")]
 mod query;
 mod serve;
+mod tls;
 mod tokens;
 mod write;
 
@@ -35,6 +38,7 @@ use tokio::{
 };
 
 pub use serve::{Listeners, bind_socket, serve};
+pub use tls::{CertificateFileError, CertificateFiles, EdgeTls};
 
 use crate::{
     config,

@@ -133,7 +133,9 @@ fn tries() -> Vec<Try> {
 }
 
 fn expected(one: &Try, open: bool, role: Role) -> u16 {
-    use Role::{Admin, Both, Elsewhere, EveryReader, Expired, Local, Nobody, Reader, Revoked, Unknown, Writer};
+    use Role::{
+        Admin, Both, Elsewhere, EveryReader, Expired, Local, Nobody, Reader, Revoked, Unknown, Writer,
+    };
     match (one.asks, role) {
         (Asks::Nothing, _) | (_, Admin | Local) => one.through,
         (Asks::Read | Asks::Write | Asks::Status, _) if open => one.through,
