@@ -177,6 +177,10 @@ fn edge_tls(
 /// Leaves the cluster's roots in the data directory, for clients that are to trust its nodes.
 fn keep_roots(node: &Node) {
     let roots = node.view().borrow().roots.iter().map(|root| pem(root)).collect::<String>();
+    if roots.is_empty() {
+        // A member that has not heard yet keeps what it left at its last start.
+        return;
+    }
     let (new, file) = (node.data_dir().join("ca.pem.new"), node.data_dir().join(CA_FILE));
     if let Err(error) = std::fs::write(&new, roots).and_then(|()| std::fs::rename(&new, &file)) {
         tracing::warn!(%error, file = %file.display(), "the cluster's CA certificate is not left for clients");

@@ -23,7 +23,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::{
-    identity::{Identity, TlsError, provider},
+    identity::{TlsError, provider},
     node::Node,
 };
 
@@ -173,11 +173,7 @@ impl EdgeTls {
     /// # Errors
     /// None that a configuration can cause.
     pub fn of_node(node: &Node) -> Result<Self, TlsError> {
-        Self::of_identity(node.certificate())
-    }
-
-    fn of_identity(identity: Arc<Identity>) -> Result<Self, TlsError> {
-        Ok(Self { acceptor: acceptor(identity)?, files: None })
+        Ok(Self { acceptor: acceptor(node.certificate())?, files: None })
     }
 
     /// With a certificate of one's own.

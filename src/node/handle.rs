@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{
     engine::StorageEngine,
-    identity::{DataDir, Identity, JoinToken},
+    identity::{DataDir, JoinToken},
     join::{TokenLimits, token_record},
     protocol::{
         StreamKind,
@@ -134,11 +134,6 @@ impl Node {
     /// Set when this start founded a cluster and made a token for the next nodes.
     pub fn founded(&self) -> Option<&Founded> {
         self.inner.founded.as_ref()
-    }
-
-    /// The certificate that the cluster has given this node, the newest at each handshake.
-    pub fn certificate(&self) -> Arc<Identity> {
-        self.inner.this.identity.clone()
     }
 
     /// The cluster as the applied raft state has it.

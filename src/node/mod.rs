@@ -4,6 +4,7 @@ mod addresses;
 mod api_tokens;
 mod assembly;
 mod become_member;
+mod certificate;
 mod come_back;
 mod error;
 mod handle;

@@ -261,6 +261,12 @@ fn a_token_for_one_database_sees_and_touches_no_other() {
             assert!(seen.body.contains("home") && !seen.body.contains("secretlab"), "{statement}: {seen:?}");
         }
     }
+    // Arc's clients name the database in the statement and nowhere else.
+    let unnamed = |sql: &str| {
+        let body = json!({ "sql": sql }).to_string();
+        asked(node, "POST", "/api/v1/query", &[("authorization", &reader), json], &body).status
+    };
+    assert_eq!([unnamed("select * from home.of_home"), unnamed("select * from of_default")], [200, 403]);
     for (path, status) in [
         ("/api/v3/query_sql?db=secretlab&q=select%201", 403),
         ("/api/v1/measurements?database=secretlab", 403),
