@@ -90,12 +90,17 @@ impl Connections {
             () = told(&mut stopped) => return,
         };
         match (opened, first) {
-            (Ok(Ok(1..)), [b'A'..=b'Z']) => refuse_plain(stream).await,
-            (Ok(Ok(1..)), _) => match tls.accept(stream).await {
-                Ok((stream, http2)) => self.serve(stream, peer, http2, stopped).await,
-                Err(error) => tracing::debug!(%error, "a TLS handshake with a client failed"),
-            },
-            _ => {}
+            (Ok(Ok(1..)), [b'A'..=b'Z']) => return refuse_plain(stream).await,
+            (Ok(Ok(1..)), _) => {}
+            _ => return,
+        }
+        let accepted = tokio::select! {
+            accepted = tls.accept(stream) => accepted,
+            () = told(&mut stopped) => return,
+        };
+        match accepted {
+            Ok((stream, http2)) => self.serve(stream, peer, http2, stopped).await,
+            Err(error) => tracing::debug!(%error, "a TLS handshake with a client failed"),
         }
     }
 
