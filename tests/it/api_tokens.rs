@@ -128,8 +128,7 @@ fn kept(dir: &Path, text: &str) -> Vec<String> {
 
 #[test]
 fn every_form_of_every_client_and_no_trace_of_it() {
-    let filter = "debug,hyper=trace,h2=trace,axum=trace,tower=trace,skeinmesh=trace,openraft=error,quinn=error,\
-                  rustls=debug";
+    let filter = "trace,quinn=error,quinn_proto=error,openraft=debug";
     let cluster = closed(1, &[("SKEIN_LOG_FILTER", filter)]);
     let node = &cluster[0];
     let secret = made(node, &["--scope", "read,write"]);
