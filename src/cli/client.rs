@@ -1,17 +1,19 @@
 //! A small HTTP/1 client of a node's edge, over TCP or its unix socket.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{HeaderMap, Method, Request, StatusCode, body::Incoming, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
 };
+use tokio_rustls::client::TlsStream;
 
-use super::target::Target;
+use super::{target::Target, trust};
 
 /// Why there is no answer to go on with.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +30,16 @@ pub enum ClientError {
         error: String,
         /// What to do.
         advice: &'static str,
+    },
+    /// What answers there is not who it should be, or does not speak TLS.
+    #[error("no TLS with {target}, trusting {ca}: {error}")]
+    Untrusted {
+        /// The target.
+        target: String,
+        /// Why.
+        error: String,
+        /// Whose word counts.
+        ca: String,
     },
     /// The connection broke, or what came is no HTTP.
     #[error("the node at {target} broke off: {error}")]
@@ -55,7 +67,7 @@ pub enum ClientError {
 fn hint(status: u16) -> &'static str {
     match status {
         401 => " (put an API token into SKEIN_API_TOKEN, or run the command where the node runs)",
-        403 => " (run the command where the node runs, or put an admin token into SKEIN_API_TOKEN)",
+        403 => " (run the command where the node runs, or put another API token into SKEIN_API_TOKEN)",
         _ => "",
     }
 }
@@ -112,7 +124,7 @@ impl Client {
         let wrong = |e: hyper::http::Error| ClientError::Target(format!("cannot ask for {path}: {e}"));
         let host = match &self.target {
             Target::Socket(_) => "localhost",
-            Target::Tcp { authority } => authority,
+            Target::Tcp { authority } | Target::Tls { authority, .. } => authority,
         };
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
         if let Some(token) = &self.token {
@@ -125,16 +137,22 @@ impl Client {
         let connect = async {
             match &self.target {
                 Target::Socket(path) => UnixStream::connect(path).await.map(Either::Unix),
-                Target::Tcp { authority } => TcpStream::connect(authority).await.map(Either::Tcp),
+                Target::Tcp { authority } | Target::Tls { authority, .. } => {
+                    TcpStream::connect(authority).await.map(Either::Tcp)
+                }
             }
         };
         let stream = match tokio::time::timeout(CONNECT, connect).await {
             Ok(connected) => connected.map_err(|e| self.unreachable(e.to_string()))?,
             Err(_) => return Err(self.unreachable("no connection within 5 s".to_owned())),
         };
-        let response = match stream {
-            Either::Unix(stream) => self.exchange(stream, request).await?,
-            Either::Tcp(stream) => self.exchange(stream, request).await?,
+        let response = match (stream, &self.target) {
+            (Either::Unix(stream), _) => self.exchange(stream, request).await?,
+            (Either::Tcp(stream), Target::Tls { authority, ca }) => {
+                let stream = self.encrypt(stream, authority, ca.as_deref()).await?;
+                self.exchange(stream, request).await?
+            }
+            (Either::Tcp(stream), _) => self.exchange(stream, request).await?,
         };
         let (head, body) = response.into_parts();
         let answer = Answer { headers: head.headers, target: self.target.to_string(), body };
@@ -147,6 +165,34 @@ impl Client {
     /// As [`Client::send`], or the answer is not that JSON.
     pub async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.send(Method::GET, path, Bytes::new()).await?.json().await
+    }
+
+    /// TLS with a node that a trusted root has signed.
+    async fn encrypt(
+        &self,
+        stream: TcpStream,
+        authority: &str,
+        ca: Option<&Path>,
+    ) -> Result<TlsStream<TcpStream>, ClientError> {
+        let Some(ca) = ca else {
+            return Err(ClientError::Target(format!(
+                "no roots to trust for https://{authority}: name a file with --ca or SKEIN_CA (a node keeps its \
+                 cluster's in ca.pem, in its data directory)"
+            )));
+        };
+        let connector = trust::connector(ca).map_err(|why| ClientError::Target(format!("--ca: {why}")))?;
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name =
+            ServerName::try_from(host).map_err(|e| ClientError::Target(format!("{authority}: {e}")))?;
+        match tokio::time::timeout(CONNECT, connector.connect(name, stream)).await {
+            Ok(connected) => connected.map_err(|e| ClientError::Untrusted {
+                target: self.target.to_string(),
+                error: e.to_string(),
+                ca: ca.display().to_string(),
+            }),
+            Err(_) => Err(self.unreachable("no TLS within 5 s".to_owned())),
+        }
     }
 
     async fn exchange(

@@ -44,6 +44,15 @@ pub struct StartArgs {
     /// Timeouts of a new cluster: lan, fast or wan [default: lan]
     #[arg(long)]
     pub profile: Option<String>,
+    /// TLS of the HTTP edge: off, or node for the node's certificate [default: off]
+    #[arg(long, value_name = "node|off")]
+    pub http_tls: Option<String>,
+    /// Certificate chain (PEM) for the HTTP edge; switches TLS on
+    #[arg(long, value_name = "FILE")]
+    pub http_cert: Option<String>,
+    /// Private key (PEM) of --http-cert
+    #[arg(long, value_name = "FILE")]
+    pub http_key: Option<String>,
     /// Ask nobody for an API token, on any address
     #[arg(long)]
     pub http_open: bool,
@@ -96,6 +105,9 @@ impl StartArgs {
             ("node.profile", "--profile", self.profile.clone()),
             ("mesh.listen", "--mesh", self.mesh.clone()),
             ("http.listen", "--http", self.http.clone()),
+            ("http.tls", "--http-tls", self.http_tls.clone()),
+            ("http.cert", "--http-cert", self.http_cert.clone()),
+            ("http.key", "--http-key", self.http_key.clone()),
             ("http.open", "--http-open", when(self.http_open, "true")),
             ("discovery.seeds", "--seed", seeds),
             ("discovery.mdns", "--no-mdns", when(self.no_mdns, "false")),
@@ -151,6 +163,9 @@ mod tests {
             new_cluster: false,
             bootstrap_expect: Some("3".into()),
             profile: Some("wan".into()),
+            http_tls: Some("off".into()),
+            http_cert: Some("/c".into()),
+            http_key: Some("/k".into()),
             http_open: true,
             log_format: Some("json".into()),
             config: None,
@@ -158,7 +173,7 @@ mod tests {
         };
         let keys = Config::keys();
         assert!(all.flags().iter().all(|flag| keys.contains(&flag.key)));
-        assert_eq!(all.flags().len(), 12);
+        assert_eq!(all.flags().len(), 15);
         let config = Config::load(None, |_| None, &all.flags(), &Host::default()).unwrap();
         assert_eq!((config.node.role, config.discovery.mdns, config.http.open), (Role::Reader, false, true));
         assert_eq!(config.discovery.seeds, ["a:1", "b:2"]);

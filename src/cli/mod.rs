@@ -1,5 +1,6 @@
 //! The command line: parses, runs one command, tells the shell how it went.
 
+mod auth;
 mod bench;
 mod client;
 pub mod demo;
@@ -19,6 +20,7 @@ mod status;
 mod table;
 mod target;
 mod token;
+mod trust;
 mod write;
 
 use std::process::ExitCode;
@@ -49,6 +51,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Make, list and take back join tokens
     Token(token::TokenArgs),
+    /// Make, list and take back API tokens
+    Auth(auth::AuthArgs),
     /// Show whom mDNS finds on each interface, and why an address is not used
     #[cfg(feature = "mdns")]
     Discover(discover::DiscoverArgs),
@@ -89,6 +93,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Demo(args) => demo::run(args).await,
         Command::Status(args) => status::run(args).await,
         Command::Token(args) => token::run(args).await,
+        Command::Auth(args) => auth::run(args).await,
         #[cfg(feature = "mdns")]
         Command::Discover(args) => discover::run(args).await,
         Command::Node(args) => node::run(args).await,
@@ -112,13 +117,18 @@ mod tests {
         for line in [
             "skein start",
             "skein start --data-dir /d --name a --mesh [::]:7400 --http 0.0.0.0:8086 --join t --seed a:1 --seed b:2 \
-             --role reader --no-mdns --profile wan --http-open --log-format json --config /c --check",
+             --role reader --no-mdns --profile wan --http-open --http-tls node --http-cert c --http-key k --log-format json --config /c --check",
             "skein demo --nodes 3 --seconds 20 --no-failover --json",
             "skein status --json --watch --url http://x:1",
+            "skein status --url https://x:1 --ca ca.pem",
             "skein token create --role reader --ttl 2h --uses 3",
             "skein token generate --role reader --seed a:1 --seed b:2 --ttl 7d --uses 3",
             "skein token list --json",
             "skein token revoke 0000000000000007",
+            "skein auth create --scope read",
+            "skein auth create --name t --scope read,write --scope write --database a -d b --ttl 90d --json",
+            "skein auth list --json",
+            "skein auth revoke 0000000000000007",
             "skein recover",
             "skein recover --data-dir /d --seed a:1 --seed b:2 --accept-loss --from-here --json",
             "skein node list",
@@ -144,6 +154,9 @@ mod tests {
             "skein fly",
             "skein query",
             "skein token revoke",
+            "skein auth create",
+            "skein auth create --scope king",
+            "skein auth revoke",
             "skein recover --from-here",
             "skein query --format xml q",
             "skein bench",

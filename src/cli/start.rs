@@ -14,11 +14,11 @@ use tokio::{
     sync::watch,
 };
 
-use super::{Failure, StartArgs, install_logs, output};
+use super::{Failure, StartArgs, install_logs, output, target::CA_FILE};
 use crate::{
-    config::Config,
+    config::{Config, Tls},
     engine::columnar::{ColumnarConfig, ColumnarEngine},
-    http::{self, AppState, Listeners},
+    http::{self, AppState, CertificateFiles, EdgeTls, Listeners},
     identity::{DataDir, JoinToken},
     node::{ADMIN_TOKEN_FILE, MdnsConfig, Node, NodeConfig, NodeError, Surroundings, come_back},
     telemetry::{Logging, Registry},
@@ -40,6 +40,7 @@ pub async fn run(args: StartArgs) -> Result<(), Failure> {
         Failure::new(format!("cannot listen on http {}: {e}; choose another with --http", config.http.listen))
     })?;
     let http_addr = tcp.local_addr()?;
+    let files = certificate_files(&config)?;
     let unix =
         http::bind_socket(&config.data.socket()).map_err(|e| tracing::warn!("no unix socket: {e}")).ok();
     let surroundings = Surroundings::real();
@@ -60,11 +61,13 @@ pub async fn run(args: StartArgs) -> Result<(), Failure> {
         }
         () = stop.asked() => return Ok(()),
     };
+    let tls = edge_tls(&config, files, &node)?;
     // Whoever started this node may have closed the pipe: that is no reason to stop.
-    if let Err(error) = output::print(&ready(&node, http_addr)) {
+    if let Err(error) = output::print(&ready(&node, &config, http_addr)) {
         tracing::debug!(%error, "standard output is closed");
     }
     warn_if_open(&config, &node, http_addr);
+    keep_roots(&node);
 
     let metrics = Registry::new();
     node.register_metrics(&metrics);
@@ -76,7 +79,7 @@ pub async fn run(args: StartArgs) -> Result<(), Failure> {
         now_ns: unix_nanos,
     };
     let (closing, mut closed) = watch::channel(false);
-    let edge = tokio::spawn(http::serve(Listeners { tcp, unix }, state, async move {
+    let edge = tokio::spawn(http::serve(Listeners { tcp, unix, tls }, state, async move {
         // An error means that this function is gone, and the edge with it.
         let _ = closed.wait_for(|closed| *closed).await;
     }));
@@ -131,10 +134,11 @@ fn node_config(config: &Config, dir: DataDir, join: Option<JoinToken>, http: Soc
 }
 
 /// One line for programs; for a person who just founded a cluster, the line for the next node too.
-fn ready(node: &Node, http: SocketAddr) -> String {
+fn ready(node: &Node, config: &Config, http: SocketAddr) -> String {
     let view = node.view().borrow().clone();
     let cluster = if view.name.is_empty() { "(learning)".to_owned() } else { view.name.clone() };
-    let line = format!("ready http=http://{http} node={} cluster={cluster}\n", node.id());
+    let scheme = if config.http.is_encrypted() { "https" } else { "http" };
+    let line = format!("ready http={scheme}://{http} node={} cluster={cluster}\n", node.id());
     let Some(founded) = node.founded() else { return line };
     if !io::stdout().is_terminal() {
         return format!("{line}to add nodes, run: skein token create\n");
@@ -150,9 +154,56 @@ fn ready(node: &Node, http: SocketAddr) -> String {
     )
 }
 
+/// The certificate of one's own, if there is one: read before anything is promised to anybody.
+fn certificate_files(config: &Config) -> Result<Option<Arc<CertificateFiles>>, Failure> {
+    let (Some(cert), Some(key)) = (&config.http.cert, &config.http.key) else { return Ok(None) };
+    let files = CertificateFiles::open(cert, key);
+    files.map(Some).map_err(|e| Failure::usage(format!("--http-cert, --http-key: {e}")))
+}
+
+fn edge_tls(
+    config: &Config,
+    files: Option<Arc<CertificateFiles>>,
+    node: &Node,
+) -> Result<Option<EdgeTls>, Failure> {
+    let tls = match (files, config.http.tls) {
+        (Some(files), _) => EdgeTls::of_files(files).map(Some),
+        (None, Tls::Node) => EdgeTls::of_node(node).map(Some),
+        (None, Tls::Off) => Ok(None),
+    };
+    tls.map_err(|e| Failure::new(e.to_string()))
+}
+
+/// Leaves the cluster's roots in the data directory, for clients that are to trust its nodes.
+fn keep_roots(node: &Node) {
+    let roots = node.view().borrow().roots.iter().map(|root| pem(root)).collect::<String>();
+    if roots.is_empty() {
+        // A member that has not heard yet keeps what it left at its last start.
+        return;
+    }
+    let (new, file) = (node.data_dir().join("ca.pem.new"), node.data_dir().join(CA_FILE));
+    if let Err(error) = std::fs::write(&new, roots).and_then(|()| std::fs::rename(&new, &file)) {
+        tracing::warn!(%error, file = %file.display(), "the cluster's CA certificate is not left for clients");
+    }
+}
+
+/// A certificate as text (RFC 7468).
+fn pem(der: &[u8]) -> String {
+    let text = data_encoding::BASE64.encode(der);
+    let lines = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect::<Vec<_>>().join("\n");
+    format!("-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n")
+}
+
 fn warn_if_open(config: &Config, node: &Node, http: SocketAddr) {
     if http.ip().is_loopback() {
         return;
+    }
+    if !config.http.is_encrypted() {
+        tracing::warn!(
+            %http,
+            "API tokens and data travel in the clear on this address: --http-tls node, or --http-cert and --http-key, \
+             or a proxy that speaks TLS"
+        );
     }
     if config.http.open {
         tracing::warn!(%http, "--http-open: everybody who reaches this address may write and query");

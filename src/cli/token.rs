@@ -202,7 +202,7 @@ fn show_list(tokens: &[Listed]) -> String {
 }
 
 /// Milliseconds since 1970 as `2026-01-31T12:00:00Z`.
-fn moment(ms: u64) -> String {
+pub(super) fn moment(ms: u64) -> String {
     let seconds = i64::try_from(ms / 1000).ok();
     seconds
         .and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok())

@@ -2,10 +2,13 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
-use super::{ByteSize, duration_text, section::section};
+use serde::{Deserialize, Serialize};
+
+use super::{ByteSize, FromText, duration_text, section::section};
 
 section! {
     /// The HTTP edge.
@@ -14,6 +17,13 @@ section! {
         listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 8086)),
         /// Let everybody who reaches the port write and query, on any address.
         open: bool = false,
+        /// TLS on the TCP address: `off`, or `node` with the certificate that the cluster has given
+        /// this node. `cert` and `key` switch it on too.
+        tls: Tls = Tls::Off,
+        /// Certificate chain of your own (PEM) to show instead; read again when it changes.
+        cert: Option<PathBuf> = None,
+        /// Its private key (PEM); read again when it changes.
+        key: Option<PathBuf> = None,
         /// Host names besides `localhost` under which requests may come.
         hosts: Vec<String> = Vec::new(),
         /// Longest request body as it arrives.
@@ -72,6 +82,14 @@ impl Http {
                 "http.{key} is too small: none may be 0, and max_body <= max_inflated <= max_bodies"
             ));
         }
+        if self.cert.is_some() != self.key.is_some() {
+            return Err("http.cert (--http-cert) and http.key (--http-key) go together: give both".to_owned());
+        }
+        if self.cert.is_some() && self.tls == Tls::Node {
+            return Err(
+                "http.tls=node shows the node's certificate, http.cert another one: give one".to_owned()
+            );
+        }
         let strange = |h: &&String| h.is_empty() || h.contains(['/', ':', '*', ' ']);
         match self.hosts.iter().find(strange) {
             Some(host) => Err(format!("http.hosts: {host:?} is no host name (no scheme, port or pattern)")),
@@ -79,9 +97,36 @@ impl Http {
         }
     }
 
+    /// True when the TCP address speaks HTTPS.
+    pub fn is_encrypted(&self) -> bool {
+        self.tls == Tls::Node || self.cert.is_some()
+    }
+
     /// True when writes, queries, status and metrics need no credentials.
     pub fn is_open(&self) -> bool {
         self.open || self.listen.ip().to_canonical().is_loopback()
+    }
+}
+
+/// Whether the edge encrypts, and as whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tls {
+    /// It does not, unless it has a certificate of its own.
+    Off,
+    /// As the node, with the certificate of the mesh.
+    Node,
+}
+
+impl FromText for Tls {
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "node" => Ok(Self::Node),
+            _ => Err(format!(
+                "{text:?} is neither off nor node (for your own certificate: --http-cert, --http-key)"
+            )),
+        }
     }
 }
 
@@ -106,6 +151,13 @@ mod tests {
         assert!(Http::default().check().is_ok());
         assert!(Http { max_inflated: ByteSize::mib(1), ..Http::default() }.check().is_err());
         assert!(Http { max_requests: 0, ..Http::default() }.check().is_err());
+        let own = Http { cert: Some("c".into()), key: Some("k".into()), ..Http::default() };
+        assert!(own.check().is_ok() && own.is_encrypted() && !Http::default().is_encrypted());
+        assert!(Http { tls: Tls::Node, ..own.clone() }.check().is_err());
+        assert!(Http { key: None, ..own.clone() }.check().is_err());
+        assert!(Http { cert: None, ..own }.check().is_err());
+        let node = Http { tls: Tls::Node, ..Http::default() };
+        assert!(node.check().is_ok() && node.is_encrypted() && Tls::from_text("on").is_err());
         assert!(Http { hosts: vec!["http://x".into()], ..Http::default() }.check().is_err());
         assert!(Http { hosts: vec!["db.example".into()], ..Http::default() }.check().is_ok());
     }

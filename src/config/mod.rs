@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     data::Data,
     discovery::Discovery,
-    http::Http,
+    http::{Http, Tls},
     log::{Log, LogFormat},
     mesh::Mesh,
     node::{JoinSource, Node},

@@ -1,22 +1,35 @@
-//! Who may do what: one gate in front of every route.
+//! Who may do what: one gate in front of every route, and of every protocol on this port.
 //!
 //! Unknown is refused: a route has an access class or it is not in the table. Nothing here looks at
 //! what a header claims about routing or origin of trust; only the listener says how a client came.
 
-use axum::http::{HeaderMap, Method, Uri};
+use std::{net::IpAddr, sync::Arc};
+
+use axum::http::{Extensions, HeaderMap, Method, Uri};
 
 use super::{
     error::{ApiError, Fault},
+    guesses::Guesses,
     params::{self, Params},
 };
-use crate::{config, node::ApiToken};
+use crate::{
+    config,
+    identity::SERVER_NAME,
+    node::{ApiToken, ApiTokenError},
+    telemetry::{Counter, Registry},
+    types::{Databases, Scope},
+};
 
 /// What a route asks of the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     /// Nothing: probes.
     Public,
-    /// An API token, unless the edge is open (loopback, or told to be).
+    /// A token for queries, unless the edge is open (loopback, or told to be).
+    Read,
+    /// A token for writes, unless the edge is open.
+    Write,
+    /// One of the two, unless the edge is open; the statement in the request decides which.
     Data,
     /// The unix socket or an admin token, everywhere: members, tokens, data policy.
     Admin,
@@ -25,29 +38,104 @@ pub(super) enum Access {
 /// How a client is connected. Put into the request by the listener, never by the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Peer {
-    /// Over TCP.
-    Tcp,
+    /// Over TCP, from this address.
+    Tcp(IpAddr),
     /// Over the unix socket in the data directory; its file permissions were the authentication.
     Local,
 }
 
+impl Peer {
+    /// How the client of a request came. What no listener marked came over TCP, from nowhere.
+    pub(super) fn of(extensions: &Extensions) -> Self {
+        let nowhere = Self::Tcp(IpAddr::from([0, 0, 0, 0]));
+        extensions.get::<Self>().copied().unwrap_or(nowhere)
+    }
+}
+
+/// Who asks, once that is known: what says everything about what a request may do.
+#[derive(Debug, Clone)]
+pub(super) enum Principal {
+    /// The owner of the node's files, over the unix socket: everything.
+    Owner,
+    /// Anybody: probes, and data and status where the edge is open.
+    Anyone,
+    /// Whoever holds this token.
+    Token(Arc<ApiToken>),
+}
+
+impl Principal {
+    /// Who was let in with a request.
+    ///
+    /// # Errors
+    /// Nobody was: the request came past the gate, which is a fault of this program.
+    pub(super) fn of(extensions: &Extensions) -> Result<Self, ApiError> {
+        let nobody = || ApiError::new(Fault::Internal, "this request has not passed the gate");
+        extensions.get::<Self>().cloned().ok_or_else(nobody)
+    }
+
+    /// Whether it may do that, there; whether there is such a database makes no difference.
+    pub(super) fn check(&self, scope: Scope, database: Option<&str>) -> Result<(), ApiError> {
+        let token = match self {
+            Self::Owner => return Ok(()),
+            Self::Anyone if scope != Scope::Admin => return Ok(()),
+            Self::Anyone => return Err(unauthorized(Access::Admin)),
+            Self::Token(token) => token,
+        };
+        if !token.has(scope) {
+            let has = token.scopes().iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" and ");
+            return Err(ApiError::forbidden(format!(
+                "this needs an API token to {scope}; the one sent is for {has}"
+            )));
+        }
+        match database {
+            Some(name) if !token.databases().contains(name) => Err(ApiError::forbidden(format!(
+                "the API token sent is not for database {}",
+                params::shown(name)
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// The databases it may see at all.
+    pub(super) fn databases(&self) -> Databases {
+        match self {
+            Self::Owner | Self::Anyone => Databases::Every,
+            Self::Token(token) => token.databases(),
+        }
+    }
+}
+
 /// Finds the API token that a text is.
-type Lookup = Box<dyn Fn(&str) -> Option<ApiToken> + Send + Sync>;
+type Lookup = Box<dyn Fn(&str) -> Result<ApiToken, ApiTokenError> + Send + Sync>;
 
 /// Judges requests before a handler sees them.
 pub(super) struct Gate {
     open: bool,
     hosts: Vec<String>,
     lookup: Lookup,
+    guesses: Guesses,
+    failed: [(ApiTokenError, Counter); 2],
 }
 
 impl Gate {
     /// A gate for an edge so configured; `lookup` compares in constant time.
     pub(super) fn new(
         config: &config::Http,
-        lookup: impl Fn(&str) -> Option<ApiToken> + Send + Sync + 'static,
+        metrics: &Registry,
+        lookup: impl Fn(&str) -> Result<ApiToken, ApiTokenError> + Send + Sync + 'static,
     ) -> Self {
-        Self { open: config.is_open(), hosts: config.hosts.clone(), lookup: Box::new(lookup) }
+        let counter = |why: &'static str| {
+            let help = "Requests with an API token that does not count.";
+            metrics.counter("skein_http_auth_failures_total", help, &[("why", why)])
+        };
+        let failed =
+            [(ApiTokenError::Unknown, counter("unknown")), (ApiTokenError::Expired, counter("expired"))];
+        let (open, mut hosts) = (config.is_open(), config.hosts.clone());
+        if config.tls == config::Tls::Node {
+            // What the certificate says, for clients that want the name in it.
+            hosts.push(SERVER_NAME.to_owned());
+        }
+        Self { open, hosts, lookup: Box::new(lookup), guesses: Guesses::default(), failed }
     }
 
     /// Whether a request may come under that name and from that page. A browser that a foreign page
@@ -89,38 +177,69 @@ impl Gate {
         Ok(())
     }
 
-    /// Whether the caller may use a route of that class.
-    pub(super) fn check_access(
+    /// Who the caller is, if it may use what asks for that access, on `database` if one is named
+    /// already. What names it only later asks [`Principal::check`] again, and for what it answers
+    /// [`Principal::databases`].
+    ///
+    /// # Errors
+    /// No, unknown or expired credentials (unauthorized; too many requests once an address has
+    /// shown too many wrong ones), or good ones that are not for this (forbidden).
+    pub(super) fn authorize(
         &self,
-        access: Access,
         peer: Peer,
         uri: &Uri,
         headers: &HeaderMap,
-    ) -> Result<(), ApiError> {
-        match (access, peer) {
-            (Access::Public, _) | (_, Peer::Local) => return Ok(()),
-            (Access::Data, Peer::Tcp) if self.open => return Ok(()),
-            (Access::Data | Access::Admin, Peer::Tcp) => {}
-        }
-        let Some(secret) = params::credentials(headers, &Params::of(uri)) else {
-            return Err(ApiError::new(
-                Fault::Unauthorized,
-                match access {
-                    Access::Admin => {
-                        "this needs an admin API token, or the unix socket skein.sock of the node"
-                    }
-                    Access::Public | Access::Data => "this needs an API token (Authorization: Bearer ...)",
-                },
-            ));
+        access: Access,
+        database: Option<&str>,
+    ) -> Result<Principal, ApiError> {
+        let address = match (access, peer) {
+            (_, Peer::Local) => return Ok(Principal::Owner),
+            (Access::Public, _) => return Ok(Principal::Anyone),
+            (Access::Read | Access::Write | Access::Data, _) if self.open => return Ok(Principal::Anyone),
+            (_, Peer::Tcp(address)) => address,
         };
-        match (self.lookup)(&secret) {
-            None => Err(ApiError::new(Fault::Unauthorized, "the API token is not known to this cluster")),
-            Some(token) if access == Access::Admin && !token.admin => {
-                Err(ApiError::forbidden("this needs an admin API token; the one sent is not"))
+        let Some(secret) = params::credentials(headers, &Params::of(uri)) else {
+            return Err(unauthorized(access));
+        };
+        let token = (self.lookup)(&secret).map_err(|why| self.refused(address, why))?;
+        let principal = Principal::Token(Arc::new(token));
+        match access {
+            Access::Public => {}
+            Access::Read => principal.check(Scope::Read, database)?,
+            Access::Write => principal.check(Scope::Write, database)?,
+            Access::Data => {
+                let reads = principal.check(Scope::Read, database);
+                reads.or_else(|_| principal.check(Scope::Write, database))?;
             }
-            Some(_) => Ok(()),
+            Access::Admin => principal.check(Scope::Admin, database)?,
+        }
+        Ok(principal)
+    }
+
+    /// Counts a wrong token. A good one passes from the same address all the same: one bad client
+    /// behind a proxy must not lock the others out, and 32 random bytes are not found by guessing.
+    fn refused(&self, address: IpAddr, why: ApiTokenError) -> ApiError {
+        if let Some((_, counter)) = self.failed.iter().find(|(of, _)| *of == why) {
+            counter.add(1);
+        }
+        match self.guesses.note(address) {
+            Ok(()) => ApiError::new(Fault::Unauthorized, why.to_string()),
+            Err(()) => ApiError::new(
+                Fault::Busy,
+                format!("{why}, and too many wrong ones came from this address: stop sending it"),
+            ),
         }
     }
+}
+
+fn unauthorized(access: Access) -> ApiError {
+    let what = match access {
+        Access::Admin => "this needs an admin API token, or the unix socket skein.sock of the node",
+        Access::Public | Access::Read | Access::Write | Access::Data => {
+            "this needs an API token (Authorization: Bearer ...)"
+        }
+    };
+    ApiError::new(Fault::Unauthorized, what)
 }
 
 #[cfg(test)]
@@ -133,8 +252,16 @@ mod tests {
             hosts: vec!["db.example".into()],
             ..config::Http::default()
         };
-        Gate::new(&config, |_| None)
+        let known = |secret: &str| match secret {
+            "reader" => {
+                Ok(ApiToken { read: true, databases: Some(["a".into()].into()), ..ApiToken::default() })
+            }
+            _ => Err(ApiTokenError::Unknown),
+        };
+        Gate::new(&config, &Registry::new(), known)
     }
+
+    const TCP: Peer = Peer::Tcp(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)));
 
     fn source(method: Method, host: Option<&str>, origin: Option<&str>, peer: Peer) -> bool {
         let mut headers = HeaderMap::new();
@@ -149,17 +276,56 @@ mod tests {
 
     #[test]
     fn foreign_names_and_origins() {
-        let tcp = Peer::Tcp;
-        assert!(source(Method::POST, Some("127.0.0.1:1"), None, tcp));
-        assert!(source(Method::POST, None, None, tcp));
-        assert!(!source(Method::GET, Some("evil.example"), None, tcp));
-        assert!(source(Method::GET, Some("db.example"), None, tcp));
-        assert!(source(Method::POST, Some("localhost:1"), Some("http://localhost:1"), tcp));
-        assert!(!source(Method::POST, Some("localhost:1"), Some("http://localhost:2"), tcp));
-        assert!(!source(Method::POST, Some("localhost:1"), Some("https://evil.example"), tcp));
-        assert!(!source(Method::DELETE, Some("localhost:1"), Some("null"), tcp));
-        assert!(!source(Method::POST, None, Some("http://localhost"), tcp));
-        assert!(source(Method::GET, Some("localhost:1"), Some("https://evil.example"), tcp));
+        assert!(source(Method::POST, Some("127.0.0.1:1"), None, TCP));
+        assert!(source(Method::POST, None, None, TCP));
+        assert!(!source(Method::GET, Some("evil.example"), None, TCP));
+        assert!(source(Method::GET, Some("db.example"), None, TCP));
+        assert!(source(Method::POST, Some("localhost:1"), Some("http://localhost:1"), TCP));
+        assert!(!source(Method::POST, Some("localhost:1"), Some("http://localhost:2"), TCP));
+        assert!(!source(Method::POST, Some("localhost:1"), Some("https://evil.example"), TCP));
+        assert!(!source(Method::DELETE, Some("localhost:1"), Some("null"), TCP));
+        assert!(!source(Method::POST, None, Some("http://localhost"), TCP));
+        assert!(source(Method::GET, Some("localhost:1"), Some("https://evil.example"), TCP));
         assert!(source(Method::POST, Some("anything"), Some("https://evil.example"), Peer::Local));
+    }
+
+    /// What came of asking a gate on all addresses.
+    fn asked(gate: &Gate, secret: &str, access: Access, database: Option<&str>) -> Result<(), Fault> {
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", format!("Bearer {secret}").parse().unwrap());
+        let done = gate.authorize(TCP, &Uri::from_static("/x"), &headers, access, database);
+        done.map(drop).map_err(|error| error.fault())
+    }
+
+    #[test]
+    fn a_token_is_for_its_scope_and_its_databases() {
+        let gate = gate("0.0.0.0:1");
+        assert_eq!(asked(&gate, "reader", Access::Read, None), Ok(()));
+        assert_eq!(asked(&gate, "reader", Access::Read, Some("a")), Ok(()));
+        assert_eq!(asked(&gate, "reader", Access::Data, Some("a")), Ok(()));
+        for (access, database) in [
+            (Access::Read, Some("b")),
+            (Access::Data, Some("b")),
+            (Access::Write, Some("a")),
+            (Access::Admin, None),
+        ] {
+            assert_eq!(asked(&gate, "reader", access, database), Err(Fault::Forbidden), "{access:?}");
+        }
+        assert_eq!(asked(&gate, "guess", Access::Public, None), Ok(()));
+        assert!(Principal::of(&Extensions::new()).is_err(), "past the gate is nobody");
+        assert!(Principal::Anyone.check(Scope::Admin, None).is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn wrong_tokens_become_too_many_and_a_good_one_still_passes() {
+        let gate = gate("0.0.0.0:1");
+        let mut answers = Vec::new();
+        for _ in 0..100 {
+            answers.push(asked(&gate, "guess", Access::Read, None).unwrap_err());
+        }
+        assert_eq!((answers[0], answers[99]), (Fault::Unauthorized, Fault::Busy));
+        assert_eq!(asked(&gate, "reader", Access::Read, None), Ok(()));
+        tokio::time::advance(std::time::Duration::from_secs(5)).await;
+        assert_eq!(asked(&gate, "guess", Access::Read, None), Err(Fault::Unauthorized));
     }
 }

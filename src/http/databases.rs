@@ -10,19 +10,23 @@ use serde_json::{Value, json};
 
 use super::{
     Edge,
+    auth::Principal,
     error::{ApiError, Fault},
     params::{Params, shown},
 };
+use crate::types::Scope;
 
 /// `GET /api/v1/databases` of Arc.
-pub(super) async fn list(State(edge): State<Arc<Edge>>) -> Json<Value> {
+pub(super) async fn list(State(edge): State<Arc<Edge>>, request: Request) -> Result<Json<Value>, ApiError> {
+    let visible = Principal::of(request.extensions())?.databases();
     let engine = &edge.app.engine;
     let one = |name: String| {
         let tables = engine.tables(&name).map_or(0, |tables| tables.len());
         json!({ "name": name, "measurement_count": tables })
     };
-    let databases: Vec<Value> = engine.databases().into_iter().map(one).collect();
-    Json(json!({ "count": databases.len(), "databases": databases }))
+    let databases: Vec<Value> =
+        engine.databases().into_iter().filter(|name| visible.contains(name)).map(one).collect();
+    Ok(Json(json!({ "count": databases.len(), "databases": databases })))
 }
 
 /// `GET /api/v1/measurements` of Arc: of every database, or of the one that `database` names.
@@ -32,9 +36,12 @@ pub(super) async fn measurements(
 ) -> Result<Json<Value>, ApiError> {
     let engine = &edge.app.engine;
     let params = Params::of(request.uri());
+    let caller = Principal::of(request.extensions())?;
+    caller.check(Scope::Read, params.get("database"))?;
+    let visible = caller.databases();
     let databases = match params.get("database") {
         Some(name) => vec![name.to_owned()],
-        None => engine.databases(),
+        None => engine.databases().into_iter().filter(|name| visible.contains(name)).collect(),
     };
     let mut found = Vec::new();
     for database in databases {

@@ -10,14 +10,18 @@ use axum::{
 use serde_json::{Value, json};
 
 use super::{
-    Edge, body,
+    Edge,
+    auth::Principal,
+    body,
     error::ApiError,
     params::{Params, shown},
 };
+use crate::types::Scope;
 
 /// `GET` and `POST /query`.
 pub(super) async fn query(State(edge): State<Arc<Edge>>, request: Request) -> Result<Json<Value>, ApiError> {
     let (head, body) = request.into_parts();
+    let caller = Principal::of(&head.extensions)?;
     let mut params = Params::of(&head.uri);
     if head.method == Method::POST {
         let taken = body::take(body, &head.headers, &edge.app.config, &edge.bodies).await?;
@@ -28,12 +32,16 @@ pub(super) async fn query(State(edge): State<Arc<Edge>>, request: Request) -> Re
     };
     match Statement::parse(text)? {
         Statement::CreateDatabase(name) => {
+            caller.check(Scope::Write, Some(&name))?;
             // It comes into being with its first write; here only its name is judged.
             edge.app.engine.schemas().check_database(&name).map_err(|e| ApiError::invalid(e.to_string()))?;
             Ok(Json(json!({ "results": [{ "statement_id": 0 }] })))
         }
         Statement::ShowDatabases => {
-            let names: Vec<Value> = edge.app.engine.databases().iter().map(|name| json!([name])).collect();
+            caller.check(Scope::Read, None)?;
+            let visible = caller.databases();
+            let names = edge.app.engine.databases().into_iter().filter(|name| visible.contains(name));
+            let names: Vec<Value> = names.map(|name| json!([name])).collect();
             let mut series = json!({ "name": "databases", "columns": ["name"] });
             if !names.is_empty() {
                 series["values"] = names.into();

@@ -3,17 +3,22 @@
 //! A route is a line in `routes`: method, path, who may use it, handler. Nothing is reachable
 //! that is not there, and nothing there is without an access class.
 
+mod api_tokens;
 mod auth;
 mod body;
 mod cluster;
+mod connection;
 mod databases;
 mod error;
+mod guesses;
 mod health;
 mod influx;
+mod opening;
 mod params;
 #[cfg(feature = "sql")]
 mod query;
 mod serve;
+mod tls;
 mod tokens;
 mod write;
 
@@ -33,6 +38,7 @@ use tokio::{
 };
 
 pub use serve::{Listeners, bind_socket, serve};
+pub use tls::{CertificateFileError, CertificateFiles, EdgeTls};
 
 use crate::{
     config,
@@ -159,20 +165,20 @@ type Handler = MethodRouter<Arc<Edge>>;
 
 /// The route table.
 fn routes() -> Vec<Route<Handler>> {
-    use Access::{Admin, Data, Public};
+    use Access::{Admin, Data, Public, Read, Write};
 
     let get = |path, access, handler| Route { method: Method::GET, path, access, handler };
     let post = |path, access, handler| Route { method: Method::POST, path, access, handler };
     let delete = |path, access, handler| Route { method: Method::DELETE, path, access, handler };
     #[rustfmt::skip]
     let table = vec![
-        post("/write", Data, on(MethodFilter::POST, write::influx1)),
-        post("/api/v2/write", Data, on(MethodFilter::POST, write::influx2)),
-        post("/api/v3/write_lp", Data, on(MethodFilter::POST, write::influx3)),
-        post("/api/v1/write/line-protocol", Data, on(MethodFilter::POST, write::arc)),
-        post("/api/v1/write/msgpack", Data, on(MethodFilter::POST, write::arc_msgpack)),
-        get("/api/v1/databases", Data, on(MethodFilter::GET, databases::list)),
-        get("/api/v1/measurements", Data, on(MethodFilter::GET, databases::measurements)),
+        post("/write", Write, on(MethodFilter::POST, write::influx1)),
+        post("/api/v2/write", Write, on(MethodFilter::POST, write::influx2)),
+        post("/api/v3/write_lp", Write, on(MethodFilter::POST, write::influx3)),
+        post("/api/v1/write/line-protocol", Write, on(MethodFilter::POST, write::arc)),
+        post("/api/v1/write/msgpack", Write, on(MethodFilter::POST, write::arc_msgpack)),
+        get("/api/v1/databases", Read, on(MethodFilter::GET, databases::list)),
+        get("/api/v1/measurements", Read, on(MethodFilter::GET, databases::measurements)),
         get("/query", Data, on(MethodFilter::GET, influx::query)),
         post("/query", Data, on(MethodFilter::POST, influx::query)),
         get("/ping", Public, on(MethodFilter::GET, health::ping)),
@@ -180,22 +186,25 @@ fn routes() -> Vec<Route<Handler>> {
         get("/livez", Public, on(MethodFilter::GET, health::live)),
         get("/readyz", Public, on(MethodFilter::GET, health::ready)),
         get("/startupz", Public, on(MethodFilter::GET, health::startup)),
-        get("/metrics", Data, on(MethodFilter::GET, health::metrics)),
-        get("/api/v1/cluster", Data, on(MethodFilter::GET, cluster::status)),
-        get("/api/v1/nodes", Data, on(MethodFilter::GET, cluster::nodes)),
+        get("/metrics", Read, on(MethodFilter::GET, health::metrics)),
+        get("/api/v1/cluster", Read, on(MethodFilter::GET, cluster::status)),
+        get("/api/v1/nodes", Read, on(MethodFilter::GET, cluster::nodes)),
         delete("/api/v1/nodes/{id}", Admin, on(MethodFilter::DELETE, cluster::remove)),
         get("/api/v1/tokens", Admin, on(MethodFilter::GET, tokens::list)),
         post("/api/v1/tokens", Admin, on(MethodFilter::POST, tokens::create)),
         delete("/api/v1/tokens/{id}", Admin, on(MethodFilter::DELETE, tokens::revoke)),
+        get("/api/v1/auth/tokens", Admin, on(MethodFilter::GET, api_tokens::list)),
+        post("/api/v1/auth/tokens", Admin, on(MethodFilter::POST, api_tokens::create)),
+        delete("/api/v1/auth/tokens/{id}", Admin, on(MethodFilter::DELETE, api_tokens::revoke)),
     ];
     #[cfg(feature = "sql")]
     let table = {
         let mut table = table;
         table.extend([
-            get("/api/v3/query_sql", Data, on(MethodFilter::GET, query::influx3)),
-            post("/api/v3/query_sql", Data, on(MethodFilter::POST, query::influx3)),
-            post("/api/v1/query", Data, on(MethodFilter::POST, query::arc)),
-            post("/api/v1/query/arrow", Data, on(MethodFilter::POST, query::arc_arrow)),
+            get("/api/v3/query_sql", Read, on(MethodFilter::GET, query::influx3)),
+            post("/api/v3/query_sql", Read, on(MethodFilter::POST, query::influx3)),
+            post("/api/v1/query", Read, on(MethodFilter::POST, query::arc)),
+            post("/api/v1/query/arrow", Read, on(MethodFilter::POST, query::arc_arrow)),
         ]);
         table
     };
@@ -205,8 +214,8 @@ fn routes() -> Vec<Route<Handler>> {
 /// The router over the table, behind the gate.
 fn router(app: AppState) -> Router {
     let node = app.node.clone();
-    let gate = Gate::new(&app.config, move |secret| node.check_api_token(secret));
     let metrics = Arc::clone(&app.metrics);
+    let gate = Gate::new(&app.config, &metrics, move |secret| node.check_api_token(secret));
     mount(routes(), gate, &metrics).with_state(Edge::new(app))
 }
 
@@ -235,17 +244,13 @@ fn mount<S: Clone + Send + Sync + 'static>(
         .layer(middleware::from_fn_with_state(gate, check_source))
 }
 
-/// How the client came; a request that no listener marked came over TCP.
-fn peer(request: &Request) -> Peer {
-    request.extensions().get::<Peer>().copied().unwrap_or(Peer::Tcp)
-}
-
 async fn check_source(
     axum::extract::State(gate): axum::extract::State<Arc<Gate>>,
     request: Request,
     next: Next,
 ) -> Response {
-    match gate.check_source(peer(&request), request.method(), request.uri(), request.headers()) {
+    let peer = Peer::of(request.extensions());
+    match gate.check_source(peer, request.method(), request.uri(), request.headers()) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     }
@@ -261,13 +266,17 @@ struct Door {
 impl Door {
     async fn pass(
         axum::extract::State(door): axum::extract::State<Arc<Self>>,
-        request: Request,
+        mut request: Request,
         next: Next,
     ) -> Response {
         let started = Instant::now();
-        let allowed = door.gate.check_access(door.access, peer(&request), request.uri(), request.headers());
+        let peer = Peer::of(request.extensions());
+        let allowed = door.gate.authorize(peer, request.uri(), request.headers(), door.access, None);
         let response = match allowed {
-            Ok(()) => next.run(request).await,
+            Ok(principal) => {
+                request.extensions_mut().insert(principal);
+                next.run(request).await
+            }
             Err(error) => error.into_response(),
         };
         door.counts.note(&response, started);

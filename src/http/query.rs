@@ -18,13 +18,16 @@ use tokio::time::Instant;
 
 use self::stream::{Bounds, Pieces};
 use super::{
-    Edge, Permits, body,
+    Edge, Permits,
+    auth::Principal,
+    body,
     error::{self, ApiError, Fault},
     params::{self, Params},
 };
 use crate::{
     engine::columnar::sql::{QueryError, QueryStream, SqlOptions, output},
     node::{Consistency, ReadPoint},
+    types::{Databases, Scope},
 };
 
 /// `GET` and `POST /api/v3/query_sql` of InfluxDB 3.
@@ -36,7 +39,7 @@ pub(super) async fn influx3(State(edge): State<Arc<Edge>>, request: Request) -> 
     let format = params.get("format").unwrap_or("json");
     let format: output::Format =
         format.parse().map_err(|e: output::FormatParseError| ApiError::invalid(e.to_string()))?;
-    let asked = Asked::of(&edge, &head, &params, "q", params.get("db"))?;
+    let asked = Asked::of(&edge, &head, &params, "q", (params.get("db"), None))?;
     let (rows, head) = asked.run(&edge).await?;
     respond(&edge, format.content_type(), head, output::encode(rows, format)).await
 }
@@ -56,8 +59,8 @@ pub(super) async fn arc_arrow(State(edge): State<Arc<Edge>>, request: Request) -
 
 async fn run_arc(edge: &Edge, request: Request) -> Result<(QueryStream, Head, Instant), ApiError> {
     let (head, params) = parameters(edge, request).await?;
-    let database = params::text_header(&head.headers, "x-arc-database")?.unwrap_or("default");
-    let asked = Asked::of(edge, &head, &params, "sql", Some(database))?;
+    let database = params::text_header(&head.headers, "x-arc-database")?;
+    let asked = Asked::of(edge, &head, &params, "sql", (database, Some("default")))?;
     let (rows, head) = asked.run(edge).await?;
     Ok((rows, head, asked.started))
 }
@@ -99,6 +102,8 @@ fn body_parameters(headers: &HeaderMap, body: &[u8]) -> Result<Params, ApiError>
 struct Asked {
     sql: String,
     database: Option<String>,
+    /// What it may see.
+    databases: Databases,
     consistency: Consistency,
     started: Instant,
     timeout: Duration,
@@ -118,15 +123,19 @@ impl Asked {
         head: &request::Parts,
         params: &Params,
         name: &str,
-        database: Option<&str>,
+        (database, default): (Option<&str>, Option<&str>),
     ) -> Result<Self, ApiError> {
         let Some(sql) = params.get(name) else {
             return Err(ApiError::invalid(format!("a query is required: {name}=SELECT ...")));
         };
+        let caller = Principal::of(&head.extensions)?;
+        // The one that nobody named matters only to a statement that needs it.
+        caller.check(Scope::Read, database)?;
         let longest = edge.app.config.query_timeout;
         Ok(Self {
             sql: sql.to_owned(),
-            database: database.map(str::to_owned),
+            database: database.or(default).map(str::to_owned),
+            databases: caller.databases(),
             consistency: consistency::asked(params, &head.headers)?,
             started: Instant::now(),
             timeout: params::timeout(params, &head.headers, longest, longest)?,
@@ -140,6 +149,7 @@ impl Asked {
         let point = node.read_point(self.consistency, self.left()).await?;
         let options = SqlOptions {
             database: self.database.clone(),
+            databases: self.databases.clone(),
             timeout: self.left(),
             max_rows: Some(edge.app.config.query_rows),
             memory_limit: edge.app.config.query_memory.as_usize(),
@@ -189,6 +199,7 @@ impl From<QueryError> for ApiError {
             QueryError::Invalid(_) | QueryError::NotAllowed(_) => Fault::Invalid,
             QueryError::TimedOut(_) => Fault::Slow,
             QueryError::TooLarge(_) => Fault::Limit,
+            QueryError::Forbidden(_) => Fault::Forbidden,
             QueryError::UnknownDatabase(_) | QueryError::UnknownTable { .. } => Fault::NotFound,
             QueryError::Internal(_) => Fault::Internal,
         };
@@ -229,6 +240,7 @@ mod tests {
         assert_eq!(fault(QueryError::TimedOut(Duration::from_secs(1))), Fault::Slow);
         assert_eq!(fault(QueryError::TooLarge("x".into())), Fault::Limit);
         assert_eq!(fault(QueryError::UnknownDatabase("x".into())), Fault::NotFound);
+        assert_eq!(fault(QueryError::Forbidden("x".into())), Fault::Forbidden);
         assert_eq!(fault(QueryError::Internal("x".into())), Fault::Internal);
     }
 }

@@ -1,9 +1,9 @@
-//! The listeners: accepts connections on TCP and on the unix socket and runs HTTP/1 on them.
+//! The listeners: accepts connections on TCP and on the unix socket and runs HTTP on them.
 
 use std::{
-    convert::Infallible,
     future::Future,
     io,
+    net::SocketAddr,
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::Path,
     pin::pin,
@@ -11,20 +11,14 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body};
-use hyper::{body::Incoming, server::conn::http1, service::Service};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use axum::Router;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
 };
 
-use super::{AppState, auth::Peer, router};
+use super::{AppState, connection::Connections, router, tls::EdgeTls};
 use crate::config;
 
 /// Where the edge listens.
@@ -34,14 +28,14 @@ pub struct Listeners {
     pub tcp: TcpListener,
     /// For programs of the same user on the same machine; they may do everything.
     pub unix: Option<UnixListener>,
+    /// What is spoken on TCP instead of plain HTTP.
+    pub tls: Option<EdgeTls>,
 }
 
 /// Longest that requests under way may take once the edge is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed, for example for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Longest request head, in bytes.
-const HEAD_LIMIT: usize = 64 * 1024;
 
 /// Makes the unix socket at `path`, mode 0600, in place of one that a dead process left. The caller
 /// holds the lock of the data directory, so that no living process listens there.
@@ -77,26 +71,40 @@ async fn serve_router(
     config: &config::Http,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    let connections = Arc::new(Connections::new(config, router));
+    let Listeners { tcp, unix, tls } = listeners;
+    let connections = Arc::new(Connections::new(config, router, tls.clone()));
+    // The semaphore is never closed.
+    let places = Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS)));
+    let mut follow = pin!(async {
+        match &tls {
+            Some(tls) => tls.follow().await,
+            None => std::future::pending().await,
+        }
+    });
     let (stop, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let mut shutdown = pin!(shutdown);
-    let Listeners { tcp, unix } = listeners;
     loop {
         tokio::select! {
             () = &mut shutdown => break,
-            accepted = accept_tcp(&tcp, &connections.places) => match accepted {
-                Ok((stream, place)) => {
+            never = &mut follow => match never {},
+            accepted = accept_tcp(&tcp, &places) => match accepted {
+                Ok((stream, address, place)) => {
                     // Without it small answers wait for the client's delayed ACK.
                     let _ = stream.set_nodelay(true);
-                    tasks.spawn(Arc::clone(&connections).run(stream, Peer::Tcp, place, stopped.clone()));
+                    let (connections, stopped) = (Arc::clone(&connections), stopped.clone());
+                    tasks.spawn(async move {
+                        connections.run_tcp(stream, address, stopped).await;
+                        drop(place);
+                    });
                 }
                 Err(error) => accept_failed(&error).await,
             },
             // Without a place: whoever fills the port cannot lock the operator out.
             accepted = accept_unix(unix.as_ref()) => match accepted {
                 Ok(stream) => {
-                    tasks.spawn(Arc::clone(&connections).run(stream, Peer::Local, None, stopped.clone()));
+                    let (connections, stopped) = (Arc::clone(&connections), stopped.clone());
+                    tasks.spawn(async move { connections.run_unix(stream, stopped).await });
                 }
                 Err(error) => accept_failed(&error).await,
             },
@@ -115,11 +123,10 @@ async fn serve_router(
 async fn accept_tcp(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, Option<OwnedSemaphorePermit>)> {
-    // The semaphore is never closed.
+) -> io::Result<(TcpStream, SocketAddr, Option<OwnedSemaphorePermit>)> {
     let place = Arc::clone(places).acquire_owned().await.ok();
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, place))
+    let (stream, address) = listener.accept().await?;
+    Ok((stream, address, place))
 }
 
 async fn accept_unix(listener: Option<&UnixListener>) -> io::Result<UnixStream> {
@@ -134,151 +141,5 @@ async fn accept_failed(error: &io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-/// What all connections share.
-struct Connections {
-    http: http1::Builder,
-    router: Router,
-    places: Arc<Semaphore>,
-}
-
-impl Connections {
-    fn new(config: &config::Http, router: Router) -> Self {
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(config.header_timeout).max_buf_size(HEAD_LIMIT);
-        let places = Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS));
-        Self { http, router, places: Arc::new(places) }
-    }
-
-    /// Runs one connection to its end; `_place` is free again after it.
-    async fn run(
-        self: Arc<Self>,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        peer: Peer,
-        _place: Option<OwnedSemaphorePermit>,
-        mut stopped: watch::Receiver<bool>,
-    ) {
-        let service = TowerToHyperService::new(self.router.clone());
-        let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
-            request.extensions_mut().insert(peer);
-            let answer = service.call(request.map(Body::new));
-            async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
-        });
-        let mut connection = pin!(self.http.serve_connection(TokioIo::new(stream), service));
-        // The guard that `wait_for` gives is no part of the future that is spawned.
-        let told = async { stopped.wait_for(|stop| *stop).await.is_ok() };
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            _ = told => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "an HTTP connection ended early");
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use axum::{Extension, routing::get};
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    use super::*;
-
-    /// A running edge of two paths: who am I, and an answer that takes a second.
-    struct Running {
-        dir: tempfile::TempDir,
-        tcp: std::net::SocketAddr,
-        stop: tokio::sync::oneshot::Sender<()>,
-        done: tokio::task::JoinHandle<()>,
-    }
-
-    async fn running(config: config::Http) -> Running {
-        let dir = tempfile::tempdir().unwrap();
-        let unix = Some(bind_socket(&dir.path().join("skein.sock")).unwrap());
-        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = tcp.local_addr().unwrap();
-        let router = Router::new()
-            .route("/who", get(|Extension(peer): Extension<Peer>| async move { format!("{peer:?}") }))
-            .route(
-                "/slow",
-                get(|| async {
-                    tokio::time::sleep(Duration::from_millis(300)).await;
-                    "done"
-                }),
-            );
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let done = tokio::spawn(async move {
-            let stopped = async { drop(stopped.await) };
-            serve_router(Listeners { tcp, unix }, router, &config, stopped).await;
-        });
-        Running { dir, tcp: address, stop, done }
-    }
-
-    async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin, head: &str) -> String {
-        stream.write_all(head.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
-    }
-
-    const WHO: &str = "GET /who HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx-peer: Local\r\n\r\n";
-
-    #[tokio::test]
-    async fn only_the_unix_socket_makes_a_local_admin() {
-        let edge = running(config::Http::default()).await;
-        let tcp = ask(TcpStream::connect(edge.tcp).await.unwrap(), WHO).await;
-        assert!(tcp.ends_with("Tcp"), "{tcp}");
-        let path = edge.dir.path().join("skein.sock");
-        let unix = ask(UnixStream::connect(path).await.unwrap(), WHO).await;
-        assert!(unix.ends_with("Local"), "{unix}");
-    }
-
-    #[tokio::test]
-    async fn what_runs_ends_and_nothing_new_begins() {
-        let edge = running(config::Http::default()).await;
-        let slow = TcpStream::connect(edge.tcp).await.unwrap();
-        let slow = tokio::spawn(ask(slow, "GET /slow HTTP/1.1\r\nhost: localhost\r\n\r\n"));
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        edge.stop.send(()).unwrap();
-        // The connection would live on, but is closed behind the answer.
-        assert!(slow.await.unwrap().ends_with("done"));
-        edge.done.await.unwrap();
-        assert!(TcpStream::connect(edge.tcp).await.is_err());
-    }
-
-    #[tokio::test]
-    async fn slow_heads_are_cut_and_a_full_port_leaves_the_socket_free() {
-        let config = config::Http {
-            header_timeout: Duration::from_millis(200),
-            max_connections: 1,
-            ..config::Http::default()
-        };
-        let edge = running(config).await;
-        let holder = TcpStream::connect(edge.tcp).await.unwrap();
-        let holder = tokio::spawn(ask(holder, "GET /who HTTP/1.1\r\nhost: "));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let path = edge.dir.path().join("skein.sock");
-        assert!(ask(UnixStream::connect(path).await.unwrap(), WHO).await.ends_with("Local"));
-        // It has no place until the holder has been cut.
-        let next = ask(TcpStream::connect(edge.tcp).await.unwrap(), WHO).await;
-        assert!(next.ends_with("Tcp"), "{next}");
-        assert!(!holder.await.unwrap().contains("200 OK"));
-    }
-
-    #[tokio::test]
-    async fn the_socket_is_private_and_replaces_only_a_socket() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("skein.sock");
-        let first = bind_socket(&path).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        drop(first);
-        assert!(path.exists());
-        bind_socket(&path).unwrap();
-        let file = dir.path().join("file");
-        std::fs::write(&file, "precious").unwrap();
-        assert!(bind_socket(&file).is_err());
-        assert_eq!(std::fs::read(&file).unwrap(), b"precious");
-    }
-}
+mod tests;

@@ -12,6 +12,7 @@ use ring::digest;
 
 use super::{
     Edge,
+    auth::Principal,
     body::{self, Taken},
     error::{self, ApiError, Fault},
     params::{self, Params},
@@ -24,6 +25,7 @@ use crate::{
     },
     node::{AckLevel, ClientKey, Receipt, SubmitError, Write},
     protocol::frame::MAX_PAYLOAD,
+    types::Scope,
 };
 
 /// How often a body is parsed again because the schema has changed under it.
@@ -67,6 +69,7 @@ async fn write(
     let _permit = edge.permit()?;
     let (head, body) = request.into_parts();
     let asked = Asked::of(&head, dialect, edge.app.config.write_timeout, edge.app.now_ns)?;
+    Principal::of(&head.extensions)?.check(Scope::Write, Some(&asked.options.database))?;
     let mut taken = body::take(body, &head.headers, &edge.app.config, &edge.bodies).await?;
     let key = asked.client_key(&taken.bytes).await?;
     let mut tries = 0;

@@ -19,4 +19,4 @@ pub use data_dir::{DataDir, DataDirError};
 pub use keys::{Identity, IdentityError, NodeKey, SealKey, node_id, verify};
 pub use store::{ClusterRecord, Store, StoreError};
 pub use token::{JoinToken, TokenError};
-pub use verifier::{PeerClass, SERVER_NAME, TlsError, classify, client_tls, server_tls};
+pub use verifier::{PeerClass, SERVER_NAME, TlsError, classify, client_tls, provider, server_tls};

@@ -130,8 +130,8 @@ pub fn server_tls(identity: Arc<Identity>, alpn: &[u8]) -> Result<ServerConfig, 
     Ok(config)
 }
 
-/// ring, by name: with two providers in the tree rustls would not choose one by itself.
-pub(super) fn provider() -> Arc<CryptoProvider> {
+/// The cryptography of all TLS here: ring, by name. With two providers in the tree rustls would not choose one by itself.
+pub fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: LazyLock<Arc<CryptoProvider>> =
         LazyLock::new(|| Arc::new(rustls::crypto::ring::default_provider()));
     PROVIDER.clone()

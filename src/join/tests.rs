@@ -129,7 +129,13 @@ impl Node {
             sealed_ca: sealed.into(),
             profile: TimingProfile::Lan,
             token: token_record(token, token.verifier().unwrap(), limits),
-            api_token: ApiToken { name: "admin".into(), hash: vec![0; 32], admin: true, created_ms: 1 },
+            api_token: ApiToken {
+                name: "admin".into(),
+                hash: vec![0; 32],
+                admin: true,
+                created_ms: 1,
+                ..ApiToken::default()
+            },
         };
         assert_eq!(self.control.propose(found, SOON).await, Ok(Outcome::Done));
         self.sees(|view| view.is_voter(self.id())).await;

@@ -273,7 +273,7 @@ impl Newcomer<'_> {
             &mut rng,
         )
         .map_err(|e| failed("cannot seal the CA key", &e))?;
-        let (admin_token, api_token) = super::api_tokens::make("admin", true, self.surroundings);
+        let (admin_token, api_token) = super::api_tokens::make_first(self.surroundings);
         let command = Command::Found {
             cluster: founding.cluster,
             name: founding.name.clone(),

@@ -20,14 +20,14 @@ use crate::{
         StreamKind,
         status::{NodeStatus, StatusRequest},
     },
-    raft::{ApiToken, Command, Outcome, ProposeError, TokenRecord, failover::Local},
+    raft::{Command, Outcome, ProposeError, TokenRecord, failover::Local},
     types::{ClusterView, NodeId, Role, Timing, TokenId},
     wal::Wal,
     write_path::{Receipt, SubmitError, Submitter, Write},
 };
 
 use super::{
-    NodeConfig, NodeError, api_tokens,
+    NodeConfig, NodeError,
     assembly::assemble,
     become_member::Founded,
     late::LateHandlers,
@@ -41,7 +41,7 @@ use super::{
 };
 
 /// Bound of a change of cluster state.
-const PROPOSAL: Duration = Duration::from_secs(10);
+pub(super) const PROPOSAL: Duration = Duration::from_secs(10);
 /// How long a graceful stop waits for office and leadership to move.
 const HAND_OVER: Duration = Duration::from_secs(5);
 const HAND_OVER_LOOK: Duration = Duration::from_millis(50);
@@ -299,11 +299,6 @@ impl Node {
         }
     }
 
-    /// The API token this text is, if any.
-    pub fn check_api_token(&self, token: &str) -> Option<ApiToken> {
-        api_tokens::check(&self.inner.this.control.state(), token)
-    }
-
     /// Whether this node should get requests: a member, a leader known, and applied within 10,000
     /// records of the commit position.
     pub fn readiness(&self) -> Readiness {
@@ -417,7 +412,7 @@ impl Node {
         view.all_voters().into_iter().filter(|id| *id != self.id() && linked.contains_key(id)).collect()
     }
 
-    async fn propose(&self, command: Command) -> Result<(), ControlFailure> {
+    pub(super) async fn propose(&self, command: Command) -> Result<(), ControlFailure> {
         match self.inner.this.control.propose(command, PROPOSAL).await {
             Ok(Outcome::Done) => Ok(()),
             Ok(other) => Err(ControlFailure::Rejected(other.to_string())),

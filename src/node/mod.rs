@@ -4,6 +4,7 @@ mod addresses;
 mod api_tokens;
 mod assembly;
 mod become_member;
+mod certificate;
 mod come_back;
 mod error;
 mod handle;
@@ -19,6 +20,7 @@ mod surroundings;
 mod tasks;
 mod upkeep;
 
+pub use api_tokens::{ApiTokenError, NewApiToken};
 pub use assembly::{MdnsConfig, NodeConfig};
 pub use become_member::{ADMIN_TOKEN_FILE, Founded};
 pub use come_back::come_back;

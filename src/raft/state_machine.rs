@@ -14,12 +14,15 @@ use super::{
     applied::{Applied, Board},
     snapshot::{SnapshotBuilder, Snapshots, decode_state},
     type_config::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, membership_id},
-    types::{Command, Outcome, State, TokenRecord},
+    types::{ApiToken, Command, Outcome, State, TokenRecord},
 };
 use crate::{
     protocol::join::Refusal,
     types::{Member, NodeId, Office, Role},
 };
+
+/// Most API tokens at a time: every one is compared with what a request shows.
+const MAX_API_TOKENS: usize = 1_000;
 
 /// The state, where it is published, and its snapshots.
 pub(super) struct StateMachine {
@@ -172,13 +175,32 @@ fn apply(state: &mut State, membership: &StoredMembership, command: Command) -> 
             state.sealed_ca.insert(node, sealed);
             Outcome::Done
         }
-        Command::CreateApiToken(token) => match state.api_tokens.get(&token.name) {
-            Some(there) if *there != token => rejected("there is another API token of this name"),
-            _ => {
-                state.api_tokens.insert(token.name.clone(), token);
+        Command::CreateApiToken(token) => create_api_token(state, token),
+        Command::RevokeApiToken { token } => {
+            let before = state.api_tokens.len();
+            state.api_tokens.retain(|_, there| there.id() != token);
+            if state.api_tokens.len() < before {
                 Outcome::Done
+            } else {
+                rejected("there is no such API token")
             }
-        },
+        }
+    }
+}
+
+/// No name and no id twice, so that what is taken back is what was meant.
+fn create_api_token(state: &mut State, token: ApiToken) -> Outcome {
+    let same = |there: &&ApiToken| there.name == token.name || there.id() == token.id();
+    match state.api_tokens.values().find(same) {
+        Some(there) if *there == token => Outcome::Done,
+        Some(_) => rejected("there is another API token of this name"),
+        None if state.api_tokens.len() >= MAX_API_TOKENS => {
+            rejected("there are 1,000 API tokens: take some back first (skein auth list, skein auth revoke)")
+        }
+        None => {
+            state.api_tokens.insert(token.name.clone(), token);
+            Outcome::Done
+        }
     }
 }
 

@@ -2,13 +2,19 @@
 //!
 //! Commands carry their own timestamps; apply never reads a clock and draws nothing at random.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     protocol::join::Refusal,
-    types::{Addresses, ClusterId, Member, NodeId, Office, Recovery, Role, TimingProfile, TokenId},
+    types::{
+        Addresses, ClusterId, Databases, Member, NodeId, Office, Recovery, Role, Scope, TimingProfile,
+        TokenId,
+    },
 };
 
 /// A change of the small truth.
@@ -89,6 +95,11 @@ pub enum Command {
     },
     /// Add an API token.
     CreateApiToken(ApiToken),
+    /// Take an API token back: nothing of it stays.
+    RevokeApiToken {
+        /// Which.
+        token: TokenId,
+    },
 }
 
 impl fmt::Display for Command {
@@ -103,7 +114,8 @@ impl fmt::Display for Command {
             Self::CreateToken(token) => write!(f, "create token {}", token.id),
             Self::RevokeToken { token } => write!(f, "revoke token {token}"),
             Self::SealCa { node, .. } => write!(f, "seal CA key for {node}"),
-            Self::CreateApiToken(token) => write!(f, "create API token {}", token.name),
+            Self::CreateApiToken(token) => write!(f, "create API token {}", token.id()),
+            Self::RevokeApiToken { token } => write!(f, "revoke API token {token}"),
         }
     }
 }
@@ -154,18 +166,74 @@ pub struct TokenRecord {
     pub created_ms: u64,
 }
 
-/// An API token as raft stores it: a hash, never the token.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// An API token as raft stores it: a hash, never the token. A field that old bytes do not have
+/// grants nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiToken {
-    /// For people.
+    /// For people; no two tokens have the same.
     pub name: String,
-    /// SHA-256 of the token (32 random bytes in base32, so no slow hash is needed).
+    /// SHA-256 of the token. A slow hash would only help secrets that can be guessed; this one is 32
+    /// random bytes, and it is checked with every request.
     #[serde(with = "serde_bytes")]
     pub hash: Vec<u8>,
-    /// True for tokens that may change members, tokens and data policy.
+    /// True for tokens that may do everything.
     pub admin: bool,
+    /// May query.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub read: bool,
+    /// May write points.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub write: bool,
+    /// The databases it may read and write; `None` for every one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub databases: Option<BTreeSet<String>>,
+    /// Milliseconds since 1970; `None` for no end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_ms: Option<u64>,
     /// Milliseconds since 1970.
     pub created_ms: u64,
+}
+
+impl ApiToken {
+    /// Its public name: the first 8 bytes of the hash. They help nobody to find 32 random bytes.
+    pub fn id(&self) -> TokenId {
+        TokenId(self.hash.iter().take(8).fold(0, |id, byte| (id << 8) | u64::from(*byte)))
+    }
+
+    /// True when it has that scope; an admin token has every one.
+    pub fn has(&self, scope: Scope) -> bool {
+        self.admin
+            || match scope {
+                Scope::Read => self.read,
+                Scope::Write => self.write,
+                Scope::Admin => false,
+            }
+    }
+
+    /// Its scopes.
+    pub fn scopes(&self) -> Vec<Scope> {
+        if self.admin {
+            return vec![Scope::Admin];
+        }
+        Scope::EVERY.into_iter().filter(|scope| self.has(*scope)).collect()
+    }
+
+    /// The databases that its scopes are for.
+    pub fn databases(&self) -> Databases {
+        match &self.databases {
+            Some(names) if !self.admin => Databases::Only(names.clone()),
+            _ => Databases::Every,
+        }
+    }
+
+    /// True when its time is over.
+    pub fn is_expired(&self, now_ms: u64) -> bool {
+        self.expires_ms.is_some_and(|expires| expires <= now_ms)
+    }
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// The state that the log of commands makes: all of it, as it stands in a raft snapshot.
@@ -199,3 +267,6 @@ pub struct State {
     #[serde(default)]
     pub recovery: Option<Recovery>,
 }
+
+#[cfg(test)]
+mod tests;

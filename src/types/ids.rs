@@ -89,7 +89,7 @@ impl fmt::Debug for BootId {
     }
 }
 
-/// Which join token: public, unlike the token's secret. Text form: 16 hexadecimal digits.
+/// Which token, one to join or one of the API: public, unlike the token's secret. Text form: 16 hexadecimal digits.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TokenId(pub u64);
 

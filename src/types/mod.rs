@@ -5,11 +5,13 @@ mod ids;
 pub mod planted;
 mod position;
 mod recovery;
+mod scope;
 mod view;
 
 pub use ids::{BootId, ClusterId, IdParseError, NodeId, Role, TokenId};
 pub use position::{Epoch, EpochTable, Lsn, LsnParseError};
 pub use recovery::{Recovery, generation};
+pub use scope::{Databases, Scope};
 pub use view::{
     Addresses, ClusterView, Member, MembershipId, NodeHealth, Office, Timing, TimingProfile, is_majority,
 };

@@ -10,6 +10,8 @@ mod acks;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod all_killed;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod api_tokens;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod arc_clients;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod auth;
@@ -43,5 +45,7 @@ mod repair;
 mod single_node;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod snapshot;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod tls;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod tokens_and_removal;

@@ -127,7 +127,9 @@ impl Process {
                         let found = line.split(' ').find_map(|word| word.strip_prefix(key));
                         found.unwrap_or_else(|| panic!("no {key} in {line:?}")).to_owned()
                     };
-                    let mut at: SocketAddr = word("http=http://").parse().unwrap();
+                    let url = word("http=");
+                    let (_, at) = url.split_once("://").unwrap();
+                    let mut at: SocketAddr = at.parse().unwrap();
                     if at.ip().is_unspecified() {
                         at.set_ip([127, 0, 0, 1].into());
                     }

@@ -58,6 +58,7 @@ impl Cluster {
         }
         let authority = |url: &String| match Target::parse(url)? {
             Target::Tcp { authority } => Ok::<_, Failure>(authority),
+            Target::Tls { .. } => Err(Failure::usage(format!("{url}: the bench speaks plain HTTP only"))),
             Target::Socket(path) => Err(Failure::usage(format!("{} is no URL", path.display()))),
         };
         let authorities = args.url.iter().map(authority).collect::<Result<_, _>>()?;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::schema::{
     MAX_DATABASES, MAX_TABLES, SchemaError, TableSchema, check_database_name, check_table_name,
 };
+use crate::types::Databases;
 
 /// All tables of all databases. A clone is a snapshot and costs one reference count.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +35,19 @@ impl Schemas {
     /// All databases by name.
     pub fn databases(&self) -> impl Iterator<Item = (&str, &Tables)> {
         self.databases.iter().map(|(name, tables)| (name.as_str(), tables))
+    }
+
+    /// Only the databases among `visible`.
+    #[must_use]
+    pub fn only(&self, visible: &Databases) -> Self {
+        match visible {
+            Databases::Every => self.clone(),
+            Databases::Only(_) => {
+                let seen = self.databases.iter().filter(|(name, _)| visible.contains(name));
+                let seen = seen.map(|(name, tables)| (name.clone(), tables.clone()));
+                Self { databases: Arc::new(seen.collect()) }
+            }
+        }
     }
 
     /// Why a batch with these columns cannot go into this table (which may be new): a column of

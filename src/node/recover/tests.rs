@@ -83,7 +83,13 @@ async fn lay_down(disk: &SimDisk, dir: &Path, role: Role) {
             revoked: false,
             created_ms: 0,
         },
-        api_token: ApiToken { name: "admin".into(), hash: vec![], admin: true, created_ms: 0 },
+        api_token: ApiToken {
+            name: "admin".into(),
+            hash: vec![],
+            admin: true,
+            created_ms: 0,
+            ..ApiToken::default()
+        },
     };
     control.propose(found, SOON).await.unwrap();
     control.shutdown().await;

@@ -44,7 +44,13 @@ pub(super) fn found() -> Command {
         sealed_ca: bytes(),
         profile: TimingProfile::Lan,
         token: token(1),
-        api_token: ApiToken { name: "first".into(), hash: vec![1], admin: true, created_ms: 0 },
+        api_token: ApiToken {
+            name: "first".into(),
+            hash: vec![1],
+            admin: true,
+            created_ms: 0,
+            ..ApiToken::default()
+        },
     }
 }
 

@@ -75,7 +75,13 @@ fn entries() -> Vec<Entry> {
         sealed_ca: ByteBuf::from(vec![1]),
         profile: TimingProfile::Fast,
         token: token(1),
-        api_token: ApiToken { name: "first".into(), hash: vec![1], admin: true, created_ms: 0 },
+        api_token: ApiToken {
+            name: "first".into(),
+            hash: vec![1],
+            admin: true,
+            created_ms: 0,
+            ..ApiToken::default()
+        },
     };
     let admit = |n| Command::Admit { member: member(n), token: TokenId(1), at_ms: 0 };
     let office = Office {

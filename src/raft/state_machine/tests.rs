@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use openraft::{Membership, vote::leader_id_std::CommittedLeaderId};
 
-use super::{super::types::ApiToken, *};
+use super::*;
 use crate::types::{Addresses, BootId, ClusterId, MembershipId, Role, TimingProfile, TokenId};
 
 fn node(n: u8) -> NodeId {
@@ -53,7 +53,13 @@ fn found(n: u8) -> Command {
         sealed_ca: bytes(n),
         profile: TimingProfile::Wan,
         token: token(1, Role::Voter, Some(2), Some(1000)),
-        api_token: ApiToken { name: "first".into(), hash: vec![9], admin: true, created_ms: 0 },
+        api_token: ApiToken {
+            name: "first".into(),
+            hash: vec![9],
+            admin: true,
+            created_ms: 0,
+            ..ApiToken::default()
+        },
     }
 }
 
@@ -184,11 +190,35 @@ fn tokens_are_created_once() {
     apply(&mut state, &m, admit_command(2, Role::Reader, 2, 0));
     // The proposer of the first one asks again after a use: that must not give the use back.
     assert!(matches!(apply(&mut state, &m, create(Some(1))), Outcome::Rejected(_)));
-    let api = |hash| ApiToken { name: "x".into(), hash: vec![hash], admin: false, created_ms: 0 };
-    assert_eq!(apply(&mut state, &m, Command::CreateApiToken(api(1))), Outcome::Done);
-    assert!(matches!(apply(&mut state, &m, Command::CreateApiToken(api(2))), Outcome::Rejected(_)));
     let revoke = Command::RevokeToken { token: TokenId(42) };
     assert!(matches!(apply(&mut state, &m, revoke), Outcome::Rejected(_)));
+}
+
+#[test]
+fn api_tokens_have_one_name_and_one_id_each_and_leave_nothing() {
+    let (mut state, m) = founded();
+    let token = |name: &str, hash: u8| ApiToken {
+        name: name.into(),
+        hash: vec![hash; 32],
+        read: true,
+        ..ApiToken::default()
+    };
+    let create = |token: ApiToken| Command::CreateApiToken(token);
+    assert_eq!(apply(&mut state, &m, create(token("x", 1))), Outcome::Done);
+    assert_eq!(apply(&mut state, &m, create(token("x", 1))), Outcome::Done, "a lost answer");
+    for other in [token("x", 2), token("y", 1), ApiToken { admin: true, ..token("x", 1) }] {
+        assert!(matches!(apply(&mut state, &m, create(other)), Outcome::Rejected(_)));
+    }
+    let revoke = Command::RevokeApiToken { token: token("x", 1).id() };
+    assert_eq!(apply(&mut state, &m, revoke.clone()), Outcome::Done);
+    assert!(matches!(apply(&mut state, &m, revoke), Outcome::Rejected(_)));
+    assert_eq!(state.api_tokens.keys().collect::<Vec<_>>(), ["first"]);
+    for n in 1..MAX_API_TOKENS {
+        let hash = (1_000 + n as u64).to_be_bytes().to_vec();
+        let more = ApiToken { name: n.to_string(), hash, ..ApiToken::default() };
+        assert_eq!(apply(&mut state, &m, create(more)), Outcome::Done);
+    }
+    assert!(matches!(apply(&mut state, &m, create(token("one too many", 7))), Outcome::Rejected(_)));
 }
 
 fn office(epoch: u64, n: u8, index: u64) -> Office {

@@ -15,6 +15,9 @@ pub enum QueryError {
     /// The statement is well-formed and does what queries here may not do.
     #[error("not allowed: {0}")]
     NotAllowed(String),
+    /// What it names is there or not, and not for whoever asks.
+    #[error("database {0:?} is not open to this query")]
+    Forbidden(String),
     /// The time for it is over.
     #[error("the query took longer than {0:?}")]
     TimedOut(Duration),

@@ -34,7 +34,7 @@ use self::{
     weight::{batch_rows, check_weight},
 };
 use super::{ColumnarEngine, merge::bytes};
-use crate::types::Lsn;
+use crate::types::{Databases as Visible, Lsn};
 
 mod catalog;
 mod error;
@@ -76,6 +76,8 @@ const NO_DATABASE: &str = "";
 pub struct SqlOptions {
     /// The database of table names without one.
     pub database: Option<String>,
+    /// The databases that it can see; others are not there for it. Every one by default.
+    pub databases: Visible,
     /// From the call of [`ColumnarEngine::query`] to the last row; 30 s by default.
     pub timeout: Duration,
     /// Rows of the answer; more are an error. No limit by default.
@@ -86,7 +88,13 @@ pub struct SqlOptions {
 
 impl Default for SqlOptions {
     fn default() -> Self {
-        Self { database: None, timeout: Duration::from_secs(30), max_rows: None, memory_limit: 256 << 20 }
+        Self {
+            database: None,
+            databases: Visible::Every,
+            timeout: Duration::from_secs(30),
+            max_rows: None,
+            memory_limit: 256 << 20,
+        }
     }
 }
 
@@ -247,11 +255,14 @@ async fn plan(engine: Arc<ColumnarEngine>, sql: String, options: SqlOptions) -> 
             let state = engine.inner.state();
             (state.applied, state.schemas.clone())
         };
-        let rows = show.rows(&schemas, options.database.as_deref())?;
+        if let Some(database) = show.database(options.database.as_deref()) {
+            check_visible(&options.databases, database)?;
+        }
+        let rows = show.rows(&schemas.only(&options.databases), options.database.as_deref())?;
         return Ok(Planned { applied, answer: Answer::Rows(rows) });
     }
     sandbox::check_statement(&statement)?;
-    let databases = databases(&engine, &statement, options.database.as_deref())?;
+    let databases = databases(&engine, &statement, &options)?;
     let applied = databases.applied();
     let pool: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(options.memory_limit));
     let mut state = session(databases, &options, &pool)?;
@@ -274,8 +285,9 @@ async fn plan(engine: Arc<ColumnarEngine>, sql: String, options: SqlOptions) -> 
 fn databases(
     engine: &ColumnarEngine,
     statement: &Statement,
-    database: Option<&str>,
+    options: &SqlOptions,
 ) -> Result<Databases, QueryError> {
+    let database = options.database.as_deref();
     let (tables, _) = datafusion::sql::resolve::resolve_table_references(statement, false)?;
     let mut names = Vec::with_capacity(tables.len());
     for table in tables {
@@ -288,8 +300,13 @@ fn databases(
             names.push((resolved.schema.to_string(), resolved.table.to_string()));
         }
     }
+    for (database, _) in names.iter().filter(|(database, _)| database != NO_DATABASE) {
+        check_visible(&options.databases, database)?;
+    }
     let mut state = engine.inner.state();
-    let mut databases = Databases::new(engine.inner.disk.clone(), state.applied, state.schemas.clone());
+    // What is not in these schemas is not there for any part of the query.
+    let schemas = state.schemas.only(&options.databases);
+    let mut databases = Databases::new(engine.inner.disk.clone(), state.applied, schemas);
     for (database, table) in names {
         if database == NO_DATABASE {
             return Err(QueryError::Invalid(format!(
@@ -305,6 +322,11 @@ fn databases(
         }
     }
     Ok(databases)
+}
+
+/// Refuses a database that the query may not see, whether it is there or not.
+fn check_visible(visible: &Visible, database: &str) -> Result<(), QueryError> {
+    if visible.contains(database) { Ok(()) } else { Err(QueryError::Forbidden(database.to_owned())) }
 }
 
 fn session(

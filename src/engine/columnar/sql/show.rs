@@ -51,6 +51,14 @@ impl Show {
         Ok(Some(show))
     }
 
+    /// The database that is asked about, if it is one.
+    pub(super) fn database<'a>(&'a self, request: Option<&'a str>) -> Option<&'a str> {
+        match self {
+            Self::Databases => None,
+            Self::Tables(named) | Self::Columns(named, _) => named.as_deref().or(request),
+        }
+    }
+
     /// The answer.
     pub(super) fn rows(self, schemas: &Schemas, request: Option<&str>) -> Result<RecordBatch, QueryError> {
         let request = || {

@@ -25,6 +25,7 @@ use crate::{
 };
 
 mod hostile;
+mod visible;
 
 fn options() -> SqlOptions {
     SqlOptions { database: Some("db".into()), ..SqlOptions::default() }
