@@ -8,6 +8,7 @@ mod body;
 mod cluster;
 mod databases;
 mod error;
+mod events;
 mod health;
 mod influx;
 mod params;
@@ -15,6 +16,7 @@ mod params;
 mod query;
 mod serve;
 mod tokens;
+mod ui;
 mod write;
 
 use std::{fmt, sync::Arc};
@@ -37,12 +39,13 @@ pub use serve::{Listeners, bind_socket, serve};
 use crate::{
     config,
     engine::columnar::ColumnarEngine,
-    node::Node,
+    node::{Node, Traffic},
     telemetry::{Counter, Histogram, Registry},
 };
 use auth::{Access, Gate, Peer};
 use body::Budget;
 use error::{ApiError, Fault};
+use events::Live;
 
 /// What the edge works with.
 #[derive(Clone)]
@@ -72,8 +75,11 @@ struct Edge {
     requests: Arc<Semaphore>,
     #[cfg(feature = "sql")]
     queries: Arc<Semaphore>,
+    #[cfg(feature = "sql")]
+    queries_answered: Counter,
     rows_written: Counter,
     lines_rejected: Counter,
+    live: Live,
 }
 
 impl Edge {
@@ -81,10 +87,18 @@ impl Edge {
         let bodies = Budget::new(app.config.max_bodies.as_usize());
         let requests = Arc::new(Semaphore::new(app.config.max_requests.min(Semaphore::MAX_PERMITS)));
         let metrics = &app.metrics;
-        let rows_written = metrics.counter(
+        let Traffic { points: rows_written, queries } = app.node.traffic().clone();
+        metrics.show_counter(
             "skein_http_rows_written_total",
             "Points acknowledged to clients of this edge.",
             &[],
+            &rows_written,
+        );
+        metrics.show_counter(
+            "skein_http_queries_answered_total",
+            "Queries whose answer was begun by this edge.",
+            &[],
+            &queries,
         );
         let lines_rejected =
             metrics.counter("skein_http_lines_rejected_total", "Lines answered as bad by this edge.", &[]);
@@ -109,8 +123,11 @@ impl Edge {
             app,
             bodies,
             requests,
+            #[cfg(feature = "sql")]
+            queries_answered: queries,
             rows_written,
             lines_rejected,
+            live: Live::default(),
         })
     }
 
@@ -166,6 +183,8 @@ fn routes() -> Vec<Route<Handler>> {
     let delete = |path, access, handler| Route { method: Method::DELETE, path, access, handler };
     #[rustfmt::skip]
     let table = vec![
+        get("/", Public, on(MethodFilter::GET, ui::page)),
+        get("/ui/{file}", Public, on(MethodFilter::GET, ui::part)),
         post("/write", Data, on(MethodFilter::POST, write::influx1)),
         post("/api/v2/write", Data, on(MethodFilter::POST, write::influx2)),
         post("/api/v3/write_lp", Data, on(MethodFilter::POST, write::influx3)),
@@ -182,7 +201,11 @@ fn routes() -> Vec<Route<Handler>> {
         get("/startupz", Public, on(MethodFilter::GET, health::startup)),
         get("/metrics", Data, on(MethodFilter::GET, health::metrics)),
         get("/api/v1/cluster", Data, on(MethodFilter::GET, cluster::status)),
+        get("/api/v1/cluster/events", Data, on(MethodFilter::GET, events::stream)),
         get("/api/v1/nodes", Data, on(MethodFilter::GET, cluster::nodes)),
+        post("/api/v1/nodes/{id}/demote", Admin, on(MethodFilter::POST, cluster::demote)),
+        post("/api/v1/nodes/{id}/promote", Admin, on(MethodFilter::POST, cluster::promote)),
+        post("/api/v1/nodes/{id}/transfer", Admin, on(MethodFilter::POST, cluster::transfer)),
         delete("/api/v1/nodes/{id}", Admin, on(MethodFilter::DELETE, cluster::remove)),
         get("/api/v1/tokens", Admin, on(MethodFilter::GET, tokens::list)),
         post("/api/v1/tokens", Admin, on(MethodFilter::POST, tokens::create)),

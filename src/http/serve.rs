@@ -24,7 +24,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{AppState, auth::Peer, router};
+use super::{AppState, auth::Peer, events::Stopping, router};
 use crate::config;
 
 /// Where the edge listens.
@@ -158,8 +158,10 @@ impl Connections {
         mut stopped: watch::Receiver<bool>,
     ) {
         let service = TowerToHyperService::new(self.router.clone());
+        let stopping = stopped.clone();
         let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
             request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(Stopping(stopping.clone()));
             let answer = service.call(request.map(Body::new));
             async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
         });

@@ -70,7 +70,7 @@ async fn send(router: &Router, request: Request<Body>) -> u16 {
 
 /// What section 8 promises, written down a second time.
 fn expected(path: &str, method: &Method, open: bool, caller: Caller) -> u16 {
-    let public = ["/ping", "/health", "/livez", "/readyz", "/startupz"].contains(&path);
+    let public = ["/", "/ui/{file}", "/ping", "/health", "/livez", "/readyz", "/startupz"].contains(&path);
     let admin =
         path.starts_with("/api/v1/tokens") || (path.starts_with("/api/v1/nodes/") && method != Method::GET);
     match caller {

@@ -11,5 +11,5 @@ pub use ids::{BootId, ClusterId, IdParseError, NodeId, Role, TokenId};
 pub use position::{Epoch, EpochTable, Lsn, LsnParseError};
 pub use recovery::{Recovery, generation};
 pub use view::{
-    Addresses, ClusterView, Member, MembershipId, NodeHealth, Office, Timing, TimingProfile, is_majority,
+    Addresses, ClusterView, Member, MembershipId, NodeHealth, Office, Timing, TimingProfile, Why, is_majority,
 };
