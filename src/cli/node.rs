@@ -4,7 +4,10 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 
 use super::{Client, Failure, TargetArgs, output, status::node_table, token::path_part};
-use crate::node::{ClusterStatus, NodeReport};
+use crate::{
+    node::{ClusterStatus, NodeReport},
+    types::NodeId,
+};
 
 /// Commands under `skein node`.
 #[derive(Debug, Args)]
@@ -94,8 +97,9 @@ pub(super) async fn transfer(args: TransferArgs) -> Result<(), Failure> {
     };
     client.send(Method::POST, &format!("/api/v1/nodes/{writer}/transfer"), "").await?;
     let now: ClusterStatus = client.get("/api/v1/cluster").await?;
-    let name =
-        |id| now.nodes.iter().find(|node| Some(node.id) == id).map_or("nobody", |node| node.name.as_str());
+    let name = |id: Option<NodeId>| {
+        now.nodes.iter().find(|node| Some(node.id) == id).map_or("nobody", |node| node.name.as_str())
+    };
     let epoch = now.epoch.unwrap_or_default();
     output::print(&format!("{} handed over to {} (epoch {epoch})\n", name(Some(writer)), name(now.writer)))
 }
@@ -114,7 +118,7 @@ fn find<'a>(nodes: &'a [NodeReport], wanted: &str) -> Result<&'a NodeReport, Fai
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{NodeHealth, NodeId, Role};
+    use crate::types::{NodeHealth, Role};
 
     fn node(n: u8, name: &str) -> NodeReport {
         NodeReport {

@@ -31,9 +31,10 @@ pub(super) async fn gather(this: &Arc<ThisNode>) -> ClusterStatus {
     let view = this.control.view().borrow().clone();
     let me = this.identity.node();
     let asked = view.members.keys().filter(|id| **id != me).map(|id| ask(this, *id));
-    let answers: Vec<(NodeStatus, i64)> = join_all(asked).await.into_iter().flatten().collect();
+    let answers: Vec<(NodeStatus, Option<i64>)> = join_all(asked).await.into_iter().flatten().collect();
     this.heard.keep(|id| view.members.contains_key(id));
-    let skews: BTreeMap<NodeId, i64> = answers.iter().map(|(status, skew)| (status.node, *skew)).collect();
+    let skews: BTreeMap<NodeId, i64> =
+        answers.iter().filter_map(|(status, skew)| Some((status.node, (*skew)?))).collect();
     let mut heard: BTreeMap<NodeId, NodeStatus> =
         answers.into_iter().map(|(status, _)| (status.node, status)).collect();
     heard.insert(me, this.status());
@@ -91,20 +92,26 @@ pub(super) async fn gather(this: &Arc<ThisNode>) -> ClusterStatus {
 }
 
 /// Asks a member; its status, and by how many milliseconds its wall clock is ahead of this node's.
-async fn ask(this: &ThisNode, peer: NodeId) -> Option<(NodeStatus, i64)> {
+async fn ask(this: &ThisNode, peer: NodeId) -> Option<(NodeStatus, Option<i64>)> {
     let asked = Instant::now();
     let request = StatusRequest { resign: false };
-    let status: NodeStatus =
-        this.mesh.request(peer, StreamKind::Status, &request, PATIENCE).await.ok().filter(
-            // It says itself who it is, and is believed only what its certificate says too.
-            |status: &NodeStatus| status.node == peer,
-        )?;
+    let status: NodeStatus = this.mesh.request(peer, StreamKind::Status, &request, PATIENCE).await.ok()?;
+    // It speaks for itself only.
+    if status.node != peer {
+        return None;
+    }
     let took = asked.elapsed();
     this.heard.answered(peer, Instant::now());
-    // Half way between question and answer is when it looked at its clock, to within half the time it took.
+    // It looked at its clock half way between question and answer, to within half the time that took.
     let own = this.surroundings.unix_ms().saturating_sub(millis(took / 2));
-    let skew = i64::try_from(status.unix_ms).unwrap_or(i64::MAX) - i64::try_from(own).unwrap_or(i64::MAX);
+    let skew = skew(status.unix_ms, own);
     Some((status, skew))
+}
+
+/// Milliseconds that a clock is ahead of ours; an older node does not tell its own.
+fn skew(theirs: u64, own: u64) -> Option<i64> {
+    let signed = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+    (theirs > 0).then(|| signed(theirs) - signed(own))
 }
 
 fn links_of(status: &NodeStatus) -> Vec<LinkReport> {

@@ -49,10 +49,14 @@ fn the_doctor_finds_nothing_then_a_dead_node_then_a_lost_majority() {
     });
     assert_eq!((level(&findings, "quorum"), level(&findings, "reach")), ("warn".into(), "fail".into()));
     let reach = findings.iter().find(|finding| finding["check"] == "reach").unwrap();
-    assert!(reach["says"].as_str().unwrap().contains(&name) && reach["todo"].as_str().unwrap().contains("UDP"));
+    assert!(
+        reach["says"].as_str().unwrap().contains(&name) && reach["todo"].as_str().unwrap().contains("UDP")
+    );
 
     cluster[others[1]].kill();
-    eventually("a lost majority found", || (level(&doctor(&cluster[own]).1, "quorum") == "fail").then_some(()));
+    eventually("a lost majority found", || {
+        (level(&doctor(&cluster[own]).1, "quorum") == "fail").then_some(())
+    });
     // Without any node it is about this machine, and still says so.
     cluster[own].kill();
     let (code, findings) = doctor(&cluster[own]);
@@ -67,7 +71,10 @@ fn watching_prints_a_line_for_each_change_and_ends_on_ctrl_c() {
     let mut watching = cluster[0].command(&["status", "--watch"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines().map(Result::unwrap);
     let first = lines.next().unwrap();
-    assert!(first.contains(&format!("writer {} epoch", cluster[0].name)) && first.contains("voter up"), "{first}");
+    assert!(
+        first.contains(&format!("writer {} epoch", cluster[0].name)) && first.contains("voter up"),
+        "{first}"
+    );
     for n in 0..50 {
         cluster[0].write(&format!("cpu v={n} {n}"));
     }

@@ -44,9 +44,9 @@ mod recover;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod repair;
 #[cfg(all(feature = "server", feature = "sql"))]
-mod single_node;
-#[cfg(all(feature = "server", feature = "sql"))]
 mod roles;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod single_node;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod snapshot;
 #[cfg(all(feature = "server", feature = "sql"))]

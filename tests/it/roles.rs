@@ -25,11 +25,17 @@ fn office_moves_and_a_voter_becomes_a_reader_and_a_voter_again() {
     // The writer itself is demoted: it hands over first, and keeps its data.
     cluster[first].skein_says(&["node", "demote", &cluster[second].name.clone()]);
     let demoted = node(&cluster, first, second);
-    assert_eq!((&demoted["role"], &demoted["wants"], &demoted["is_writer"]), (&"reader".into(), &"reader".into(), &false.into()));
+    assert_eq!(
+        (&demoted["role"], &demoted["wants"], &demoted["is_writer"]),
+        (&"reader".into(), &"reader".into(), &false.into())
+    );
     cluster[first].write("cpu v=2 2");
     assert_eq!(cluster[second].numbers("SELECT count(*) FROM cpu"), [2]);
     let again = cluster[first].skein(&["node", "demote", &cluster[second].name]);
-    assert!(!again.status.success() && String::from_utf8_lossy(&again.stderr).contains("is no voter"), "{again:?}");
+    assert!(
+        !again.status.success() && String::from_utf8_lossy(&again.stderr).contains("is no voter"),
+        "{again:?}"
+    );
 
     cluster[first].skein_says(&["node", "promote", &cluster[second].name.clone()]);
     eventually("a voter again", || (node(&cluster, first, second)["role"] == "voter").then_some(()));

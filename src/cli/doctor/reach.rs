@@ -8,7 +8,10 @@ use tokio::net::TcpStream;
 
 use super::{Finding, cluster::name};
 use crate::{
-    cli::{Failure, stranger},
+    cli::{
+        Failure,
+        stranger::{self, Answers},
+    },
     node::{ClusterStatus, NodeReport},
     types::NodeHealth,
 };
@@ -31,12 +34,7 @@ pub(super) async fn look(status: &ClusterStatus) -> Result<Vec<Finding>, Failure
     let addresses: Vec<SocketAddr> = down.iter().map(|(_, mesh)| *mesh).collect();
     let udp = stranger::dial_all(&addresses).await?;
     let tcp = join_all(down.iter().map(|(node, _)| connects(parse(&node.http_addr)))).await;
-    Ok(down
-        .iter()
-        .zip(udp)
-        .zip(tcp)
-        .map(|(((node, mesh), udp), tcp)| judge(node, *mesh, udp.map(|there| there.node == node.id), tcp))
-        .collect())
+    Ok(down.iter().zip(udp).zip(tcp).map(|(((node, mesh), udp), tcp)| judge(node, *mesh, udp, tcp)).collect())
 }
 
 /// Whether somebody takes a TCP connection; `None` if that says nothing, for the address is only good on its
@@ -46,27 +44,35 @@ async fn connects(http: Option<SocketAddr>) -> Option<bool> {
     Some(matches!(tokio::time::timeout(CONNECT, TcpStream::connect(http)).await, Ok(Ok(_))))
 }
 
-fn judge(node: &NodeReport, mesh: SocketAddr, udp: Result<bool, String>, tcp: Option<bool>) -> Finding {
+fn judge(node: &NodeReport, mesh: SocketAddr, udp: Result<Answers, String>, tcp: Option<bool>) -> Finding {
     const CHECK: &str = "reach";
     let name = name(node);
     let silence = node.silent_ms.map_or(String::new(), |ms| format!(", last heard {} s ago", ms / 1000));
     match (udp, tcp) {
-        (Ok(true), _) => Finding::warn(
+        (Ok(there), _) if there.node == node.id => Finding::warn(
             CHECK,
-            format!("{name} answers at {mesh} by UDP, but has no link to the node that was asked"),
+            format!(
+                "{name} answers at {mesh} by UDP within {} ms, but not the node that was asked",
+                there.took.as_millis()
+            ),
             "Its process runs and can be reached from this machine.",
             format!(
-                "wait a few seconds and ask again; then look into its log and into firewalls between the two: {name} may have been removed, or cannot send back"
+                "ask again in a few seconds; if it stays so, its log says why, or a firewall between the two nodes \
+                 lets no UDP back from {name}"
             ),
         ),
-        (Ok(false), _) => Finding::fail(
-            CHECK,
-            format!("at {mesh}, where {name} should be, another node answers"),
-            "The address has been given to another machine.",
-            format!(
-                "start {name} again: it tells the cluster its new address by itself; if it is gone, skein node remove {name}"
-            ),
-        ),
+        (Ok(there), _) => {
+            let is = if there.member { "a member of a cluster" } else { "of no cluster yet" };
+            Finding::fail(
+                CHECK,
+                format!("at {mesh}, where {name} should be, {} answers, {is}", there.node.short()),
+                "The address has been given to another node, or the data directory was lost.",
+                format!(
+                    "start {name} again: it tells the cluster its new address by itself; if it is gone, skein node \
+                     remove {name}"
+                ),
+            )
+        }
         (Err(why), Some(true)) => Finding::fail(
             CHECK,
             format!("{name}: no answer by UDP at {mesh} ({why}), but its HTTP port takes connections"),
@@ -116,14 +122,16 @@ mod tests {
             links: vec![],
         };
         let mesh = "192.0.2.1:7400".parse().unwrap();
-        let of = |udp: Result<bool, String>, tcp| judge(&node, mesh, udp, tcp);
+        let of = |udp: Result<Answers, String>, tcp| judge(&node, mesh, udp, tcp);
+        let answer = |n| Ok(Answers { node: NodeId([n; 16]), member: true, took: Duration::from_millis(3) });
         let blocked = of(Err("timed out".into()), Some(true));
         assert!(blocked.level == Level::Fail && blocked.means.starts_with("UDP"), "{blocked:?}");
         for tcp in [None, Some(false)] {
             let dead = of(Err("timed out".into()), tcp);
             assert!(dead.level == Level::Fail && dead.says.contains("last heard 12 s ago"), "{dead:?}");
         }
-        assert_eq!(of(Ok(true), None).level, Level::Warn);
-        assert!(of(Ok(false), None).says.contains("another node answers"));
+        assert_eq!(of(answer(1), None).level, Level::Warn);
+        let other = of(answer(2), None);
+        assert!(other.level == Level::Fail && other.says.contains("a member of a cluster"), "{other:?}");
     }
 }

@@ -67,7 +67,7 @@ export function verdict(status) {
   if (up < need) {
     const missing = need - up === 1 ? 'one more' : `${need - up} more`;
     more.unshift(`Start ${missing} of ${names} again: nothing that was acknowledged is lost. If they are gone for good, see “skein recover”.`);
-    return { level: 'bad', head: `Writes have stopped: ${up} of ${voters.length} voters answer, ${need} are needed.`, more };
+    return { level: 'bad', head: `Writes have stopped: ${up} of ${voters.length} voters ${up === 1 ? 'answers' : 'answer'}, ${need} are needed.`, more };
   }
   if (!writer || writer.state === 'down') {
     more.unshift(`Requests wait at the nodes meanwhile; this takes about a second.${down.length ? ` ${gone}` : ''}`);
@@ -89,7 +89,7 @@ export function verdict(status) {
   }
   if (margin === 0) {
     more.unshift('Add one more voter below, and one may fail without stopping writes.');
-    return { level: 'warn', head: `All ${status.nodes.length} nodes are up, but losing one voter stops writes.`, more };
+    return { level: 'warn', head: `${status.nodes.length === 2 ? 'Both' : `All ${status.nodes.length}`} nodes are up, but losing one voter stops writes.`, more };
   }
   const spare = margin === 1 ? 'One voter' : `${margin} voters`;
   return {

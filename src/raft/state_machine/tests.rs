@@ -286,7 +286,11 @@ fn offices_of_before_times_were_noted_are_read() {
     let noted = Office { at_ms: 1_700_000_000_000, why: Why::HandedOver, ..office(7, 1, 3) };
     let ours = rmp_serde::to_vec_named(&noted).unwrap();
     assert_eq!(rmp_serde::from_slice::<Office>(&ours).unwrap(), noted);
-    assert_eq!(rmp_serde::from_slice::<Old>(&ours).unwrap(), old, "an older node skips what it does not know");
+    assert_eq!(
+        rmp_serde::from_slice::<Old>(&ours).unwrap(),
+        old,
+        "an older node skips what it does not know"
+    );
     // The words are part of the format.
     assert!(ours.windows(11).any(|at| at == b"handed_over") && ours.windows(5).any(|at| at == b"at_ms"));
     let (state, _) = founded();
