@@ -64,6 +64,13 @@ impl Default for Live {
     }
 }
 
+impl Live {
+    /// Streams that run now.
+    pub(super) fn streams(&self) -> usize {
+        WATCHERS.saturating_sub(self.places.available_permits())
+    }
+}
+
 /// The last answer and what the next is compared with.
 #[derive(Default)]
 struct Seen {

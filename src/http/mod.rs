@@ -79,7 +79,7 @@ struct Edge {
     queries_answered: Counter,
     rows_written: Counter,
     lines_rejected: Counter,
-    live: Live,
+    live: Arc<Live>,
 }
 
 impl Edge {
@@ -110,6 +110,11 @@ impl Edge {
         metrics.read_gauge("skein_http_body_bytes", "Memory taken by request bodies now.", &[], move || {
             watched.used() as f64
         });
+        let live = Arc::new(Live::default());
+        let watched = Arc::clone(&live);
+        metrics.read_gauge("skein_http_event_streams", "Streams of events now.", &[], move || {
+            watched.streams() as f64
+        });
         let engine = Arc::clone(&app.engine);
         metrics.read_gauge(
             "skein_damaged_files",
@@ -127,7 +132,7 @@ impl Edge {
             queries_answered: queries,
             rows_written,
             lines_rejected,
-            live: Live::default(),
+            live,
         })
     }
 
