@@ -12,7 +12,7 @@ fn node(cluster: &Cluster, at: usize, of: usize) -> Value {
 
 #[test]
 fn office_moves_and_a_voter_becomes_a_reader_and_a_voter_again() {
-    let mut cluster = Cluster::of(3);
+    let cluster = Cluster::of(3);
     cluster.settled();
     let first = cluster.writer();
     cluster[first].write("cpu v=1 1");

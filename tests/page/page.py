@@ -153,19 +153,19 @@ class Page:
     def shot(self, directory, name, whole=True):
         if directory is None:
             return
-        options = {"format": "webp", "quality": 72, "captureBeyondViewport": whole}
+        options = {"format": "png", "captureBeyondViewport": whole}
         if whole:
             size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
             options["clip"] = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         image = self.driver.execute_cdp_cmd("Page.captureScreenshot", options)["data"]
-        (directory / f"{name}.webp").write_bytes(base64.b64decode(image))
+        (directory / f"{name}.png").write_bytes(base64.b64decode(image))
 
 
 def loads(page, node):
     page.open(node.url)
     until("three nodes that are up", lambda: "All 3 nodes are up. One voter may fail" in page.text("#verdict-head"))
     assert page.find("#verdict").get_attribute("data-level") == "ok"
-    assert page.text("#live-text") == "live"
+    until("life", lambda: page.text("#live-text") == "live")
     until("a graph of three nodes", lambda: len(page.all("#graph .node")) == 3)
     trips = until("a round trip on each line", lambda: [t for t in page.all("#graph .edge text") if t.endswith(" ms")])
     assert len(trips) == 3, trips

@@ -55,6 +55,7 @@ function tell(name, data) {
   recent = [...recent.filter((one) => one.at_ms < data.at_ms), data.rates].slice(-KEPT);
   knowStatus(data.status);
   show(data);
+  showLive();
 }
 
 function show({ at_ms: at, status, rates }) {
