@@ -1,7 +1,7 @@
 // The page: follows the cluster's events and shows what they say.
 import { follow, forgetTokens, hasToken } from './api.js';
 import { RateChart } from './charts.js';
-import { showDatabases, startConsole } from './console.js';
+import { redrawAnswer, showDatabases, startConsole } from './console.js';
 import { Graph } from './graph.js';
 import { DASH, WHY, count, lag, millis, nameOf, rate, roles, short, span, verdict } from './say.js';
 import { knowStatus, startTokens } from './tokens.js';
@@ -28,7 +28,12 @@ function showTheme(theme) {
   if (theme === 'auto') delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme;
   by('theme').textContent = `Theme: ${theme}`;
+  redraw();
+}
+
+function redraw() {
   drawRates();
+  redrawAnswer();
 }
 
 const storedTheme = () => (THEMES.includes(localStorage.getItem('skein.theme')) ? localStorage.getItem('skein.theme') : 'auto');
@@ -40,7 +45,7 @@ function startTheme() {
     localStorage.setItem('skein.theme', next);
     showTheme(next);
   });
-  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', drawRates);
+  matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw);
 }
 
 // ---- what comes ----
@@ -140,7 +145,7 @@ function showNodes(status, at) {
       [roles(node).join(' · ')],
       [node.state, `state ${node.state}`],
       [behind.text, `num ${behind.level}`],
-      [millis(node.rtt_ms), 'num'],
+      [node.state === 'down' ? DASH : millis(node.rtt_ms), 'num'],
       [rate(pointsPerSecond(node, at)), 'num'],
       [node.applied ?? DASH, 'num opt'],
       [days == null ? DASH : `${days} d`, `num ${days != null && days < 7 ? 'bad' : ''}`],

@@ -7,6 +7,19 @@ const MOST_LINES = 8;
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+const clock = (options) => new Intl.DateTimeFormat('en-GB', { hour12: false, ...options });
+const DAY = clock({ month: 'short', day: '2-digit' });
+const MINUTE = clock({ hour: '2-digit', minute: '2-digit' });
+const SECOND = clock({ hour: '2-digit', minute: '2-digit', second: '2-digit' });
+const TENTH = clock({ minute: '2-digit', second: '2-digit', fractionalSecondDigits: 1 });
+
+/** Times on the axis, as fine as what is shown is long. */
+function times(_, moments) {
+  const long = moments.at(-1) - moments[0];
+  const form = long > 3 * 86400 ? DAY : long > 3 * 3600 ? MINUTE : long > 5 ? SECOND : TENTH;
+  return moments.map((moment) => form.format(moment * 1000));
+}
+
 const tick = new Intl.NumberFormat('en', { notation: 'compact', maximumSignificantDigits: 3 });
 
 /** A chart in a box: made anew when the theme or its lines change, resized with the box. */
@@ -23,6 +36,7 @@ class Chart {
   }
 
   draw(names, data, legend) {
+    this.drawn = [names, data, legend];
     const key = JSON.stringify([names, document.documentElement.dataset.theme, colour('--ink')]);
     if (this.plot && this.key === key) {
       this.plot.setData(data);
@@ -41,14 +55,20 @@ class Chart {
       legend: { show: legend },
       cursor: { y: false, points: { size: 6 } },
       scales: { y: { range: (_, low, high) => (legend ? uPlot.rangeNum(low ?? 0, high ?? 1, 0.1, true) : [0, Math.max(1, (high ?? 0) * 1.15)]) } },
-      axes: [axis, { ...axis, size: 56, values: (_, values) => values.map((value) => tick.format(value)) }],
+      axes: [{ ...axis, values: times, space: 80 }, { ...axis, size: 56, values: (_, values) => values.map((value) => tick.format(value)) }],
       series: [{}, ...lines],
     }, data, this.box);
   }
 
   clear() {
+    this.drawn = null;
     this.plot?.destroy();
     this.plot = null;
+  }
+
+  /** In the colours of now. */
+  again() {
+    if (this.drawn) this.draw(...this.drawn);
   }
 }
 
@@ -76,7 +96,11 @@ export class AnswerChart {
     this.box = box;
   }
 
-  /** False when the rows make no chart. */
+  /** In the colours of now. */
+  again() {
+    this.chart.again();
+  }
+
   show(columns, rows) {
     const all = (column, fits) => rows.some((row) => row[column] != null) && rows.every((row) => row[column] == null || fits(row[column]));
     const time = columns.find((column) => all(column, (value) => typeof value === 'string' && TIME.test(value)));

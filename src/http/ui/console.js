@@ -9,8 +9,13 @@ const MOST_CHARACTERS = 8 << 20;
 
 const by = (id) => document.getElementById(id);
 
+let chart = null;
+
+/** When the colours have changed. */
+export const redrawAnswer = () => chart?.again();
+
 export function startConsole() {
-  const chart = new AnswerChart(by('answer-chart'));
+  chart = new AnswerChart(by('answer-chart'));
   let running = null;
   by('sql').addEventListener('keydown', (event) => {
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
