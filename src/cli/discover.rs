@@ -1,17 +1,16 @@
 //! `skein discover`: what mDNS shows on each interface, who answers there, and why an address is not
 //! used. Needs no node and changes nothing.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
-use futures::future::join_all;
 use serde::Serialize;
-use tokio::{sync::watch, time::Instant};
 
 use super::{
     Failure,
     flags::this_host,
     output,
+    stranger::{self, Answers},
     table::{render, text},
 };
 use crate::{
@@ -20,10 +19,6 @@ use crate::{
         interfaces::Rules,
         survey::{Heard, Survey, survey},
     },
-    identity::{Identity, NodeKey},
-    node::{Surroundings, VERSION},
-    transport::{Mesh, MeshConfig, Router, Socket},
-    types::{Addresses, BootId, ClusterView, TimingProfile},
 };
 
 /// Flags of `skein discover`.
@@ -56,43 +51,22 @@ pub(super) async fn run(args: DiscoverArgs) -> Result<(), Failure> {
 
 /// What each address that can be dialled answers.
 async fn ask_all(heard: &[Heard]) -> Result<Vec<Option<String>>, Failure> {
-    let surroundings = Surroundings::real();
-    let failed = |error: &dyn std::fmt::Display| Failure::new(format!("cannot dial: {error}"));
-    let key = NodeKey::from_seed(&surroundings.random()).map_err(|e| failed(&e))?;
-    let identity = Identity::stranger(key, surroundings.unix_seconds()).map_err(|e| failed(&e))?;
-    let clock = surroundings.clone();
-    let config = MeshConfig {
-        socket: Socket::Bind((std::net::Ipv6Addr::UNSPECIFIED, 0).into()),
-        timing: TimingProfile::Lan.timing(),
-        addresses: watch::channel(Addresses::default()).1,
-        version: VERSION.to_owned(),
-        features: 0,
-        boot: BootId(0),
-        clock: Arc::new(move || clock.unix_seconds()),
-    };
-    let view = watch::channel(Arc::new(ClusterView::default())).1;
-    let (mesh, driver) =
-        Mesh::bind(config, Arc::new(identity), view, Router::new()).map_err(|e| failed(&e))?;
-    let driver = tokio::spawn(driver.run());
-    let answers = join_all(heard.iter().map(|heard| ask(&mesh, heard))).await;
-    driver.abort();
-    Ok(answers)
+    let dialled: Vec<&Heard> = heard.iter().filter(|heard| heard.dial.is_ok()).collect();
+    let addresses: Vec<_> = dialled.iter().filter_map(|heard| heard.dial.clone().ok()).collect();
+    let answers = stranger::dial_all(&addresses).await?;
+    let mut said = dialled.iter().zip(answers).map(|(heard, answer)| answered(heard, answer));
+    Ok(heard.iter().map(|heard| if heard.dial.is_ok() { said.next() } else { None }).collect())
 }
 
-async fn ask(mesh: &Mesh, heard: &Heard) -> Option<String> {
-    let address = heard.dial.as_ref().ok()?;
-    let since = Instant::now();
-    Some(match mesh.dial_stranger(*address).await {
-        Ok(link) if Some(link.node()) != heard.node => {
-            format!("another node: {}", link.node().short())
-        }
-        Ok(link) => {
-            // A member shows the certificate of its cluster as well.
-            let is = if link.peer_certificates().len() > 1 { "a member" } else { "of no cluster yet" };
-            format!("{is}, {} ms", since.elapsed().as_millis())
+fn answered(heard: &Heard, answer: Result<Answers, String>) -> String {
+    match answer {
+        Ok(there) if Some(there.node) != heard.node => format!("another node: {}", there.node.short()),
+        Ok(there) => {
+            let is = if there.member { "a member" } else { "of no cluster yet" };
+            format!("{is}, {} ms", there.took.as_millis())
         }
         Err(error) => format!("{error}; does every firewall between let UDP through?"),
-    })
+    }
 }
 
 #[derive(Serialize)]

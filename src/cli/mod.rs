@@ -6,6 +6,7 @@ mod client;
 pub mod demo;
 #[cfg(feature = "mdns")]
 mod discover;
+mod doctor;
 mod failure;
 mod flags;
 mod inspect;
@@ -17,15 +18,17 @@ mod query;
 mod recover;
 pub mod start;
 mod status;
+mod stranger;
 mod table;
 mod target;
 mod token;
 mod trust;
+mod watch;
 mod write;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 pub use client::{Answer, Client, ClientError};
 pub use failure::Failure;
@@ -49,6 +52,8 @@ enum Command {
     Demo(DemoArgs),
     /// Show the cluster as a node sees it
     Status(status::StatusArgs),
+    /// Look for what is wrong, or soon will be, and say what to do; exit code 1 if something is
+    Doctor(doctor::DoctorArgs),
     /// Make, list and take back join tokens
     Token(token::TokenArgs),
     /// Make, list and take back API tokens
@@ -56,8 +61,10 @@ enum Command {
     /// Show whom mDNS finds on each interface, and why an address is not used
     #[cfg(feature = "mdns")]
     Discover(discover::DiscoverArgs),
-    /// List and remove nodes
+    /// List, promote, demote and remove nodes
     Node(node::NodeArgs),
+    /// Let another voter write and lead, before the one that does is stopped or moved
+    Transfer(node::TransferArgs),
     /// Carry on with one surviving voter when a majority is gone for good
     Recover(recover::RecoverArgs),
     /// Write line protocol from a file or standard input
@@ -66,8 +73,24 @@ enum Command {
     Query(query::QueryArgs),
     /// Measure a cluster: one of its own on this machine, or one that runs
     Bench(bench::BenchArgs),
+    /// Print what makes a shell complete this command line
+    Completions(CompletionsArgs),
     /// Look into a data directory while no node runs on it; mend a damaged log
     Inspect(inspect::InspectArgs),
+}
+
+/// Flags of `skein completions`.
+#[derive(Debug, clap::Args)]
+struct CompletionsArgs {
+    /// bash, elvish, fish, powershell or zsh
+    shell: clap_complete::Shell,
+}
+
+/// `skein completions`: for the shell's startup file or its directory of completions.
+fn completions(args: CompletionsArgs) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "skein", &mut script);
+    output::bytes(&script)
 }
 
 /// The program: what `main` returns to the shell. 0 done, 1 failed, 2 wrong usage, 74 disk.
@@ -92,23 +115,24 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Start(args) => start::run(*args).await,
         Command::Demo(args) => demo::run(args).await,
         Command::Status(args) => status::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
         Command::Token(args) => token::run(args).await,
         Command::Auth(args) => auth::run(args).await,
         #[cfg(feature = "mdns")]
         Command::Discover(args) => discover::run(args).await,
         Command::Node(args) => node::run(args).await,
+        Command::Transfer(args) => node::transfer(args).await,
         Command::Recover(args) => recover::run(args).await,
         Command::Write(args) => write::run(args).await,
         Command::Query(args) => query::run(args).await,
         Command::Bench(args) => bench::run(args).await,
+        Command::Completions(args) => completions(args),
         Command::Inspect(args) => inspect::run(args).await,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -121,6 +145,8 @@ mod tests {
             "skein demo --nodes 3 --seconds 20 --no-failover --json",
             "skein status --json --watch --url http://x:1",
             "skein status --url https://x:1 --ca ca.pem",
+            "skein doctor",
+            "skein doctor --json --data-dir /d",
             "skein token create --role reader --ttl 2h --uses 3",
             "skein token generate --role reader --seed a:1 --seed b:2 --ttl 7d --uses 3",
             "skein token list --json",
@@ -133,6 +159,9 @@ mod tests {
             "skein recover --data-dir /d --seed a:1 --seed b:2 --accept-loss --from-here --json",
             "skein node list",
             "skein node remove aaaa --data-dir /d",
+            "skein node demote b",
+            "skein node promote b --url http://x:1",
+            "skein transfer",
             "skein write -d home --precision s FILE",
             "skein write -d home --ack all -",
             "skein query -d home --format csv --consistency linearizable SELECT",
@@ -143,6 +172,7 @@ mod tests {
             "skein bench failover --kills 20 --profile fast --json",
             "skein inspect wal --data-dir /d --json",
             "skein inspect wal --repair --accept-loss",
+            "skein completions bash",
             "skein inspect raft --json",
             "skein inspect manifest",
             "skein inspect snapshot --data-dir /d",
@@ -167,6 +197,9 @@ mod tests {
             "skein bench failover --url http://a:1",
             "skein bench failover --nodes 2",
             "skein inspect",
+            "skein completions",
+            "skein completions cmd",
+            "skein doctor --watch",
             "skein inspect wal --accept-loss",
             "skein inspect raft --repair",
         ] {

@@ -4,7 +4,10 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 
 use super::{Client, Failure, TargetArgs, output, status::node_table, token::path_part};
-use crate::node::{ClusterStatus, NodeReport};
+use crate::{
+    node::{ClusterStatus, NodeReport},
+    types::NodeId,
+};
 
 /// Commands under `skein node`.
 #[derive(Debug, Args)]
@@ -17,8 +20,12 @@ pub(super) struct NodeArgs {
 enum NodeCommand {
     /// List the members
     List(ListArgs),
+    /// Make a voter a reader: it keeps its data and serves reads, and no majority waits for it
+    Demote(MemberArgs),
+    /// Make a reader a voter, as soon as it is level with the others
+    Promote(MemberArgs),
     /// Take a member out for ever; it comes back only as a new node
-    Remove(RemoveArgs),
+    Remove(MemberArgs),
 }
 
 #[derive(Debug, Args)]
@@ -31,7 +38,7 @@ struct ListArgs {
 }
 
 #[derive(Debug, Args)]
-struct RemoveArgs {
+struct MemberArgs {
     /// Id, first characters of the id, or name
     node: String,
     #[command(flatten)]
@@ -45,15 +52,56 @@ pub(super) async fn run(args: NodeArgs) -> Result<(), Failure> {
             let status: ClusterStatus = client.get("/api/v1/cluster").await?;
             if args.json { output::json(&status.nodes) } else { output::print(&node_table(&status.nodes)) }
         }
+        NodeCommand::Demote(args) => {
+            let node = change(&args, Method::POST, "/demote").await?;
+            output::print(&format!("node {} ({}) is a reader now\n", node.name, node.id))
+        }
+        NodeCommand::Promote(args) => {
+            let node = change(&args, Method::POST, "/promote").await?;
+            output::print(&format!(
+                "node {} ({}) becomes a voter when it is level and linked with the others; from three voters on \
+                 only together with another one, for an even number tolerates no more (see skein status)\n",
+                node.name, node.id
+            ))
+        }
         NodeCommand::Remove(args) => {
-            let client = Client::from_env(args.target.resolve()?);
-            let status: ClusterStatus = client.get("/api/v1/cluster").await?;
-            let node = find(&status.nodes, &args.node)?;
-            let id = node.id.to_string();
-            client.send(Method::DELETE, &format!("/api/v1/nodes/{}", path_part(&id)?), "").await?;
-            output::print(&format!("node {} ({id}) is removed\n", node.name))
+            let node = change(&args, Method::DELETE, "").await?;
+            output::print(&format!("node {} ({}) is removed\n", node.name, node.id))
         }
     }
+}
+
+/// Asks for a change of the member that is meant.
+async fn change(args: &MemberArgs, method: Method, what: &str) -> Result<NodeReport, Failure> {
+    let client = Client::from_env(args.target.resolve()?);
+    let status: ClusterStatus = client.get("/api/v1/cluster").await?;
+    let node = find(&status.nodes, &args.node)?;
+    let id = node.id.to_string();
+    client.send(method, &format!("/api/v1/nodes/{}{what}", path_part(&id)?), "").await?;
+    Ok(node.clone())
+}
+
+/// Flags of `skein transfer`.
+#[derive(Debug, Args)]
+pub(super) struct TransferArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+}
+
+/// `skein transfer`: moves office and leadership away from the writer.
+pub(super) async fn transfer(args: TransferArgs) -> Result<(), Failure> {
+    let client = Client::from_env(args.target.resolve()?);
+    let status: ClusterStatus = client.get("/api/v1/cluster").await?;
+    let Some(writer) = status.writer else {
+        return Err(Failure::new("there is no writer to take over from: see skein status"));
+    };
+    client.send(Method::POST, &format!("/api/v1/nodes/{writer}/transfer"), "").await?;
+    let now: ClusterStatus = client.get("/api/v1/cluster").await?;
+    let name = |id: Option<NodeId>| {
+        now.nodes.iter().find(|node| Some(node.id) == id).map_or("nobody", |node| node.name.as_str())
+    };
+    let epoch = now.epoch.unwrap_or_default();
+    output::print(&format!("{} handed over to {} (epoch {epoch})\n", name(Some(writer)), name(now.writer)))
 }
 
 /// The one node that is meant.
@@ -70,7 +118,7 @@ fn find<'a>(nodes: &'a [NodeReport], wanted: &str) -> Result<&'a NodeReport, Fai
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{NodeHealth, NodeId, Role};
+    use crate::types::{NodeHealth, Role};
 
     fn node(n: u8, name: &str) -> NodeReport {
         NodeReport {
@@ -90,6 +138,11 @@ mod tests {
             cert_days_left: None,
             is_leader: false,
             is_writer: false,
+            silent_ms: None,
+            clock_skew_ms: None,
+            points: None,
+            queries: None,
+            links: vec![],
         }
     }
 

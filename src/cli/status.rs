@@ -1,12 +1,11 @@
 //! `skein status`.
 
-use std::time::Duration;
-
 use clap::Args;
 
 use super::{
     Client, Failure, TargetArgs, output,
-    table::{number, or_dash, render, text},
+    table::{number, or_dash, render_steady, text},
+    watch,
 };
 use crate::{
     node::{ClusterStatus, NodeReport},
@@ -21,36 +20,23 @@ pub(super) struct StatusArgs {
     /// Print the JSON that the node answers with
     #[arg(long)]
     json: bool,
-    /// Show again every second until interrupted
+    /// Show again every second until interrupted; without a terminal, print a line for each change
     #[arg(long)]
     watch: bool,
 }
 
 pub(super) async fn run(args: StatusArgs) -> Result<(), Failure> {
     let client = Client::from_env(args.target.resolve()?);
-    loop {
-        let asked = client.get::<ClusterStatus>("/api/v1/cluster").await;
-        let shown = match asked {
-            Ok(status) if args.json => {
-                let line = serde_json::to_string(&status).map_err(|e| Failure::new(e.to_string()))?;
-                format!("{line}\n")
-            }
-            Ok(status) => show(&status),
-            // Whoever watches wants to see the node come back.
-            Err(error) if args.watch && !args.json => format!("{error}\n"),
-            Err(error) => return Err(error.into()),
-        };
-        let clear = if args.watch && !args.json && output::is_terminal() { "\x1b[2J\x1b[H" } else { "" };
-        output::print(&format!("{clear}{shown}"))?;
-        if !args.watch {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+    if args.watch {
+        return watch::run(&client, args.json).await;
     }
+    let status: ClusterStatus = client.get("/api/v1/cluster").await?;
+    if args.json { output::json(&status) } else { output::print(&show(&status, &mut Vec::new())) }
 }
 
-/// The cluster in a few lines, its nodes in a table, its warnings below.
-fn show(status: &ClusterStatus) -> String {
+/// The cluster in a few lines, its nodes in a table, its warnings below. `widths` are those of the table
+/// the last time.
+pub(super) fn show(status: &ClusterStatus, widths: &mut Vec<usize>) -> String {
     let node = |id: Option<NodeId>| match id {
         None => "none".to_owned(),
         Some(id) => match status.nodes.iter().find(|node| node.id == id) {
@@ -71,7 +57,7 @@ fn show(status: &ClusterStatus) -> String {
         or_dash(status.epoch),
         or_dash(status.commit),
     );
-    out.push_str(&node_table(&status.nodes));
+    out.push_str(&steady_table(&status.nodes, widths));
     for warning in &status.warnings {
         out.push_str(&format!("\nwarning: {warning}"));
     }
@@ -83,6 +69,10 @@ fn show(status: &ClusterStatus) -> String {
 
 /// One row per node.
 pub(super) fn node_table(nodes: &[NodeReport]) -> String {
+    steady_table(nodes, &mut Vec::new())
+}
+
+fn steady_table(nodes: &[NodeReport], widths: &mut Vec<usize>) -> String {
     let columns = [
         text("ID"),
         text("NAME"),
@@ -98,7 +88,7 @@ pub(super) fn node_table(nodes: &[NodeReport]) -> String {
         text("VERSION"),
     ];
     let rows: Vec<Vec<String>> = nodes.iter().map(row).collect();
-    render(&columns, &rows)
+    render_steady(&columns, &rows, widths)
 }
 
 fn row(node: &NodeReport) -> Vec<String> {
@@ -158,6 +148,11 @@ mod tests {
             cert_days_left: Some(29),
             is_leader: false,
             is_writer: false,
+            silent_ms: None,
+            clock_skew_ms: None,
+            points: None,
+            queries: None,
+            links: vec![],
         }
     }
 
@@ -182,9 +177,10 @@ mod tests {
             commit: Some(Lsn::new(3, 1042)),
             generation: 1,
             nodes: vec![writer, joining],
+            terms: vec![],
             warnings: vec!["Two voters: losing one stops writes.".into()],
         };
-        let shown = show(&status);
+        let shown = show(&status, &mut Vec::new());
         let lines: Vec<&str> = shown.lines().collect();
         assert!(lines[0].ends_with("), generation 1"), "{shown}");
         assert_eq!(lines[1], format!("leader   north ({})", NodeId([1; 16]).short()));

@@ -19,6 +19,12 @@ pub(super) const fn number(head: &'static str) -> Column {
 /// Head and rows, two spaces between columns, no space at line ends. Control characters of cells
 /// are left out, so that a name cannot move the cursor.
 pub(super) fn render(columns: &[Column], rows: &[Vec<String>]) -> String {
+    render_steady(columns, rows, &mut Vec::new())
+}
+
+/// As [`render`], for a table that is shown again and again: no column gets narrower than `least`, which
+/// keeps the widths for the next time.
+pub(super) fn render_steady(columns: &[Column], rows: &[Vec<String>], least: &mut Vec<usize>) -> String {
     let clean = |cell: &String| cell.chars().filter(|c| !c.is_control()).collect::<String>();
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(clean).collect()).collect();
     let widths: Vec<usize> = columns
@@ -26,9 +32,10 @@ pub(super) fn render(columns: &[Column], rows: &[Vec<String>]) -> String {
         .enumerate()
         .map(|(at, column)| {
             let cells = rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count());
-            cells.max().unwrap_or(0).max(column.head.len())
+            cells.max().unwrap_or(0).max(column.head.len()).max(least.get(at).copied().unwrap_or(0))
         })
         .collect();
+    least.clone_from(&widths);
     let mut out = String::new();
     let head: Vec<String> = columns.iter().map(|column| column.head.to_owned()).collect();
     for row in std::iter::once(&head).chain(&rows) {
@@ -63,5 +70,14 @@ mod tests {
         let want = ["NAME      LAG  STATE", "a           7  x", "färöer   1234  x", "evil[2J     -  x"];
         // NAME is 7 wide by its longest cell, LAG 4.
         assert_eq!(table.lines().collect::<Vec<_>>(), want);
+    }
+
+    #[test]
+    fn a_table_that_is_shown_again_does_not_jump() {
+        let (columns, mut widths) = ([number("LAG"), text("STATE")], Vec::new());
+        let row = |lag: &str| [vec![lag.to_owned(), "up".to_owned()]];
+        render_steady(&columns, &row("123456"), &mut widths);
+        let now = render_steady(&columns, &row("7"), &mut widths);
+        assert_eq!(now.lines().collect::<Vec<_>>(), ["   LAG  STATE", "     7  up"]);
     }
 }

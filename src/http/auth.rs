@@ -159,8 +159,11 @@ impl Gate {
                 params::shown(host.host())
             )));
         }
-        // A page elsewhere may not make this node work, not even by a GET whose answer it cannot read.
-        if headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site") {
+        // A page elsewhere may not make this node work, not even by a GET whose answer it cannot read. A
+        // link there that somebody follows only shows the page, which does nothing by itself.
+        let cross_site = headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site");
+        let followed = headers.get("sec-fetch-dest").is_some_and(|dest| dest == "document");
+        if cross_site && !(followed && method == Method::GET && uri.path() == "/") {
             return Err(ApiError::forbidden("a page of another site may not ask this node"));
         }
         let changing = ![Method::GET, Method::HEAD, Method::OPTIONS].contains(method);
@@ -327,5 +330,24 @@ mod tests {
         assert_eq!(asked(&gate, "reader", Access::Read, None), Ok(()));
         tokio::time::advance(std::time::Duration::from_secs(5)).await;
         assert_eq!(asked(&gate, "guess", Access::Read, None), Err(Fault::Unauthorized));
+    #[test]
+    fn a_page_elsewhere_may_link_here_and_nothing_else() {
+        let asked = |method: Method, path: &'static str, dest: &str| {
+            let headers = [("host", "localhost"), ("sec-fetch-site", "cross-site"), ("sec-fetch-dest", dest)];
+            let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+            let headers = HeaderMap::from_iter(headers);
+            gate("127.0.0.1:1").check_source(TCP, &method, &Uri::from_static(path), &headers).is_ok()
+        };
+        assert!(asked(Method::GET, "/", "document"));
+        for (method, path, dest) in [
+            (Method::GET, "/", "iframe"),
+            (Method::GET, "/", "empty"),
+            (Method::POST, "/", "document"),
+            (Method::GET, "/query?q=x", "document"),
+            (Method::GET, "/ui/app.js", "script"),
+            (Method::GET, "/api/v1/cluster/events", "empty"),
+        ] {
+            assert!(!asked(method, path, dest), "{path} {dest}");
+        }
     }
 }

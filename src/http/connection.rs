@@ -30,6 +30,7 @@ use tokio::{
 
 use super::{
     auth::Peer,
+    events::Stopping,
     opening::{self, Speaks},
     tls::EdgeTls,
 };
@@ -129,10 +130,11 @@ impl Connections {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let running = Running::default();
+        let (running, stopping) = (Running::default(), Stopping(stopped.clone()));
         let (router, counted) = (TowerToHyperService::new(self.router.clone()), running.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer);
+            request.extensions_mut().insert(stopping.clone());
             // HTTP/1 has its own clock between requests.
             let one = http2.then(|| counted.begin());
             let answer = router.call(request.map(Body::new));

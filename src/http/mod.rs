@@ -10,6 +10,7 @@ mod cluster;
 mod connection;
 mod databases;
 mod error;
+mod events;
 mod guesses;
 mod health;
 mod influx;
@@ -20,6 +21,7 @@ mod query;
 mod serve;
 mod tls;
 mod tokens;
+mod ui;
 mod write;
 
 use std::{fmt, sync::Arc};
@@ -43,12 +45,13 @@ pub use tls::{CertificateFileError, CertificateFiles, EdgeTls};
 use crate::{
     config,
     engine::columnar::ColumnarEngine,
-    node::Node,
+    node::{Node, Traffic},
     telemetry::{Counter, Histogram, Registry},
 };
 use auth::{Access, Gate, Peer};
 use body::Budget;
 use error::{ApiError, Fault};
+use events::Live;
 
 /// What the edge works with.
 #[derive(Clone)]
@@ -78,8 +81,11 @@ struct Edge {
     requests: Arc<Semaphore>,
     #[cfg(feature = "sql")]
     queries: Arc<Semaphore>,
+    #[cfg(feature = "sql")]
+    queries_answered: Counter,
     rows_written: Counter,
     lines_rejected: Counter,
+    live: Arc<Live>,
 }
 
 impl Edge {
@@ -87,10 +93,18 @@ impl Edge {
         let bodies = Budget::new(app.config.max_bodies.as_usize());
         let requests = Arc::new(Semaphore::new(app.config.max_requests.min(Semaphore::MAX_PERMITS)));
         let metrics = &app.metrics;
-        let rows_written = metrics.counter(
+        let Traffic { points: rows_written, queries } = app.node.traffic().clone();
+        metrics.show_counter(
             "skein_http_rows_written_total",
             "Points acknowledged to clients of this edge.",
             &[],
+            &rows_written,
+        );
+        metrics.show_counter(
+            "skein_http_queries_answered_total",
+            "Queries whose answer was begun by this edge.",
+            &[],
+            &queries,
         );
         let lines_rejected =
             metrics.counter("skein_http_lines_rejected_total", "Lines answered as bad by this edge.", &[]);
@@ -101,6 +115,11 @@ impl Edge {
         let watched = Arc::clone(&bodies);
         metrics.read_gauge("skein_http_body_bytes", "Memory taken by request bodies now.", &[], move || {
             watched.used() as f64
+        });
+        let live = Arc::new(Live::default());
+        let watched = Arc::clone(&live);
+        metrics.read_gauge("skein_http_event_streams", "Streams of events now.", &[], move || {
+            watched.streams() as f64
         });
         let engine = Arc::clone(&app.engine);
         metrics.read_gauge(
@@ -115,8 +134,11 @@ impl Edge {
             app,
             bodies,
             requests,
+            #[cfg(feature = "sql")]
+            queries_answered: queries,
             rows_written,
             lines_rejected,
+            live,
         })
     }
 
@@ -172,6 +194,8 @@ fn routes() -> Vec<Route<Handler>> {
     let delete = |path, access, handler| Route { method: Method::DELETE, path, access, handler };
     #[rustfmt::skip]
     let table = vec![
+        get("/", Public, on(MethodFilter::GET, ui::page)),
+        get("/ui/{file}", Public, on(MethodFilter::GET, ui::part)),
         post("/write", Write, on(MethodFilter::POST, write::influx1)),
         post("/api/v2/write", Write, on(MethodFilter::POST, write::influx2)),
         post("/api/v3/write_lp", Write, on(MethodFilter::POST, write::influx3)),
@@ -188,7 +212,11 @@ fn routes() -> Vec<Route<Handler>> {
         get("/startupz", Public, on(MethodFilter::GET, health::startup)),
         get("/metrics", Read, on(MethodFilter::GET, health::metrics)),
         get("/api/v1/cluster", Read, on(MethodFilter::GET, cluster::status)),
+        get("/api/v1/cluster/events", Read, on(MethodFilter::GET, events::stream)),
         get("/api/v1/nodes", Read, on(MethodFilter::GET, cluster::nodes)),
+        post("/api/v1/nodes/{id}/demote", Admin, on(MethodFilter::POST, cluster::demote)),
+        post("/api/v1/nodes/{id}/promote", Admin, on(MethodFilter::POST, cluster::promote)),
+        post("/api/v1/nodes/{id}/transfer", Admin, on(MethodFilter::POST, cluster::transfer)),
         delete("/api/v1/nodes/{id}", Admin, on(MethodFilter::DELETE, cluster::remove)),
         get("/api/v1/tokens", Admin, on(MethodFilter::GET, tokens::list)),
         post("/api/v1/tokens", Admin, on(MethodFilter::POST, tokens::create)),

@@ -155,6 +155,7 @@ impl Asked {
             memory_limit: edge.app.config.query_memory.as_usize(),
         };
         let rows = edge.app.engine.query(&self.sql, options).await?;
+        edge.queries_answered.add(1);
         let mut headers = HeaderMap::new();
         let ReadPoint { staleness, .. } = point;
         error::set(&mut headers, "x-skein-lsn", rows.applied());

@@ -107,7 +107,11 @@ fn tries() -> Vec<Try> {
         line("GET /api/v1/measurements", "/api/v1/measurements?database=home", "", Asks::Read, 200),
         line("GET /metrics", "/metrics", "", Asks::Status, 200),
         line("GET /api/v1/cluster", "/api/v1/cluster", "", Asks::Status, 200),
+        line("GET /api/v1/cluster/events", "/api/v1/cluster/events", "", Asks::Status, 200),
         line("GET /api/v1/nodes", "/api/v1/nodes", "", Asks::Status, 200),
+        line("POST /api/v1/nodes/{id}/demote", "/api/v1/nodes/x/demote", "", Asks::Admin, 400),
+        line("POST /api/v1/nodes/{id}/promote", "/api/v1/nodes/x/promote", "", Asks::Admin, 400),
+        line("POST /api/v1/nodes/{id}/transfer", "/api/v1/nodes/x/transfer", "", Asks::Admin, 400),
         line("DELETE /api/v1/nodes/{id}", "/api/v1/nodes/x", "", Asks::Admin, 400),
         line("GET /api/v1/tokens", "/api/v1/tokens", "", Asks::Admin, 200),
         line("POST /api/v1/tokens", "/api/v1/tokens", "", Asks::Admin, 201),
@@ -115,7 +119,8 @@ fn tries() -> Vec<Try> {
         line("GET /api/v1/auth/tokens", "/api/v1/auth/tokens", "", Asks::Admin, 200),
         line("POST /api/v1/auth/tokens", "/api/v1/auth/tokens", r#"{"scopes":["read"]}"#, Asks::Admin, 201),
         line("DELETE /api/v1/auth/tokens/{id}", "/api/v1/auth/tokens/ffffffffffffffff", "", Asks::Admin, 404),
-        probe("GET /ping"), probe("GET /health"), probe("GET /livez"), probe("GET /readyz"), probe("GET /startupz"),
+        line("GET /ui/{file}", "/ui/app.js", "", Asks::Nothing, 200),
+        probe("GET /"), probe("GET /ping"), probe("GET /health"), probe("GET /livez"), probe("GET /readyz"), probe("GET /startupz"),
     ];
     #[cfg(feature = "sql")]
     let table = {

@@ -41,6 +41,7 @@ use super::{
     addresses::Listen,
     become_member::{self, Place, Settled},
     handle::{Inner, Node},
+    heard::LastHeard,
     late::LateHandlers,
     local::{StatusHandler, ThisNode, VERSION},
     peers::Peers,
@@ -48,6 +49,7 @@ use super::{
     recover,
     surroundings::Surroundings,
     tasks::Tasks,
+    traffic::Traffic,
     upkeep,
 };
 
@@ -251,6 +253,8 @@ pub(super) async fn assemble(
         surroundings: surroundings.clone(),
         disk_is_slow: AtomicBool::new(false),
         resigning: AtomicBool::new(false),
+        heard: LastHeard::default(),
+        traffic: Traffic::default(),
     });
     let door = upkeep::door(&this);
     late.fill(StreamKind::Raft, control.rpc_handler());

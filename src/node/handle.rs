@@ -49,8 +49,6 @@ const HAND_OVER_LOOK: Duration = Duration::from_millis(50);
 const WILLING: Duration = Duration::from_millis(300);
 /// How long the closing of connections may take.
 const FAREWELL: Duration = Duration::from_millis(200);
-/// How long a removal waits for leadership to move away from the removed node.
-const DEPOSE: Duration = Duration::from_secs(2);
 
 /// A running node; clones are the same node.
 #[derive(Clone)]
@@ -157,7 +155,7 @@ impl Node {
 
     /// The whole cluster, asked now.
     pub async fn status(&self) -> ClusterStatus {
-        status::gather(&self.inner.this, &self.inner.reads).await
+        status::gather(&self.inner.this).await
     }
 
     /// Makes a join token, once the cluster has agreed on it.
@@ -199,104 +197,6 @@ impl Node {
             return Err(ControlFailure::NotFound(format!("there is no join token {token}")));
         }
         self.propose(Command::RevokeToken { token }).await
-    }
-
-    /// Takes a member out for ever. The sitting writer hands over first; a voter leaves raft first,
-    /// while it still answers; then the node is cut off everywhere.
-    pub async fn remove_node(&self, id: NodeId) -> Result<(), ControlFailure> {
-        let mut view = self.view();
-        let now = view.borrow().clone();
-        if !now.members.contains_key(&id) {
-            return Err(ControlFailure::NotFound(format!("there is no member {id}")));
-        }
-        if now.is_voter(id) {
-            if now.writer.is_some_and(|office| office.node == id) && now.all_voters().len() > 1 {
-                self.relieve(id).await?;
-            }
-            self.propose(Command::Retire { node: id }).await?;
-            match timeout(PROPOSAL, view.wait_for(|view| !view.is_voter(id))).await {
-                Ok(Ok(_)) => {}
-                Ok(Err(_)) => return Err(ControlFailure::Stopping),
-                Err(_) => {
-                    return Err(ControlFailure::Rejected(format!(
-                        "{id} is told to leave the voters, but has not left yet: a majority of the voters, and of \
-                         those that stay, must be up. Try again when they are"
-                    )));
-                }
-            }
-        }
-        if self.view().borrow().leader == Some(id) {
-            self.depose(id).await;
-        }
-        let remove = Command::Remove { node: id, at_ms: self.inner.this.surroundings.unix_ms() };
-        match self.propose(remove).await {
-            // A leader that is removed may be cut off before it can answer.
-            Err(ControlFailure::Unknown) => {
-                let mut view = self.view();
-                let removed = view.wait_for(|view| view.removed.contains_key(&id));
-                match timeout(PROPOSAL, removed).await {
-                    Ok(Ok(_)) => Ok(()),
-                    Ok(Err(_)) | Err(_) => Err(ControlFailure::Unknown),
-                }
-            }
-            other => other,
-        }
-    }
-
-    /// Asks the raft leader to let another voter lead, and waits a moment for it. One that does not
-    /// is missed for an election once it is cut off.
-    async fn depose(&self, leader: NodeId) {
-        let this = &self.inner.this;
-        let moved = async {
-            if leader == self.id() {
-                for to in self.willing().await {
-                    if this.control.transfer_leader(to).await.is_ok() {
-                        break;
-                    }
-                }
-            } else {
-                let ask = StatusRequest { resign: true };
-                let asked: Result<NodeStatus, _> =
-                    this.mesh.request(leader, StreamKind::Status, &ask, Duration::from_secs(2)).await;
-                if let Err(error) = asked {
-                    tracing::info!(%leader, %error, "the leader does not answer");
-                }
-            }
-            let _ = self.view().wait_for(|view| view.leader.is_some_and(|now| now != leader)).await;
-        };
-        if timeout(DEPOSE, moved).await.is_err() {
-            tracing::info!(%leader, "leadership has not moved");
-        }
-    }
-
-    /// Asks the writer to hand over, and waits until another holds office.
-    async fn relieve(&self, writer: NodeId) -> Result<(), ControlFailure> {
-        let this = &self.inner.this;
-        if writer == self.id() {
-            this.writer.drain();
-        } else {
-            let ask = StatusRequest { resign: true };
-            let asked: Result<NodeStatus, _> =
-                this.mesh.request(writer, StreamKind::Status, &ask, Duration::from_secs(2)).await;
-            // A writer that does not answer is replaced for its silence.
-            if let Err(error) = asked {
-                tracing::info!(%writer, %error, "the writer does not answer");
-            }
-        }
-        let mut view = self.view();
-        let moved = view.wait_for(|view| view.writer.is_some_and(|office| office.node != writer));
-        match timeout(PROPOSAL, moved).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(ControlFailure::Stopping),
-            Err(_) => {
-                if writer == self.id() {
-                    this.writer.stop_draining();
-                }
-                Err(ControlFailure::Rejected(format!(
-                    "{writer} is the writer, and no other voter is level with it: try again"
-                )))
-            }
-        }
     }
 
     /// Whether this node should get requests: a member, a leader known, and applied within 10,000
@@ -373,7 +273,7 @@ impl Node {
     }
 
     /// Voters that answer and are not about to stop themselves.
-    async fn willing(&self) -> Vec<NodeId> {
+    pub(super) async fn willing(&self) -> Vec<NodeId> {
         let ask = StatusRequest { resign: false };
         let asked = self.others_that_vote().into_iter().map(|voter| {
             let ask = &ask;

@@ -1,8 +1,11 @@
 //! What the leader's watch needs of the node it runs on, and what every node says of itself.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
@@ -22,7 +25,7 @@ use crate::{
 };
 use tokio::{sync::watch, time::Instant};
 
-use super::surroundings::Surroundings;
+use super::{heard::LastHeard, reads::staleness, surroundings::Surroundings, traffic::Traffic};
 
 /// Software version, as in hello and status.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -44,6 +47,10 @@ pub(super) struct ThisNode {
     pub(super) disk_is_slow: AtomicBool,
     /// Turns true when the node is asked to hand over.
     pub(super) resigning: AtomicBool,
+    /// When its peers were last heard.
+    pub(super) heard: LastHeard,
+    /// What clients do at its HTTP edge.
+    pub(super) traffic: Traffic,
 }
 
 impl ThisNode {
@@ -81,6 +88,7 @@ impl Local for ThisNode {
         let commit = self.replica.commit();
         // Looked up here: the values below that are borrowed stay so until all of them are read.
         let debt = self.replica.wal.debt();
+        let stale = staleness(&self.replica, &self.apply);
         let links = self.mesh.links().borrow().clone();
         let now = i64::try_from(self.surroundings.unix_seconds()).unwrap_or(i64::MAX);
         let not_after = i64::try_from(self.identity.certificate().not_after).unwrap_or(i64::MAX);
@@ -104,6 +112,11 @@ impl Local for ThisNode {
             draining: self.resigning.load(Ordering::Acquire) || self.writer.is_draining(),
             repairing: debt.map(|debt| debt.lost_from),
             quarantined: self.replica.wal.quarantined(),
+            rtt_us: links.iter().map(|(peer, link)| (*peer, micros(link.rtt()))).collect(),
+            stale_ms: stale.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            unix_ms: self.surroundings.unix_ms(),
+            points: self.traffic.points.get(),
+            queries: self.traffic.queries.get(),
         }
     }
 
@@ -116,6 +129,10 @@ impl Local for ThisNode {
         self.replica.wal.epochs().holds(at, self.replica.wal.end().seq)
     }
 
+    fn unix_ms(&self) -> u64 {
+        self.surroundings.unix_ms()
+    }
+
     fn seal_ca_for(&self, member: &Member) -> Result<Vec<u8>, String> {
         let cluster = self.control.state().cluster.ok_or("not founded")?;
         if !seal::verify_seal_key(&member.spki, cluster, &member.seal_key, &member.seal_key_signature) {
@@ -125,6 +142,10 @@ impl Local for ThisNode {
         seal::seal(&key, &member.seal_key, cluster, member.id, &mut self.surroundings.rng())
             .map_err(|e| e.to_string())
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Handles `Status` streams.

@@ -8,8 +8,10 @@ mod certificate;
 mod come_back;
 mod error;
 mod handle;
+mod heard;
 mod late;
 mod local;
+mod members;
 mod metrics;
 mod peers;
 mod reads;
@@ -18,6 +20,7 @@ mod status;
 mod status_report;
 mod surroundings;
 mod tasks;
+mod traffic;
 mod upkeep;
 
 pub use api_tokens::{ApiTokenError, NewApiToken};
@@ -28,8 +31,9 @@ pub use error::NodeError;
 pub use handle::{ControlFailure, Node, Readiness};
 pub use local::VERSION;
 pub use reads::{Consistency, ReadError, ReadPoint};
-pub use status_report::{ClusterStatus, NodeReport};
+pub use status_report::{ClusterStatus, LinkReport, NodeReport, TermReport};
 pub use surroundings::{Clock, Entropy, EntropyRng, Surroundings};
+pub use traffic::Traffic;
 
 pub use crate::{
     protocol::forward::{AckLevel, Progress},

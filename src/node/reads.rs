@@ -103,20 +103,8 @@ impl Reads {
         *self.apply.watch().borrow()
     }
 
-    /// How old what is applied here may be: monotonic clocks and the age that comes with the
-    /// writer's heartbeats, never a wall clock.
-    pub(super) fn staleness(&self) -> Option<Duration> {
-        let now = Instant::now();
-        // First how fresh, then how far: what comes in between makes data look older, never younger.
-        let confirmed = match self.replica.tenure() {
-            // Model: read_after_epoch_start_commits
-            Some(tenure) => self.replica.confirmed(&tenure, now),
-            None => self.replica.watch_contact().borrow().and_then(|contact| contact.confirmed),
-        };
-        if self.applied().seq < self.replica.commit().seq {
-            return None;
-        }
-        confirmed.map(|at| now.saturating_duration_since(at))
+    fn staleness(&self) -> Option<Duration> {
+        staleness(&self.replica, &self.apply)
     }
 
     /// Waits until everything up to `wanted` is applied here, if that position is part of history.
@@ -168,6 +156,22 @@ impl Reads {
             }
         }
     }
+}
+
+/// How old what is applied here may be: monotonic clocks and the age that comes with the
+/// writer's heartbeats, never a wall clock.
+pub(super) fn staleness(replica: &Replica, apply: &Apply) -> Option<Duration> {
+    let now = Instant::now();
+    // First how fresh, then how far: what comes in between makes data look older, never younger.
+    let confirmed = match replica.tenure() {
+        // Model: read_after_epoch_start_commits
+        Some(tenure) => replica.confirmed(&tenure, now),
+        None => replica.watch_contact().borrow().and_then(|contact| contact.confirmed),
+    };
+    if apply.watch().borrow().seq < replica.commit().seq {
+        return None;
+    }
+    confirmed.map(|at| now.saturating_duration_since(at))
 }
 
 /// Whether the record at `wanted` is applied (`Some(true)`) or not part of history (`Some(false)`), as

@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures::future::join_all;
+use tokio::time::Instant;
 
 use crate::{
     protocol::{
@@ -20,26 +21,25 @@ use crate::{
 
 use super::{
     local::ThisNode,
-    reads::Reads,
-    status_report::{ClusterStatus, NodeReport},
+    status_report::{ClusterStatus, LinkReport, NodeReport, TermReport},
 };
 
 /// Who does not answer in that time is shown without positions.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-pub(super) async fn gather(this: &Arc<ThisNode>, reads: &Reads) -> ClusterStatus {
+pub(super) async fn gather(this: &Arc<ThisNode>) -> ClusterStatus {
     let view = this.control.view().borrow().clone();
     let me = this.identity.node();
-    let ask = StatusRequest { resign: false };
-    let asked = view.members.keys().filter(|id| **id != me).map(|id| {
-        let (mesh, ask) = (&this.mesh, &ask);
-        async move { (*id, mesh.request::<_, NodeStatus>(*id, StreamKind::Status, ask, PATIENCE).await.ok()) }
-    });
+    let asked = view.members.keys().filter(|id| **id != me).map(|id| ask(this, *id));
+    let answers: Vec<(NodeStatus, Option<i64>)> = join_all(asked).await.into_iter().flatten().collect();
+    this.heard.keep(|id| view.members.contains_key(id));
+    let skews: BTreeMap<NodeId, i64> =
+        answers.iter().filter_map(|(status, skew)| Some((status.node, (*skew)?))).collect();
     let mut heard: BTreeMap<NodeId, NodeStatus> =
-        join_all(asked).await.into_iter().filter_map(|(id, status)| Some((id, status?))).collect();
+        answers.into_iter().map(|(status, _)| (status.node, status)).collect();
     heard.insert(me, this.status());
     let commit = heard.values().map(|status| status.commit).max();
-    let own_lag = reads.staleness().map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+    let now = Instant::now();
     let links = this.mesh.links().borrow().clone();
     let nodes = view
         .members
@@ -60,11 +60,19 @@ pub(super) async fn gather(this: &Arc<ThisNode>, reads: &Reads) -> ClusterStatus
                 durable: status.map(|s| s.durable),
                 applied: status.map(|s| s.applied),
                 lag_records: lag,
-                lag_ms: if member.id == me { own_lag } else { lag.filter(|records| *records == 0) },
+                lag_ms: status.and_then(|s| s.stale_ms),
                 rtt_ms: links.get(&member.id).map(|link| link.rtt().as_secs_f64() * 1e3),
                 cert_days_left: status.map(|s| s.cert_days_left),
                 is_leader: view.leader == Some(member.id),
                 is_writer: view.writer.is_some_and(|office| office.node == member.id),
+                silent_ms: match status {
+                    Some(_) => None,
+                    None => this.heard.ago(member.id, now).map(millis),
+                },
+                clock_skew_ms: skews.get(&member.id).copied(),
+                points: status.map(|s| s.points),
+                queries: status.map(|s| s.queries),
+                links: status.map_or_else(Vec::new, links_of),
             }
         })
         .collect();
@@ -78,8 +86,40 @@ pub(super) async fn gather(this: &Arc<ThisNode>, reads: &Reads) -> ClusterStatus
         commit,
         generation: generation(view.recovery.as_ref()),
         nodes,
+        terms: view.terms.iter().map(TermReport::from).collect(),
         warnings: warnings(&view, &heard, &this.mesh.foreign().borrow()),
     }
+}
+
+/// Asks a member; its status, and by how many milliseconds its wall clock is ahead of this node's.
+async fn ask(this: &ThisNode, peer: NodeId) -> Option<(NodeStatus, Option<i64>)> {
+    let asked = Instant::now();
+    let request = StatusRequest { resign: false };
+    let status: NodeStatus = this.mesh.request(peer, StreamKind::Status, &request, PATIENCE).await.ok()?;
+    // It speaks for itself only.
+    if status.node != peer {
+        return None;
+    }
+    let took = asked.elapsed();
+    this.heard.answered(peer, Instant::now());
+    // It looked at its clock half way between question and answer, to within half the time that took.
+    let own = this.surroundings.unix_ms().saturating_sub(millis(took / 2));
+    let skew = skew(status.unix_ms, own);
+    Some((status, skew))
+}
+
+/// Milliseconds that a clock is ahead of ours; an older node does not tell its own.
+fn skew(theirs: u64, own: u64) -> Option<i64> {
+    let signed = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+    (theirs > 0).then(|| signed(theirs) - signed(own))
+}
+
+fn links_of(status: &NodeStatus) -> Vec<LinkReport> {
+    status.rtt_us.iter().map(|(to, rtt)| LinkReport { to: *to, rtt_ms: *rtt as f64 / 1e3 }).collect()
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn health(view: &ClusterView, id: NodeId, status: Option<&NodeStatus>, changing: bool) -> NodeHealth {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{ClusterId, Epoch, Lsn, NodeHealth, NodeId, Role};
+use crate::types::{ClusterId, Epoch, Lsn, NodeHealth, NodeId, Office, Role, Why};
 
 /// The cluster as one node sees it. Unknown is null; ids and positions are the same texts
 /// everywhere.
@@ -32,6 +32,9 @@ pub struct ClusterStatus {
     pub generation: u64,
     /// Every member, by id.
     pub nodes: Vec<NodeReport>,
+    /// The last terms of office, oldest first, the present one included.
+    #[serde(default)]
+    pub terms: Vec<TermReport>,
     /// What an operator should know, in full sentences.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -75,6 +78,58 @@ pub struct NodeReport {
     pub is_leader: bool,
     /// True for the writer.
     pub is_writer: bool,
+    /// For how long a member that does not answer has not been heard, in milliseconds; null if it never was
+    /// since the node that answers started.
+    #[serde(default)]
+    pub silent_ms: Option<u64>,
+    /// How far its wall clock is ahead of that of the node that answers, in milliseconds, to within half
+    /// a round trip.
+    #[serde(default)]
+    pub clock_skew_ms: Option<i64>,
+    /// Points its HTTP edge has acknowledged to clients since it started.
+    #[serde(default)]
+    pub points: Option<u64>,
+    /// Queries its HTTP edge has answered since it started.
+    #[serde(default)]
+    pub queries: Option<u64>,
+    /// Its links to other members; empty when it does not answer.
+    #[serde(default)]
+    pub links: Vec<LinkReport>,
+}
+
+/// A link, as one of its ends sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LinkReport {
+    /// The other end.
+    #[serde(with = "text")]
+    pub to: NodeId,
+    /// Smoothed round trip, in milliseconds.
+    pub rtt_ms: f64,
+}
+
+/// A term of office: who wrote in an epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TermReport {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// Who wrote.
+    #[serde(with = "text")]
+    pub node: NodeId,
+    /// When it was named, milliseconds since 1970 by the clock of the leader that named it.
+    pub at_ms: Option<u64>,
+    /// Why another writer was needed.
+    pub why: Why,
+}
+
+impl From<&Office> for TermReport {
+    fn from(office: &Office) -> Self {
+        Self {
+            epoch: office.epoch,
+            node: office.node,
+            at_ms: Some(office.at_ms).filter(|at| *at > 0),
+            why: office.why,
+        }
+    }
 }
 
 /// `#[serde(with)]`: a value as its text form.
@@ -155,7 +210,13 @@ mod tests {
                 cert_days_left: Some(-1),
                 is_leader: true,
                 is_writer: false,
+                silent_ms: None,
+                clock_skew_ms: None,
+                points: None,
+                queries: None,
+                links: vec![],
             }],
+            terms: vec![],
             warnings: vec![],
         };
         let json = serde_json::to_value(&status).unwrap();

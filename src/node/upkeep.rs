@@ -18,7 +18,7 @@ use crate::{
 };
 
 use super::{
-    NodeError,
+    NodeError, heard,
     local::{ThisNode, VERSION},
     tasks::Tasks,
 };
@@ -98,6 +98,7 @@ pub(super) fn spawn(tasks: &Tasks, this: &Arc<ThisNode>, store: &Store) {
     tasks.spawn("removal", notice_removal(this.clone(), store.clone()));
     tasks.spawn("recovery", notice_recovery(this.clone(), store.clone()));
     tasks.spawn("backoff", reset_backoff(this.clone()));
+    tasks.spawn("last-heard", heard::watch_links(this.clone()));
     tasks.spawn("disk", watch_disk(this.clone()));
     tasks.spawn("fail-stop", fail_stop(this.clone()));
 }

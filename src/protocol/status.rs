@@ -56,4 +56,20 @@ pub struct NodeStatus {
     /// Bytes of its log in quarantine.
     #[serde(default)]
     pub quarantined: u64,
+    /// Round trips to the peers it is linked to, in microseconds.
+    #[serde(default)]
+    pub rtt_us: Vec<(NodeId, u64)>,
+    /// How old what it has applied may be, in milliseconds; unknown while it is behind or no majority has
+    /// confirmed a writer.
+    #[serde(default)]
+    pub stale_ms: Option<u64>,
+    /// Its wall clock, milliseconds since 1970; 0 if it does not say.
+    #[serde(default)]
+    pub unix_ms: u64,
+    /// Points that its HTTP edge has acknowledged to clients since it started.
+    #[serde(default)]
+    pub points: u64,
+    /// Queries that its HTTP edge has answered since it started.
+    #[serde(default)]
+    pub queries: u64,
 }

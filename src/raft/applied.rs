@@ -33,6 +33,7 @@ impl Applied {
             learners: membership.learner_ids().collect::<BTreeSet<_>>(),
             membership: membership_id(&self.membership),
             writer: state.writer,
+            terms: state.terms.clone(),
             leader,
             term,
             roots: state.roots.clone(),

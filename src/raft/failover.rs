@@ -23,7 +23,7 @@ use crate::{
         status::{NodeStatus, StatusRequest},
     },
     transport::Mesh,
-    types::{BootId, ClusterView, Epoch, Lsn, Member, NodeId, Office, Timing},
+    types::{BootId, ClusterView, Epoch, Lsn, Member, NodeId, Office, Timing, Why},
 };
 
 use super::{Command, Control, Outcome};
@@ -38,6 +38,8 @@ pub trait Local: fmt::Debug + Send + Sync + 'static {
     fn heard_writer(&self, epoch: Epoch) -> Option<Instant>;
     /// True when this node's log holds the record at `at`, judged by its epoch table.
     fn holds(&self, at: Lsn) -> bool;
+    /// The wall clock, milliseconds since 1970.
+    fn unix_ms(&self) -> u64;
     /// The cluster CA's key, sealed to a member that is about to become a voter.
     fn seal_ca_for(&self, member: &Member) -> Result<Vec<u8>, String>;
 }
@@ -81,6 +83,22 @@ pub enum Trigger {
     },
     /// It is no longer a voter.
     NotVoter,
+}
+
+impl Trigger {
+    /// As it is remembered with the epoch that it starts.
+    const fn why(self) -> Why {
+        match self {
+            Self::NoWriter => Why::First,
+            Self::Silent => Why::Silent,
+            Self::OtherBoot => Why::Restarted,
+            Self::NotInOffice => Why::NotInOffice,
+            Self::PromisedAbove => Why::PromisedAbove,
+            Self::Drains { .. } => Why::HandedOver,
+            Self::DiskTrouble { .. } => Why::Disk,
+            Self::NotVoter => Why::NotVoter,
+        }
+    }
 }
 
 impl Failover {
@@ -174,8 +192,18 @@ impl Failover {
         // The membership under which the majority was counted goes into the command; apply refuses
         // it under any other.
         // Model: membership_unchanged_since_seal
-        let office =
-            Office { epoch: seal.epoch, node: chosen.node, boot: chosen.boot, membership: view.membership };
+        let office = Office {
+            epoch: seal.epoch,
+            node: chosen.node,
+            boot: chosen.boot,
+            membership: view.membership,
+            at_ms: self.local.unix_ms(),
+            // Boot 0 held no office: it is what a recovery leaves in the register.
+            why: match view.writer {
+                Some(office) if office.boot == BootId(0) => Why::Recovered,
+                _ => trigger.why(),
+            },
+        };
         match self.control.propose(Command::SetWriter(office), self.timing.election_max * 4).await {
             Ok(Outcome::Done) => {
                 reign.note_office(Some(office), Instant::now());
@@ -454,6 +482,11 @@ mod tests {
             draining: false,
             repairing: None,
             quarantined: 0,
+            rtt_us: Vec::new(),
+            stale_ms: None,
+            unix_ms: 0,
+            points: 0,
+            queries: 0,
         }
     }
 
@@ -465,6 +498,8 @@ mod tests {
                 node: id(2),
                 boot: BootId(2),
                 membership: MembershipId::default(),
+                at_ms: 0,
+                why: Why::default(),
             }),
             ..ClusterView::default()
         }

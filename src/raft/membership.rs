@@ -248,7 +248,7 @@ fn alive(view: &ClusterView, statuses: &Statuses, now: Instant) -> BTreeSet<Node
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Addresses, BootId, Office};
+    use crate::types::{Addresses, BootId, Office, Why};
 
     fn id(n: u8) -> NodeId {
         NodeId([n; 16])
@@ -286,6 +286,8 @@ mod tests {
                 node: id(1),
                 boot: BootId(1),
                 membership: MembershipId::default(),
+                at_ms: 0,
+                why: Why::default(),
             }),
             ..ClusterView::default()
         }
@@ -353,8 +355,14 @@ mod tests {
         assert_eq!(step(&view(&[1, 2, 3], &[], &[2, 3]), &[], &[], 7), None);
         // The leader, when it no longer writes: someone else leads first.
         let mut leader = view(&[1, 2, 3], &[], &[2, 3]);
-        leader.writer =
-            Some(Office { epoch: 2, node: id(2), boot: BootId(2), membership: MembershipId::default() });
+        leader.writer = Some(Office {
+            epoch: 2,
+            node: id(2),
+            boot: BootId(2),
+            membership: MembershipId::default(),
+            at_ms: 0,
+            why: Why::default(),
+        });
         assert_eq!(step(&leader, &[], &[], 7), Some(Step::HandOver(id(2))));
     }
 }

@@ -37,7 +37,7 @@ use super::{
 use crate::{
     disk::Disk,
     protocol::frame,
-    types::{BootId, ClusterView, NodeId, Office, Recovery},
+    types::{BootId, ClusterView, NodeId, Office, Recovery, Why},
 };
 
 /// The recovery that the raft files in `dir` have come through, if they say anything: a node that
@@ -127,6 +127,8 @@ impl Survivor {
             node: me,
             boot: BootId(0),
             membership: membership_id(&last_membership),
+            at_ms: 0,
+            why: Why::Recovered,
         });
         // A log never reaches a term above the vote, so the vote is first.
         vote::replace(&*self.disk, &self.dir, Some(Vote::new(term, me))).await?;

@@ -14,7 +14,7 @@ use super::{
     applied::{Applied, Board},
     snapshot::{SnapshotBuilder, Snapshots, decode_state},
     type_config::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, membership_id},
-    types::{ApiToken, Command, Outcome, State, TokenRecord},
+    types::{ApiToken, Command, Outcome, State, TERMS_KEPT, TokenRecord},
 };
 use crate::{
     protocol::join::Refusal,
@@ -133,6 +133,14 @@ fn apply(state: &mut State, membership: &StoredMembership, command: Command) -> 
             }
             let Some(member) = state.members.get_mut(&node) else { return not_a_member(node) };
             member.role = Role::Reader;
+            Outcome::Done
+        }
+        Command::Enlist { node } => {
+            let Some(member) = state.members.get_mut(&node) else { return not_a_member(node) };
+            if member.role == Role::Gateway {
+                return rejected("a gateway has no data, so it cannot become a voter: join it anew");
+            }
+            member.role = Role::Voter;
             Outcome::Done
         }
         Command::Remove { node, at_ms } => {
@@ -255,6 +263,9 @@ fn set_writer(state: &mut State, membership: &StoredMembership, office: Office) 
         return Outcome::Stale(state.writer);
     }
     state.writer = Some(office);
+    state.terms.push(office);
+    let old = state.terms.len().saturating_sub(TERMS_KEPT);
+    state.terms.drain(..old);
     Outcome::Done
 }
 

@@ -68,6 +68,11 @@ pub enum Command {
         /// Who.
         node: NodeId,
     },
+    /// A reader shall be a voter: the leader makes it one when it is level and linked with the voters.
+    Enlist {
+        /// Who.
+        node: NodeId,
+    },
     /// Take a member out for ever: peers cut it off at once. Rejected while it is a voter: the others
     /// might not be able to commit its leaving without it.
     Remove {
@@ -109,6 +114,7 @@ impl fmt::Display for Command {
             Self::Admit { member, .. } => write!(f, "admit {}", member.id),
             Self::Update { node, .. } => write!(f, "update {node}"),
             Self::Retire { node } => write!(f, "retire {node}"),
+            Self::Enlist { node } => write!(f, "enlist {node}"),
             Self::Remove { node, .. } => write!(f, "remove {node}"),
             Self::SetWriter(office) => write!(f, "writer {} epoch {}", office.node, office.epoch),
             Self::CreateToken(token) => write!(f, "create token {}", token.id),
@@ -143,6 +149,9 @@ impl fmt::Display for Outcome {
         }
     }
 }
+
+/// Terms of office that are remembered.
+pub(super) const TERMS_KEPT: usize = 32;
 
 /// A join token as raft stores it. Nothing here lets anyone join.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -253,6 +262,9 @@ pub struct State {
     pub removed: BTreeMap<NodeId, u64>,
     /// The register.
     pub writer: Option<Office>,
+    /// The last 32 values of the register, oldest first, the present one included.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub terms: Vec<Office>,
     /// Join tokens.
     pub tokens: BTreeMap<TokenId, TokenRecord>,
     /// CA key per voter, sealed.

@@ -62,6 +62,17 @@ impl Registry {
         }
     }
 
+    /// Shows a counter that somebody else counts. As [`Registry::counter`] otherwise.
+    pub fn show_counter(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: Labels<'_>,
+        counter: &Counter,
+    ) {
+        self.register(name, help, labels, || Metric::Counter(counter.clone()));
+    }
+
     /// A number that goes up and down.
     pub fn gauge(&self, name: &'static str, help: &'static str, labels: Labels<'_>) -> Gauge {
         match self.register(name, help, labels, || Metric::Gauge(Gauge::default())) {

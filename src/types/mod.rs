@@ -13,5 +13,5 @@ pub use position::{Epoch, EpochTable, Lsn, LsnParseError};
 pub use recovery::{Recovery, generation};
 pub use scope::{Databases, Scope};
 pub use view::{
-    Addresses, ClusterView, Member, MembershipId, NodeHealth, Office, Timing, TimingProfile, is_majority,
+    Addresses, ClusterView, Member, MembershipId, NodeHealth, Office, Timing, TimingProfile, Why, is_majority,
 };

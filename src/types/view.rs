@@ -77,6 +77,51 @@ pub struct Office {
     pub boot: BootId,
     /// The membership under which the majority was counted.
     pub membership: MembershipId,
+    /// When it was named, by the clock of the leader that named it (milliseconds since 1970); 0 if that
+    /// was not noted. For people: nothing is decided by it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub at_ms: u64,
+    /// Why another writer was needed.
+    #[serde(default, skip_serializing_if = "Why::is_unknown")]
+    pub why: Why,
+}
+
+/// Left out, so that the bytes are those of before it was noted.
+const fn is_zero(at_ms: &u64) -> bool {
+    *at_ms == 0
+}
+
+impl Why {
+    const fn is_unknown(&self) -> bool {
+        matches!(self, Self::Unknown)
+    }
+}
+
+/// Why an epoch began, for people.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// Not noted.
+    #[default]
+    Unknown,
+    /// Nobody had ever written.
+    First,
+    /// The writer was not heard any more.
+    Silent,
+    /// The writer's process had been started again.
+    Restarted,
+    /// The writer did not take office.
+    NotInOffice,
+    /// A voter had promised a higher epoch, so that the writer might have been unable to commit.
+    PromisedAbove,
+    /// The writer handed over.
+    HandedOver,
+    /// The writer's disk was full or slow.
+    Disk,
+    /// The writer was no voter any more.
+    NotVoter,
+    /// The cluster was recovered from the loss of a majority.
+    Recovered,
 }
 
 /// Named sets of timeouts, cluster-wide, chosen at bootstrap.
@@ -145,6 +190,9 @@ pub struct ClusterView {
     pub membership: MembershipId,
     /// Who writes.
     pub writer: Option<Office>,
+    /// The last terms of office, oldest first, the present one included.
+    #[serde(default)]
+    pub terms: Vec<Office>,
     /// The raft leader, as far as this node knows.
     pub leader: Option<NodeId>,
     /// Newest raft term seen.

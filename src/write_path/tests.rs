@@ -20,7 +20,7 @@ use crate::{
     protocol::forward::{AckLevel, BatchId, Progress},
     replication::{Applier, Replica, Tenure, fence::Fence},
     testing::{DiskLatency, SimDisk},
-    types::{BootId, ClusterId, ClusterView, Epoch, Lsn, MembershipId, NodeId, Office},
+    types::{BootId, ClusterId, ClusterView, Epoch, Lsn, MembershipId, NodeId, Office, Why},
     wal::{DedupKey, Wal, WalConfig},
 };
 
@@ -40,7 +40,14 @@ fn set(ids: &[u8]) -> BTreeSet<NodeId> {
 }
 
 fn office(epoch: Epoch, node: u8) -> Option<Office> {
-    Some(Office { epoch, node: id(node), boot: BOOT, membership: MembershipId::default() })
+    Some(Office {
+        epoch,
+        node: id(node),
+        boot: BOOT,
+        membership: MembershipId::default(),
+        at_ms: 0,
+        why: Why::default(),
+    })
 }
 
 /// The writer's process, node 1.

@@ -20,6 +20,10 @@ mod bootstrap;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod cluster;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod doctor;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod events;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod failover;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod feed;
@@ -41,6 +45,8 @@ mod reads;
 mod recover;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod repair;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod roles;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod single_node;
 #[cfg(all(feature = "server", feature = "sql"))]

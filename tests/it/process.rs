@@ -274,9 +274,14 @@ impl Process {
 
     /// Runs a command of the program against this node.
     pub fn skein(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// A command of the program against this node, not run yet.
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(program());
-        bare(&mut command).args(args).arg("--data-dir").arg(&self.dir);
-        command.stdin(Stdio::null()).output().unwrap()
+        bare(&mut command).args(args).arg("--data-dir").arg(&self.dir).stdin(Stdio::null());
+        command
     }
 
     /// As [`Self::skein`]; it must succeed. What it prints.

@@ -7,7 +7,7 @@ use super::{
 };
 
 /// A crate (or the beginning of its name, if it ends in `*`) and the only places that may name it.
-const CONFINED: [(&str, &[&str]); 14] = [
+const CONFINED: [(&str, &[&str]); 15] = [
     ("arrow", &["engine/columnar/", "http/query"]),
     ("arrow_*", &["engine/columnar/", "http/query"]),
     ("parquet", &["engine/columnar/", "http/query"]),
@@ -17,6 +17,7 @@ const CONFINED: [(&str, &[&str]); 14] = [
     ("hyper_util", &["http/", "cli/", "chaos/"]),
     ("http_body_util", &["http/", "cli/", "chaos/"]),
     ("clap", &["cli/", "chaos/"]),
+    ("clap_complete", &["cli/"]),
     ("quinn", &["transport/", "testing/"]),
     ("quinn_*", &["transport/", "testing/"]),
     ("openraft", &["raft/"]),

@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     disk::RealDisk,
     raft::{ApiToken, TokenRecord},
-    types::{Addresses, BootId, ClusterId, Member, Office, Role, TimingProfile, TokenId},
+    types::{Addresses, BootId, ClusterId, Member, Office, Role, TimingProfile, TokenId, Why},
 };
 
 pub(super) const SOON: Duration = Duration::from_secs(5);
@@ -81,7 +81,14 @@ async fn a_cluster_of_one_is_founded_and_survives_a_restart() {
     assert_eq!((view.name.as_str(), view.cluster), ("demo", ClusterId([7; 16])));
     assert!(view.is_voter(node(1)) && view.members.contains_key(&node(1)));
     assert!(control.is_leader() && control.leader_ready().await);
-    let office = Office { epoch: 1, node: node(1), boot: BootId(3), membership: control.newest_membership() };
+    let office = Office {
+        epoch: 1,
+        node: node(1),
+        boot: BootId(3),
+        membership: control.newest_membership(),
+        at_ms: 0,
+        why: Why::default(),
+    };
     assert_eq!(control.propose(Command::SetWriter(office), SOON).await, Ok(Outcome::Done));
     assert_eq!(control.propose(Command::SetWriter(office), SOON).await, Ok(Outcome::Stale(Some(office))));
     let before = control.state();

@@ -395,6 +395,8 @@ async fn written(disk: &crate::testing::SimDisk, dir: &Path) {
         node: NodeId::from(1),
         boot: crate::types::BootId(7),
         membership: Default::default(),
+        at_ms: 0,
+        why: Default::default(),
     });
     append(&mut store, vec![Entry::new_normal(id(2, 4), named)]).await.unwrap();
     store.save_committed(Some(id(2, 4))).await.unwrap();

@@ -89,6 +89,8 @@ fn entries() -> Vec<Entry> {
         node: node(2),
         boot: BootId(2),
         membership: crate::types::MembershipId { term: 1, index: 0 },
+        at_ms: 0,
+        why: crate::types::Why::default(),
     };
     let mut payloads = vec![EntryPayload::Membership(Membership::new_with_defaults(vec![voters], []))];
     let commands = [

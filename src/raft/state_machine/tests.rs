@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use openraft::{Membership, vote::leader_id_std::CommittedLeaderId};
 
 use super::*;
-use crate::types::{Addresses, BootId, ClusterId, MembershipId, Role, TimingProfile, TokenId};
+use crate::types::{Addresses, BootId, ClusterId, MembershipId, Role, TimingProfile, TokenId, Why};
 
 fn node(n: u8) -> NodeId {
     NodeId([n; 16])
@@ -222,7 +222,14 @@ fn api_tokens_have_one_name_and_one_id_each_and_leave_nothing() {
 }
 
 fn office(epoch: u64, n: u8, index: u64) -> Office {
-    Office { epoch, node: node(n), boot: BootId(1), membership: MembershipId { term: 3, index } }
+    Office {
+        epoch,
+        node: node(n),
+        boot: BootId(1),
+        membership: MembershipId { term: 3, index },
+        at_ms: 0,
+        why: Why::default(),
+    }
 }
 
 #[test]
@@ -276,4 +283,61 @@ fn a_snapshot_carries_the_whole_state() {
     assert_eq!(*back.state, state);
     assert_eq!(back.membership, m);
     assert!(decode_state(&meta, &bytes[..bytes.len() - 1]).is_err());
+}
+
+#[test]
+fn the_last_terms_of_office_are_remembered_and_no_more() {
+    let (mut state, m) = founded();
+    for epoch in 1..=40 {
+        let named = Office { at_ms: epoch * 10, why: Why::Silent, ..office(epoch, 1, 0) };
+        assert_eq!(apply(&mut state, &m, Command::SetWriter(named)), Outcome::Done);
+        assert!(matches!(apply(&mut state, &m, Command::SetWriter(named)), Outcome::Stale(_)));
+    }
+    let epochs: Vec<u64> = state.terms.iter().map(|term| term.epoch).collect();
+    assert_eq!(epochs, (9..=40).collect::<Vec<u64>>());
+    assert_eq!((state.terms.last().copied(), state.terms[0].at_ms), (state.writer, 90));
+}
+
+/// A register, and a state, of a node that does not know of times and terms; and what it makes of ours.
+#[test]
+fn offices_of_before_times_were_noted_are_read() {
+    #[derive(serde::Serialize, serde::Deserialize, PartialEq, Debug)]
+    struct Old {
+        epoch: u64,
+        node: NodeId,
+        boot: BootId,
+        membership: MembershipId,
+    }
+    let Office { epoch, node, boot, membership, .. } = office(7, 1, 3);
+    let old = Old { epoch, node, boot, membership };
+    let bytes = rmp_serde::to_vec_named(&old).unwrap();
+    assert_eq!(rmp_serde::from_slice::<Office>(&bytes).unwrap(), office(7, 1, 3));
+    assert_eq!(rmp_serde::to_vec_named(&office(7, 1, 3)).unwrap(), bytes, "nothing noted, nothing written");
+    let noted = Office { at_ms: 1_700_000_000_000, why: Why::HandedOver, ..office(7, 1, 3) };
+    let ours = rmp_serde::to_vec_named(&noted).unwrap();
+    assert_eq!(rmp_serde::from_slice::<Office>(&ours).unwrap(), noted);
+    assert_eq!(
+        rmp_serde::from_slice::<Old>(&ours).unwrap(),
+        old,
+        "an older node skips what it does not know"
+    );
+    // The words are part of the format.
+    assert!(ours.windows(11).any(|at| at == b"handed_over") && ours.windows(5).any(|at| at == b"at_ms"));
+    let (state, _) = founded();
+    let bytes = rmp_serde::to_vec_named(&state).unwrap();
+    assert!(!bytes.windows(5).any(|at| at == b"terms"));
+    assert_eq!(rmp_serde::from_slice::<State>(&bytes).unwrap(), state);
+}
+
+#[test]
+fn a_reader_enlists_and_a_gateway_does_not() {
+    let (mut state, m) = founded();
+    assert!(matches!(apply(&mut state, &m, Command::Enlist { node: node(2) }), Outcome::Rejected(_)));
+    for (n, role) in [(2, Role::Reader), (3, Role::Gateway)] {
+        state.members.insert(node(n), member(n, role));
+    }
+    assert_eq!(apply(&mut state, &m, Command::Enlist { node: node(2) }), Outcome::Done);
+    assert_eq!(state.members[&node(2)].role, Role::Voter);
+    assert!(matches!(apply(&mut state, &m, Command::Enlist { node: node(3) }), Outcome::Rejected(_)));
+    assert_eq!(state.members[&node(3)].role, Role::Gateway);
 }

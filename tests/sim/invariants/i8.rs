@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use skeinmesh::types::{BootId, ClusterView, MembershipId, NodeId, Office, Role};
+use skeinmesh::types::{BootId, ClusterView, MembershipId, NodeId, Office, Role, Why};
 
 #[derive(Debug, Default)]
 pub(crate) struct Control {
@@ -83,6 +83,8 @@ fn a_second_truth_and_a_step_back_are_seen() {
         node: NodeId([node; 16]),
         boot: BootId(1),
         membership: MembershipId::default(),
+        at_ms: 0,
+        why: Why::default(),
     };
     let view = |index, epoch, node| ClusterView {
         applied_index: index,
