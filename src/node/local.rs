@@ -80,7 +80,7 @@ impl Local for ThisNode {
         let tenure = self.replica.tenure();
         let commit = self.replica.commit();
         // Looked up here: the values below that are borrowed stay so until all of them are read.
-        let debt = self.replica.wal.debt();
+        let (debt, fetching) = (self.replica.wal.debt(), self.replica.meter.progress());
         let links = self.mesh.links().borrow().clone();
         let now = i64::try_from(self.surroundings.unix_seconds()).unwrap_or(i64::MAX);
         let not_after = i64::try_from(self.identity.certificate().not_after).unwrap_or(i64::MAX);
@@ -104,6 +104,7 @@ impl Local for ThisNode {
             draining: self.resigning.load(Ordering::Acquire) || self.writer.is_draining(),
             repairing: debt.map(|debt| debt.lost_from),
             quarantined: self.replica.wal.quarantined(),
+            fetching,
         }
     }
 

@@ -26,7 +26,7 @@ pub use error::NodeError;
 pub use handle::{ControlFailure, Node, Readiness};
 pub use local::VERSION;
 pub use reads::{Consistency, ReadError, ReadPoint};
-pub use status_report::{ClusterStatus, NodeReport};
+pub use status_report::{ClusterStatus, NodeReport, SnapshotReport};
 pub use surroundings::{Clock, Entropy, EntropyRng, Surroundings};
 
 pub use crate::{

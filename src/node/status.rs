@@ -21,7 +21,7 @@ use crate::{
 use super::{
     local::ThisNode,
     reads::Reads,
-    status_report::{ClusterStatus, NodeReport},
+    status_report::{ClusterStatus, NodeReport, SnapshotReport},
 };
 
 /// Who does not answer in that time is shown without positions.
@@ -63,6 +63,7 @@ pub(super) async fn gather(this: &Arc<ThisNode>, reads: &Reads) -> ClusterStatus
                 lag_ms: if member.id == me { own_lag } else { lag.filter(|records| *records == 0) },
                 rtt_ms: links.get(&member.id).map(|link| link.rtt().as_secs_f64() * 1e3),
                 cert_days_left: status.map(|s| s.cert_days_left),
+                snapshot: status.and_then(|s| s.fetching).map(SnapshotReport::from),
                 is_leader: view.leader == Some(member.id),
                 is_writer: view.writer.is_some_and(|office| office.node == member.id),
             }

@@ -56,4 +56,20 @@ pub struct NodeStatus {
     /// Bytes of its log in quarantine.
     #[serde(default)]
     pub quarantined: u64,
+    /// The engine snapshot it fetches.
+    #[serde(default)]
+    pub fetching: Option<SnapshotProgress>,
+}
+
+/// How far a node is that fetches an engine snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotProgress {
+    /// From whom.
+    pub source: NodeId,
+    /// Its last record.
+    pub position: Lsn,
+    /// Bytes of it that are here.
+    pub done: u64,
+    /// Bytes of all its files.
+    pub total: u64,
 }

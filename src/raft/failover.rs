@@ -454,6 +454,7 @@ mod tests {
             draining: false,
             repairing: None,
             quarantined: 0,
+            fetching: None,
         }
     }
 
