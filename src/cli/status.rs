@@ -8,7 +8,7 @@ use super::{
     watch,
 };
 use crate::{
-    node::{ClusterStatus, NodeReport},
+    node::{ClusterStatus, NodeReport, SnapshotReport},
     types::{NodeHealth, NodeId},
 };
 
@@ -58,6 +58,15 @@ pub(super) fn show(status: &ClusterStatus, widths: &mut Vec<usize>) -> String {
         or_dash(status.commit),
     );
     out.push_str(&steady_table(&status.nodes, widths));
+    for (fetcher, snapshot) in status.nodes.iter().filter_map(|n| Some((n, n.snapshot?))) {
+        out.push_str(&format!(
+            "\n{}",
+            progress(&node(Some(fetcher.id)), &node(Some(snapshot.source)), &snapshot)
+        ));
+    }
+    if status.nodes.iter().any(|node| node.snapshot.is_some()) {
+        out.push('\n');
+    }
     for warning in &status.warnings {
         out.push_str(&format!("\nwarning: {warning}"));
     }
@@ -65,6 +74,18 @@ pub(super) fn show(status: &ClusterStatus, widths: &mut Vec<usize>) -> String {
         out.push('\n');
     }
     out
+}
+
+/// How far a node is that fetches a snapshot.
+fn progress(fetcher: &str, source: &str, snapshot: &SnapshotReport) -> String {
+    let SnapshotReport { bytes_done: done, bytes_total: total, position, .. } = *snapshot;
+    let percent = if total == 0 { 100.0 } else { done as f64 * 100.0 / total as f64 };
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    format!(
+        "snapshot  {fetcher} has {percent:.0}% ({:.1} of {:.1} MiB) of the snapshot at {position} from {source}",
+        mib(done),
+        mib(total)
+    )
 }
 
 /// One row per node.
@@ -146,6 +167,7 @@ mod tests {
             lag_ms: None,
             rtt_ms: Some(0.25),
             cert_days_left: Some(29),
+            snapshot: None,
             is_leader: false,
             is_writer: false,
             silent_ms: None,
@@ -165,6 +187,12 @@ mod tests {
             applied: None,
             lag_records: None,
             rtt_ms: None,
+            snapshot: Some(SnapshotReport {
+                source: NodeId([1; 16]),
+                position: Lsn::new(2, 900),
+                bytes_done: 3 << 20,
+                bytes_total: 12 << 20,
+            }),
             ..node(2, "south")
         };
         let status = ClusterStatus {
@@ -190,6 +218,11 @@ mod tests {
         assert!(lines[6].contains("writer, leader") && lines[6].contains("  29d  "), "{shown}");
         assert!(lines[7].contains("reader (wants voter)") && lines[7].contains("joining"), "{shown}");
         assert_eq!(lines[5].find("MESH"), lines[6].find("192.0.2.1"));
+        let (north, south) = (NodeId([1; 16]).short(), NodeId([2; 16]).short());
+        let fetches = format!(
+            "snapshot  south ({south}) has 25% (3.0 of 12.0 MiB) of the snapshot at 2.900 from north ({north})"
+        );
+        assert!(lines.contains(&fetches.as_str()), "{shown}");
         assert_eq!(lines.last(), Some(&"warning: Two voters: losing one stops writes."));
     }
 }

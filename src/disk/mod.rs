@@ -10,7 +10,15 @@
 mod real;
 mod slots;
 
-use std::{fmt, future::Future, io, path::Path, pin::Pin, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    future::Future,
+    io,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -135,17 +143,26 @@ pub async fn replace_allocated(disk: &dyn Disk, path: &Path, bytes: Bytes, len: 
 /// Removes every file below a directory, and leaves the directories. A directory that is not there
 /// has none.
 pub fn remove_files_below<'a>(disk: &'a dyn Disk, dir: &Path) -> BoxFuture<'a, io::Result<()>> {
+    const NONE: &BTreeSet<PathBuf> = &BTreeSet::new();
+    remove_files_but(disk, dir, NONE)
+}
+
+/// As [`remove_files_below`], but for the files at these paths.
+pub fn remove_files_but<'a>(
+    disk: &'a dyn Disk,
+    dir: &Path,
+    keep: &'a BTreeSet<PathBuf>,
+) -> BoxFuture<'a, io::Result<()>> {
     let dir = dir.to_path_buf();
     Box::pin(async move {
         let names = match disk.list(&dir).await {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             names => names?,
         };
-        for name in names {
-            let path = dir.join(&name);
+        for path in names.into_iter().map(|name| dir.join(name)).filter(|path| !keep.contains(path)) {
             // What cannot be removed as a file is a directory.
             if disk.remove(&path).await.is_err() {
-                remove_files_below(disk, &path).await?;
+                remove_files_but(disk, &path, keep).await?;
             }
         }
         disk.sync_dir(&dir).await

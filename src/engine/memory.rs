@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{EngineError, Export, Operation, Refused, StorageEngine, Work};
+use super::{EngineError, Export, ExportFile, Operation, Refused, StorageEngine, Work};
 use crate::{
     disk::{Create, Disk, read_file, replace_file},
     types::Lsn,
@@ -139,12 +139,12 @@ impl StorageEngine for MemoryEngine {
             // The image itself is replaced by the next checkpoint, so a copy is handed out.
             let copy = dir.join(format!("export-{}", image.position));
             let bytes = encode(&image)?;
-            let len = bytes.len() as u64;
+            let (len, hash) = (bytes.len() as u64, sha256(&bytes));
             replace_file(&*disk, &copy, bytes).await?;
             Ok(Export {
                 position: image.position,
                 sidecar: image.sidecar.into(),
-                files: vec![(IMAGE.into(), copy, len)],
+                files: vec![ExportFile { name: IMAGE.into(), path: copy, len, hash }],
                 hold: Box::new(()),
             })
         })
@@ -200,6 +200,12 @@ async fn read_image(disk: &dyn Disk, path: &Path) -> Result<Image, EngineError> 
         return Err(damaged("its checksum does not match".into()));
     }
     rmp_serde::from_slice(body).map_err(|e| damaged(e.to_string()))
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
+    hash
 }
 
 fn broken(why: &str) -> EngineError {

@@ -95,10 +95,23 @@ pub struct Export {
     pub position: Lsn,
     /// The caller's bytes saved with the checkpoint.
     pub sidecar: Bytes,
-    /// Name (relative, `/` between parts, no `..`), absolute path, length in bytes.
-    pub files: Vec<(String, std::path::PathBuf, u64)>,
+    /// The files.
+    pub files: Vec<ExportFile>,
     /// Keeps the files from being removed while it lives.
     pub hold: Box<dyn std::any::Any + Send + Sync>,
+}
+
+/// One file of an export. Its content never changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportFile {
+    /// Relative, `/` between parts, no `..`.
+    pub name: String,
+    /// Where it lies.
+    pub path: std::path::PathBuf,
+    /// In bytes.
+    pub len: u64,
+    /// SHA-256 of its content.
+    pub hash: [u8; 32],
 }
 
 impl fmt::Debug for Export {

@@ -87,7 +87,7 @@ impl Local for ThisNode {
         let tenure = self.replica.tenure();
         let commit = self.replica.commit();
         // Looked up here: the values below that are borrowed stay so until all of them are read.
-        let debt = self.replica.wal.debt();
+        let (debt, fetching) = (self.replica.wal.debt(), self.replica.meter.progress());
         let stale = staleness(&self.replica, &self.apply);
         let links = self.mesh.links().borrow().clone();
         let now = i64::try_from(self.surroundings.unix_seconds()).unwrap_or(i64::MAX);
@@ -117,6 +117,7 @@ impl Local for ThisNode {
             unix_ms: self.surroundings.unix_ms(),
             points: self.traffic.points.get(),
             queries: self.traffic.queries.get(),
+            fetching,
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a node counts of itself, for `/metrics`. Read when asked, so that nothing has to be kept
 //! in step.
 
-use crate::{raft::failover::Local, telemetry::Registry};
+use crate::{raft::failover::Local, replication::snapshot_meter::SnapshotMeter, telemetry::Registry};
 
 use super::Node;
 
@@ -72,6 +72,30 @@ impl Node {
             "skein_quarantined_bytes",
             "Bytes of this node's log that were damaged, or lay behind damage, and were set aside.",
             Box::new(|node| node.own_status().quarantined as f64),
+        );
+        gauge(
+            "skein_snapshot_done_bytes",
+            "Bytes that are here of the engine snapshot this node fetches, 0 if it fetches none.",
+            Box::new(|node| node.own_status().fetching.map_or(0.0, |progress| progress.done as f64)),
+        );
+        gauge(
+            "skein_snapshot_wanted_bytes",
+            "Bytes of the engine snapshot this node fetches, 0 if it fetches none.",
+            Box::new(|node| node.own_status().fetching.map_or(0.0, |progress| progress.total as f64)),
+        );
+        let counter = |name: &'static str, help: &'static str, read: fn(&SnapshotMeter) -> u64| {
+            let replica = self.this().replica.clone();
+            registry.read_counter(name, help, &[], move || read(&replica.meter));
+        };
+        counter(
+            "skein_snapshot_sent_bytes_total",
+            "Bytes of engine snapshots sent to other nodes.",
+            SnapshotMeter::sent,
+        );
+        counter(
+            "skein_snapshot_received_bytes_total",
+            "Bytes of engine snapshots received.",
+            SnapshotMeter::received,
         );
         gauge(
             "skein_ready",

@@ -31,7 +31,7 @@ pub use error::NodeError;
 pub use handle::{ControlFailure, Node, Readiness};
 pub use local::VERSION;
 pub use reads::{Consistency, ReadError, ReadPoint};
-pub use status_report::{ClusterStatus, LinkReport, NodeReport, TermReport};
+pub use status_report::{ClusterStatus, LinkReport, NodeReport, SnapshotReport, TermReport};
 pub use surroundings::{Clock, Entropy, EntropyRng, Surroundings};
 pub use traffic::Traffic;
 

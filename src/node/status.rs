@@ -21,7 +21,7 @@ use crate::{
 
 use super::{
     local::ThisNode,
-    status_report::{ClusterStatus, LinkReport, NodeReport, TermReport},
+    status_report::{ClusterStatus, LinkReport, NodeReport, SnapshotReport, TermReport},
 };
 
 /// Who does not answer in that time is shown without positions.
@@ -63,6 +63,7 @@ pub(super) async fn gather(this: &Arc<ThisNode>) -> ClusterStatus {
                 lag_ms: status.and_then(|s| s.stale_ms),
                 rtt_ms: links.get(&member.id).map(|link| link.rtt().as_secs_f64() * 1e3),
                 cert_days_left: status.map(|s| s.cert_days_left),
+                snapshot: status.and_then(|s| s.fetching).map(SnapshotReport::from),
                 is_leader: view.leader == Some(member.id),
                 is_writer: view.writer.is_some_and(|office| office.node == member.id),
                 silent_ms: match status {

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{ClusterId, Epoch, Lsn, NodeHealth, NodeId, Office, Role, Why};
+use crate::{
+    protocol::status::SnapshotProgress,
+    types::{ClusterId, Epoch, Lsn, NodeHealth, NodeId, Office, Role, Why},
+};
 
 /// The cluster as one node sees it. Unknown is null; ids and positions are the same texts
 /// everywhere.
@@ -74,6 +77,9 @@ pub struct NodeReport {
     pub rtt_ms: Option<f64>,
     /// Days until its certificate expires; negative when it has.
     pub cert_days_left: Option<i64>,
+    /// The engine snapshot it fetches.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotReport>,
     /// True for the raft leader.
     pub is_leader: bool,
     /// True for the writer.
@@ -129,6 +135,28 @@ impl From<&Office> for TermReport {
             at_ms: Some(office.at_ms).filter(|at| *at > 0),
             why: office.why,
         }
+    }
+}
+
+/// How far a node is that fetches an engine snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotReport {
+    /// From whom.
+    #[serde(with = "text")]
+    pub source: NodeId,
+    /// Its last record.
+    #[serde(with = "text")]
+    pub position: Lsn,
+    /// Bytes of it that are on the node's disk.
+    pub bytes_done: u64,
+    /// Bytes of all its files.
+    pub bytes_total: u64,
+}
+
+impl From<SnapshotProgress> for SnapshotReport {
+    fn from(progress: SnapshotProgress) -> Self {
+        let SnapshotProgress { source, position, done, total } = progress;
+        Self { source, position, bytes_done: done, bytes_total: total }
     }
 }
 
@@ -208,6 +236,12 @@ mod tests {
                 lag_ms: None,
                 rtt_ms: None,
                 cert_days_left: Some(-1),
+                snapshot: Some(SnapshotReport {
+                    source: node,
+                    position: Lsn::new(2, 7),
+                    bytes_done: 1,
+                    bytes_total: 4,
+                }),
                 is_leader: true,
                 is_writer: false,
                 silent_ms: None,
@@ -226,6 +260,7 @@ mod tests {
         assert_eq!(json["nodes"][0]["state"], "joining");
         assert_eq!(json["nodes"][0]["wants"], "voter");
         assert!(json["nodes"][0]["applied"].is_null());
+        assert_eq!(json["nodes"][0]["snapshot"]["position"], "2.7");
         assert_eq!(serde_json::from_value::<ClusterStatus>(json).unwrap(), status);
     }
 }

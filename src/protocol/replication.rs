@@ -158,6 +158,35 @@ pub struct Mark {
     pub boot: BootId,
 }
 
+/// First message on a `Snapshot` stream, of an opener that can go on where it was cut off. An older
+/// version ends its side at once, and is sent every file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRequest {}
+
+/// What an engine snapshot consists of.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotOffer {
+    /// Its last record.
+    pub position: Lsn,
+    /// Chain value there.
+    pub chain: u32,
+    /// Epoch starts up to there.
+    pub epochs: EpochTable,
+    /// Name and length of each file.
+    pub files: Vec<(String, u64)>,
+    /// SHA-256 of each file, 32 bytes each. Empty from an older version, which waits for no answer and
+    /// sends every file.
+    #[serde(default, with = "serde_bytes")]
+    pub hashes: Vec<u8>,
+}
+
+/// The answer to an offer with hashes: what of it the opener lacks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotWanted {
+    /// Places in the list of the offer, ascending, each with the byte from which on the file is wanted.
+    pub files: Vec<(u32, u64)>,
+}
+
 /// On a `Read` stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReadRequest {

@@ -56,6 +56,9 @@ pub struct NodeStatus {
     /// Bytes of its log in quarantine.
     #[serde(default)]
     pub quarantined: u64,
+    /// The engine snapshot it fetches.
+    #[serde(default)]
+    pub fetching: Option<SnapshotProgress>,
     /// Round trips to the peers it is linked to, in microseconds.
     #[serde(default)]
     pub rtt_us: Vec<(NodeId, u64)>,
@@ -72,4 +75,17 @@ pub struct NodeStatus {
     /// Queries that its HTTP edge has answered since it started.
     #[serde(default)]
     pub queries: u64,
+}
+
+/// How far a node is that fetches an engine snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotProgress {
+    /// From whom.
+    pub source: NodeId,
+    /// Its last record.
+    pub position: Lsn,
+    /// Bytes of it that are here.
+    pub done: u64,
+    /// Bytes of all its files.
+    pub total: u64,
 }

@@ -487,6 +487,7 @@ mod tests {
             unix_ms: 0,
             points: 0,
             queries: 0,
+            fetching: None,
         }
     }
 

@@ -1,46 +1,43 @@
 //! An engine snapshot for a follower that is behind the writer's retention: applied records
 //! only, with their position, epoch starts and the dedup table inside; then the WAL from there.
 
-use std::{
-    io,
-    path::{Component, Path, PathBuf},
-    sync::Arc,
-};
+use std::{io, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedMutexGuard},
     time::{Duration, Instant},
 };
 
 use crate::{
-    disk::{Create, Disk, Durability, remove_files_below},
-    engine::EngineError,
+    disk::{Create, Disk, is_full},
+    engine::{EngineError, ExportFile},
     protocol::{
         Lane, StreamKind,
-        frame::{MAX_CHUNK, MAX_RAFT},
+        frame::{MAX_CHUNK, MAX_MESSAGE, MAX_RAFT},
+        replication::{SnapshotOffer, SnapshotRequest, SnapshotWanted},
     },
-    transport::{Handler, Mesh, OpenError, Peer, RecvStream, Stream, StreamError},
-    types::{Epoch, EpochTable, Lsn, Office},
+    transport::{Handler, Mesh, OpenError, Peer, SendStream, Stream, StreamError},
+    types::{Epoch, Lsn, NodeId, Office},
     wal::WalError,
 };
 
-use super::{Applier, Replica, fence::FenceError};
+use super::{
+    Applier, Replica,
+    fence::FenceError,
+    incoming::{Incoming, OfferedFile},
+};
 
-/// For so long the log behind a snapshot is kept while it is sent...
+/// For so long the log behind a snapshot is kept while one of its files is sent...
 const SENDING: Duration = Duration::from_secs(3600);
 /// ...and after, until the follower has installed it and subscribes.
 const INSTALLING: Duration = Duration::from_secs(120);
-/// Most files of one snapshot.
-const MAX_FILES: usize = 100_000;
 
 /// Where the files of a snapshot are put while they are fetched, by one at a time.
 #[derive(Debug, Clone)]
 pub struct Fetch {
-    disk: Arc<dyn Disk>,
-    dir: PathBuf,
+    incoming: Incoming,
     /// Held from the offer until everything is installed, also by whoever no longer waits for that.
     busy: Arc<AsyncMutex<()>>,
 }
@@ -48,23 +45,13 @@ pub struct Fetch {
 impl Fetch {
     /// Files go to `dir`, which holds nothing else.
     pub fn new(disk: Arc<dyn Disk>, dir: PathBuf) -> Self {
-        Self { disk, dir, busy: Arc::default() }
+        Self { incoming: Incoming { disk, dir }, busy: Arc::default() }
     }
 
     /// Waits until nothing is being installed.
     pub(super) async fn quiet(&self) {
         drop(self.busy.lock().await);
     }
-}
-
-/// First frame of the answer: what follows.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Offer {
-    pub(super) position: Lsn,
-    /// Chain value at `position`.
-    pub(super) chain: u32,
-    pub(super) epochs: EpochTable,
-    pub(super) files: Vec<(String, u64)>,
 }
 
 /// Why a snapshot was not installed.
@@ -76,6 +63,16 @@ pub enum CatchUpError {
     /// This node's disk failed.
     #[error("cannot store the snapshot: {0}")]
     Disk(#[from] io::Error),
+    /// A file came whole, and is not what its source says it is: the disk there is damaged.
+    #[error(
+        "file {file} of the snapshot is damaged on node {node}: see to the disk there, or let another node be the writer"
+    )]
+    Damaged {
+        /// Its name in the snapshot.
+        file: String,
+        /// Where it comes from.
+        node: NodeId,
+    },
     /// The engine did not take it.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -87,18 +84,15 @@ pub enum CatchUpError {
 impl CatchUpError {
     /// True for what goes away by itself: a seal in between, a cut under way, a full disk.
     pub(super) fn passes(&self) -> bool {
-        let full = |error: &io::Error| {
-            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-        };
         match self {
             Self::Retry(_)
             | Self::Fence(FenceError::Fenced { .. } | FenceError::Wal(WalError::Full | WalError::Closed)) => {
                 true
             }
             // An engine without space for what it is given has what it had.
-            Self::Disk(error) | Self::Engine(EngineError::Io(error)) => full(error),
+            Self::Disk(error) | Self::Engine(EngineError::Io(error)) => is_full(error),
             // One that failed half-way through an installation starts anew.
-            Self::Engine(_) | Self::Fence(_) => false,
+            Self::Damaged { .. } | Self::Engine(_) | Self::Fence(_) => false,
         }
     }
 }
@@ -118,6 +112,7 @@ impl From<OpenError> for CatchUpError {
 /// Fetches a snapshot from the writer and installs it, if it lies beyond this node's log end. A log
 /// that was cut back for damage may end below what the engine has: then only the log begins anew.
 ///
+/// What an earlier attempt has left, also that of an earlier process, is not fetched again.
 /// Dropping the future ends the fetching, but not an installation that has begun.
 pub async fn fetch(
     into: &Fetch,
@@ -128,20 +123,21 @@ pub async fn fetch(
 ) -> Result<(), CatchUpError> {
     let busy = into.busy.clone().lock_owned().await;
     let mut stream = mesh.open(office.node, StreamKind::Snapshot, Lane::Bulk).await?;
-    stream.send.finish()?;
-    let offer: Offer = stream.recv.read_message(MAX_RAFT).await?;
+    stream.send.write_message(&SnapshotRequest::default()).await?;
+    let offer: SnapshotOffer = stream.recv.read_message(MAX_RAFT).await?;
     // Model: snapshot_beyond_log_end
-    if offer.position <= replica.wal.end() || offer.files.len() > MAX_FILES {
+    if offer.position <= replica.wal.end() {
         return Err(CatchUpError::Retry(format!("the snapshot at {} is of no use here", offer.position)));
     }
     if applier.applied().seq < offer.position.seq {
-        tracing::info!(position = %offer.position, files = offer.files.len(), "fetching a snapshot");
-        receive(into, &offer, &mut stream.recv).await?;
+        receive(&into.incoming, replica, office.node, &offer, stream).await?;
+    } else {
+        stream.send.finish()?;
     }
-    let (into, replica, applier) = (into.clone(), replica.clone(), applier.clone());
+    let (incoming, replica, applier) = (into.incoming.clone(), replica.clone(), applier.clone());
     let installed = tokio::spawn(async move {
         let _busy: OwnedMutexGuard<()> = busy;
-        let installed = install(&into, &replica, &*applier, office.epoch, offer).await;
+        let installed = install(&incoming, &replica, &*applier, office.epoch, offer).await;
         if let Err(error) = &installed {
             tracing::warn!(%error, "the snapshot was not installed");
         }
@@ -152,31 +148,48 @@ pub async fn fetch(
         .unwrap_or_else(|e| Err(CatchUpError::Retry(format!("the installation was cut short: {e}"))))
 }
 
-/// Puts the offered files where they are installed from.
-async fn receive(into: &Fetch, offer: &Offer, recv: &mut RecvStream) -> Result<(), CatchUpError> {
-    clear(into).await?;
-    for (name, len) in &offer.files {
-        let path = safe_path(&into.dir, name)
-            .ok_or_else(|| CatchUpError::Retry(format!("the snapshot names a file {name:?}")))?;
-        if let Some(parent) = path.parent() {
-            into.disk.create_dir(parent).await?;
-        }
-        let file = into.disk.open(&path, Create::New).await?;
-        let mut at = 0;
-        while at < *len {
-            let chunk = recv.read_frame(MAX_CHUNK).await?;
-            if chunk.is_empty() || at + chunk.len() as u64 > *len {
-                return Err(CatchUpError::Retry(format!("{name} is not as long as offered")));
+/// Brings the offered files to where they are installed from: those that are not there, and the rest
+/// of the one that was under way.
+async fn receive(
+    incoming: &Incoming,
+    replica: &Replica,
+    source: NodeId,
+    offer: &SnapshotOffer,
+    mut stream: Stream,
+) -> Result<(), CatchUpError> {
+    let files = OfferedFile::of(offer, &incoming.dir).map_err(CatchUpError::Retry)?;
+    let mut fetched = replica.meter.begin(source, offer.position, files.iter().map(|file| file.len).sum());
+    incoming.keep(&files).await?;
+    let mut wanted = SnapshotWanted::default();
+    for (at, file) in (0..).zip(&files) {
+        match incoming.missing(file).await? {
+            None => fetched.found(file.len),
+            Some(from) => {
+                fetched.found(from);
+                wanted.files.push((at, from));
             }
-            let next = at + chunk.len() as u64;
-            let durability = if next == *len { Durability::Now } else { Durability::Later };
-            file.write(at, vec![chunk], durability).await?;
-            at = next;
-        }
-        if let Some(parent) = path.parent() {
-            into.disk.sync_dir(parent).await?;
         }
     }
+    fetched.tell("fetching a snapshot");
+    if !offer.hashes.is_empty() {
+        stream.send.write_message(&wanted).await?;
+    }
+    stream.send.finish()?;
+    for (at, from) in wanted.files {
+        if let Some(file) = files.get(at as usize) {
+            let whole = incoming.take(file, from, &mut stream.recv, |bytes| fetched.came(bytes)).await?;
+            if !whole && from == 0 {
+                return Err(CatchUpError::Damaged { file: file.name.clone(), node: source });
+            } else if !whole {
+                // A beginning that a power cut left in pieces is no fault of the source.
+                return Err(CatchUpError::Retry(format!(
+                    "what was here of {} was not as it came",
+                    file.name
+                )));
+            }
+        }
+    }
+    fetched.tell("the snapshot is here");
     Ok(())
 }
 
@@ -184,38 +197,29 @@ async fn receive(into: &Fetch, offer: &Offer, recv: &mut RecvStream) -> Result<(
 /// is ahead of its log, which a later snapshot or the writer's log makes good, and never one that
 /// holds records of an epoch this node has not promised.
 pub(super) async fn install(
-    into: &Fetch,
+    incoming: &Incoming,
     replica: &Replica,
     applier: &dyn Applier,
     epoch: Epoch,
-    offer: Offer,
+    offer: SnapshotOffer,
 ) -> Result<(), CatchUpError> {
-    let Offer { position, chain, epochs, .. } = offer;
+    let SnapshotOffer { position, chain, epochs, .. } = offer;
     let admitted = replica.fence.admit_snapshot(epoch, position).await?;
     // What is applied is committed, so it is the same history, and the engine goes back for nobody.
-    if applier.applied().seq < position.seq {
-        let applied = applier.install(into.dir.clone(), position).await?;
+    let fresh = applier.applied().seq < position.seq;
+    if fresh {
+        let applied = applier.install(incoming.dir.clone(), position).await?;
         if applied.seq < position.seq {
             return Err(CatchUpError::Retry(format!("installed {applied}, offered {position}")));
         }
     }
     replica.fence.reset(admitted, chain, epochs).await?;
     replica.note_commit(position);
-    clear(into).await?;
-    tracing::info!(%position, "snapshot installed");
+    replica.meter.end();
+    incoming.clear().await?;
+    let what = if fresh { "snapshot installed" } else { "the log begins behind the writer's snapshot" };
+    tracing::info!(%position, "{what}");
     Ok(())
-}
-
-async fn clear(into: &Fetch) -> std::io::Result<()> {
-    into.disk.create_dir(&into.dir).await?;
-    remove_files_below(&*into.disk, &into.dir).await
-}
-
-/// The path below `dir` that `name` means, unless it would lead out of it.
-fn safe_path(dir: &Path, name: &str) -> Option<PathBuf> {
-    let relative = Path::new(name);
-    let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
-    (plain && !name.is_empty() && name.len() <= 512).then(|| dir.join(relative))
 }
 
 /// Serves snapshots of this node's newest checkpoint.
@@ -248,48 +252,67 @@ async fn send(
     disk: &dyn Disk,
     mut stream: Stream,
 ) -> Result<Lsn, CatchUpError> {
+    let listens = match stream.recv.read_message::<SnapshotRequest>(MAX_MESSAGE).await {
+        Ok(_) => true,
+        Err(StreamError::Finished) => false,
+        Err(error) => return Err(error.into()),
+    };
     // Model: snapshot_of_applied
     let export = applier.export().await?;
-    replica.keep_behind(export.position.seq, Instant::now() + SENDING);
-    let chain = replica.wal.chain_at(export.position.seq).await.map_err(FenceError::from)?;
+    let position = export.position;
+    replica.keep_behind(position.seq, Instant::now() + SENDING);
+    let chain = replica.wal.chain_at(position.seq).await.map_err(FenceError::from)?;
     let chain = chain.ok_or_else(|| {
-        CatchUpError::Retry(format!("the log no longer knows its chain value at {}", export.position))
+        CatchUpError::Retry(format!("the log no longer knows its chain value at {position}"))
     })?;
     let mut epochs = replica.wal.epochs();
-    epochs.cut_after(export.position.seq);
-    let files = export.files.iter().map(|(name, _, len)| (name.clone(), *len)).collect();
-    stream.send.write_message(&Offer { position: export.position, chain, epochs, files }).await?;
-    for (_, path, len) in &export.files {
-        let file = disk.open(path, Create::No).await?;
-        let mut at = 0;
-        while at < *len {
-            let want = (MAX_CHUNK as u64).min(*len - at) as usize;
-            let chunk: Bytes = file.read(at, want).await?;
-            if chunk.is_empty() {
-                return Err(CatchUpError::Retry(format!(
-                    "{} is shorter than its manifest says",
-                    path.display()
-                )));
-            }
-            at += chunk.len() as u64;
-            stream.send.write_frame(chunk).await?;
-        }
+    epochs.cut_after(position.seq);
+    let files = export.files.iter().map(|file| (file.name.clone(), file.len)).collect();
+    let hashes = export.files.iter().flat_map(|file| file.hash).collect();
+    stream.send.write_message(&SnapshotOffer { position, chain, epochs, files, hashes }).await?;
+    let wanted = match listens {
+        false => (0..).zip(&export.files).map(|(at, _)| (at, 0)).collect(),
+        true => match stream.recv.read_message::<SnapshotWanted>(MAX_RAFT).await {
+            Ok(wanted) => wanted.files,
+            // It needs the position only.
+            Err(StreamError::Finished) => Vec::new(),
+            Err(error) => return Err(error.into()),
+        },
+    };
+    let mut next = 0;
+    for (at, from) in wanted {
+        let file = export.files.get(at as usize).filter(|file| from <= file.len && at >= next);
+        next = at.saturating_add(1);
+        let file = file.ok_or_else(|| CatchUpError::Retry(format!("asked for byte {from} of file {at}")))?;
+        replica.keep_behind(position.seq, Instant::now() + SENDING);
+        send_file(replica, disk, file, from, &mut stream.send).await?;
     }
     stream.send.finish()?;
-    replica.keep_behind(export.position.seq, Instant::now() + INSTALLING);
-    Ok(export.position)
+    replica.keep_behind(position.seq, Instant::now() + INSTALLING);
+    Ok(position)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn offered_names_stay_below_the_directory() {
-        let dir = Path::new("/data/incoming");
-        assert!(safe_path(dir, "db/cpu/1.parquet").is_some());
-        for bad in ["", "/etc/passwd", "../x", "a/../../x", "./a"] {
-            assert_eq!(safe_path(dir, bad), None, "{bad}");
+/// Sends a file from byte `from` on.
+async fn send_file(
+    replica: &Replica,
+    disk: &dyn Disk,
+    file: &ExportFile,
+    from: u64,
+    send: &mut SendStream,
+) -> Result<(), CatchUpError> {
+    let open = disk.open(&file.path, Create::No).await?;
+    let mut at = from;
+    while at < file.len {
+        let want = (MAX_CHUNK as u64).min(file.len - at) as usize;
+        let chunk: Bytes = open.read(at, want).await?;
+        if chunk.is_empty() {
+            let name = file.path.display();
+            return Err(CatchUpError::Retry(format!("{name} is shorter than its manifest says")));
         }
+        let len = chunk.len() as u64;
+        send.write_frame(chunk).await?;
+        at += len;
+        replica.meter.note_sent(len);
     }
+    Ok(())
 }

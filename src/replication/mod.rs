@@ -12,9 +12,11 @@ pub mod acks;
 pub mod catch_up;
 pub mod fence;
 mod freshness;
+mod incoming;
 pub mod read_index;
 pub mod receiver;
 pub mod sender;
+pub mod snapshot_meter;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
 pub mod voter;
@@ -41,6 +43,7 @@ use crate::{
 
 use acks::Acks;
 use fence::Fence;
+use snapshot_meter::SnapshotMeter;
 
 /// The replicated log of one process: what sender, receiver, commit and apply share.
 #[derive(Debug)]
@@ -57,6 +60,8 @@ pub struct Replica {
     pub view: watch::Receiver<Arc<ClusterView>>,
     /// L: how long a writer may be silent, and how long a lease lasts.
     pub lease_term: Duration,
+    /// What engine snapshots cost.
+    pub meter: SnapshotMeter,
     commit: watch::Sender<Lsn>,
     contact: watch::Sender<Option<Contact>>,
     tenure: watch::Sender<Option<Arc<Tenure>>>,
@@ -122,6 +127,7 @@ impl Replica {
             fence,
             view,
             lease_term,
+            meter: SnapshotMeter::default(),
             commit: watch::Sender::new(commit),
             contact: watch::Sender::new(None),
             tenure: watch::Sender::new(None),

@@ -233,6 +233,7 @@ impl Receiver {
                     return Err(End::Retry("the office has changed".into()));
                 }
                 let session = replica.fence.adopt(office.epoch, keep, held).await?;
+                replica.meter.end();
                 tracing::info!(writer = %office.node, epoch = office.epoch, from = keep + 1, "following");
                 self.take(office, session, end, stream).await
             }

@@ -2,13 +2,11 @@
 
 use std::path::Path;
 
-use super::{
-    catch_up::{Fetch, Offer, install},
-    *,
-};
+use super::{catch_up::install, incoming::Incoming, *};
 use crate::{
     disk::{Create, Disk, Durability},
     engine::{MemoryEngine, Operation, StorageEngine},
+    protocol::replication::SnapshotOffer,
     testing::{Fault, SimDisk},
     types::{ClusterId, EpochTable},
     wal::{Draft, RecordKind, WalConfig},
@@ -82,7 +80,7 @@ impl Applier for Restored {
 }
 
 /// A disk with a log and an engine that hold nothing, and a snapshot at 3.9 that has come whole.
-async fn fetched() -> (SimDisk, Offer) {
+async fn fetched() -> (SimDisk, SnapshotOffer) {
     let position = Lsn::new(3, 9);
     let disk = SimDisk::new();
     replica(&disk).await;
@@ -97,7 +95,7 @@ async fn fetched() -> (SimDisk, Offer) {
     disk.sync_dir(Path::new("/incoming")).await.unwrap();
     let epochs = EpochTable::from_entries(vec![(1, 1), (3, 5)]).unwrap();
     disk.kill();
-    (disk, Offer { position, chain: 77, epochs, files: Vec::new() })
+    (disk, SnapshotOffer { position, chain: 77, epochs, ..SnapshotOffer::default() })
 }
 
 #[tokio::test(start_paused = true)]
@@ -108,11 +106,10 @@ async fn power_may_go_at_every_call_of_an_installation() {
     for call in 1.. {
         let disk = disk.fork();
         let (replica, engine) = (replica(&disk).await, Restored::open(&disk).await);
-        let into = Fetch::new(Arc::new(disk.boot()), "/incoming".into());
+        let incoming = Incoming { disk: Arc::new(disk.boot()), dir: "/incoming".into() };
         disk.fail_at(disk.calls() + call, Fault::PowerCut, false);
-        let offer = Offer { epochs: offer.epochs.clone(), files: Vec::new(), ..offer };
         // Of an office that its node had long lost when it took the snapshot.
-        let whole = install(&into, &replica, &engine, 1, offer).await.is_ok();
+        let whole = install(&incoming, &replica, &engine, 1, offer.clone()).await.is_ok();
         let promised = replica.wal.promise();
         disk.crash(call);
         let (replica, engine) = (self::replica(&disk).await, Restored::open(&disk).await);

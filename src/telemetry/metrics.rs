@@ -32,12 +32,14 @@ enum Metric {
     Histogram(Histogram),
     /// Computed when it is asked for.
     Read(Arc<dyn Fn() -> f64 + Send + Sync>),
+    /// Counted elsewhere, and read when it is asked for.
+    ReadCounter(Arc<dyn Fn() -> u64 + Send + Sync>),
 }
 
 impl Metric {
     const fn kind(&self) -> &'static str {
         match self {
-            Self::Counter(_) => "counter",
+            Self::Counter(_) | Self::ReadCounter(_) => "counter",
             Self::Gauge(_) | Self::Read(_) => "gauge",
             Self::Histogram(_) => "histogram",
         }
@@ -90,7 +92,22 @@ impl Registry {
         labels: Labels<'_>,
         read: impl Fn() -> f64 + Send + Sync + 'static,
     ) {
-        let metric = Metric::Read(Arc::new(read));
+        self.replace(name, help, labels, Metric::Read(Arc::new(read)));
+    }
+
+    /// A counter that is kept elsewhere, read at each rendering; the closure must be quick. Name it
+    /// `..._total`. Registering it again replaces the closure.
+    pub fn read_counter(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: Labels<'_>,
+        read: impl Fn() -> u64 + Send + Sync + 'static,
+    ) {
+        self.replace(name, help, labels, Metric::ReadCounter(Arc::new(read)));
+    }
+
+    fn replace(&self, name: &'static str, help: &'static str, labels: Labels<'_>, metric: Metric) {
         let mut families = self.lock();
         let family = families.entry(name).or_insert_with(|| Family { help, series: BTreeMap::new() });
         family.series.insert(render_labels(labels), metric);
@@ -162,6 +179,7 @@ fn render_series(out: &mut String, name: &str, labels: &str, metric: &Metric) ->
         Metric::Counter(counter) => writeln!(out, "{name}{braced} {}", counter.get()),
         Metric::Gauge(gauge) => writeln!(out, "{name}{braced} {}", gauge.get()),
         Metric::Read(read) => writeln!(out, "{name}{braced} {}", read()),
+        Metric::ReadCounter(read) => writeln!(out, "{name}{braced} {}", read()),
         Metric::Histogram(histogram) => {
             let comma = if labels.is_empty() { "" } else { "," };
             let inner = &histogram.0;
@@ -290,6 +308,7 @@ mod tests {
             histogram.observe(value);
         }
         registry.read_gauge("d", "Now.", &[], || 4.0);
+        registry.read_counter("e_total", "Elsewhere.", &[], || 5);
         assert_eq!(
             registry.render(),
             "# HELP a_total Things.\n# TYPE a_total counter\na_total 7\n\
@@ -299,7 +318,8 @@ mod tests {
              c_seconds_bucket{r=\"w\",le=\"0.1\"} 2\nc_seconds_bucket{r=\"w\",le=\"1\"} 3\n\
              c_seconds_bucket{r=\"w\",le=\"+Inf\"} 4\nc_seconds_sum{r=\"w\"} 3.65\n\
              c_seconds_count{r=\"w\"} 4\n\
-             # HELP d Now.\n# TYPE d gauge\nd 4\n"
+             # HELP d Now.\n# TYPE d gauge\nd 4\n\
+             # HELP e_total Elsewhere.\n# TYPE e_total counter\ne_total 5\n"
         );
     }
 

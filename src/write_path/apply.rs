@@ -117,7 +117,7 @@ impl Apply {
         let apply = Arc::new(Self {
             engine: engine.clone(),
             applied: watch::Sender::new(at),
-            marked: watch::Sender::new(MembershipId::default()),
+            marked: watch::Sender::new(dedup.marked()),
             ledger: Mutex::new(Ledger { dedup: Arc::new(dedup), ..Ledger::default() }),
             exclusive: AsyncMutex::new(()),
             checkpoints,
@@ -204,12 +204,13 @@ impl Apply {
             RecordKind::EpochStart | RecordKind::ConfigMark => Operation::Nothing,
         };
         self.engine.apply(at, &operation).map_err(|error| ApplyError::Engine { at, error })?;
+        let mut ledger = self.ledger();
         if matches!(record.kind, RecordKind::EpochStart | RecordKind::ConfigMark)
             && let Ok(mark) = frame::decode::<Mark>(&record.payload, frame::MAX_MESSAGE)
         {
+            Arc::make_mut(&mut ledger.dedup).mark(mark.membership);
             self.marked.send_replace(mark.membership);
         }
-        let mut ledger = self.ledger();
         let key = record.key;
         #[cfg(feature = "testing")]
         let key = key.filter(|key| {
@@ -277,7 +278,9 @@ impl Apply {
         }
         let at = self.engine.install(from).await?;
         let (_, sidecar) = self.engine.recovered();
-        self.ledger().dedup = Arc::new(load_sidecar(&sidecar)?);
+        let dedup = load_sidecar(&sidecar)?;
+        self.marked.send_replace(dedup.marked());
+        self.ledger().dedup = Arc::new(dedup);
         self.applied.send_replace(at);
         Ok(at)
     }

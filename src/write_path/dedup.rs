@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    types::{BootId, Lsn, NodeId},
+    types::{BootId, Lsn, MembershipId, NodeId},
     wal::DedupKey,
 };
 
@@ -28,6 +28,11 @@ pub struct Dedup {
     edges: BTreeMap<(NodeId, BootId), Window>,
     clients: BTreeMap<[u8; 16], Client>,
     since_sweep: u32,
+    /// Membership id of the newest `EpochStart` or `ConfigMark` applied. It is no key, but applied state
+    /// like them, and lies here because an older version reads this table and skips what it does not
+    /// know.
+    #[serde(default)]
+    marked: MembershipId,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -67,6 +72,16 @@ impl Dedup {
     /// The table as bytes, for a checkpoint.
     pub fn save(&self) -> Bytes {
         crate::protocol::frame::encode(self)
+    }
+
+    /// The newest mark of a membership.
+    pub const fn marked(&self) -> MembershipId {
+        self.marked
+    }
+
+    /// Notes an applied mark of a membership.
+    pub fn mark(&mut self, membership: MembershipId) {
+        self.marked = membership;
     }
 
     /// Whether the record with this key has been applied.
@@ -146,6 +161,27 @@ mod tests {
             Seen::At(Lsn::new(1, 6))
         );
         assert_eq!(table.look_up(&DedupKey::Client { key: [1; 16], body: [3; 16] }), Seen::OtherBody);
+    }
+
+    #[test]
+    fn a_table_without_mark_is_read_and_one_with_it_is_read_by_an_older_version() {
+        #[derive(Serialize, Deserialize)]
+        struct Former {
+            edges: BTreeMap<(NodeId, BootId), Window>,
+            clients: BTreeMap<[u8; 16], Client>,
+            since_sweep: u32,
+        }
+        let mut table = Dedup::default();
+        table.feed(&batch(1), Lsn::new(1, 5), 0);
+        table.mark(MembershipId { term: 3, index: 9 });
+        let former: Former = rmp_serde::from_slice(&table.save()).unwrap();
+        assert_eq!(former.edges.len(), 1);
+        let again = Dedup::load(&crate::protocol::frame::encode(&former)).unwrap();
+        assert_eq!(
+            (again.marked(), again.look_up(&batch(1))),
+            (MembershipId::default(), Seen::At(Lsn::new(1, 5)))
+        );
+        assert_eq!(Dedup::load(&table.save()).unwrap().marked(), MembershipId { term: 3, index: 9 });
     }
 
     #[test]

@@ -394,3 +394,17 @@ async fn a_snapshot_below_what_is_applied_changes_nothing() {
     let applied = applier.install("/source".into(), Lsn::new(1, 12)).await.unwrap();
     assert_eq!((applied, engine.applied(), engine.contents().len()), (Lsn::new(1, 12), Lsn::new(1, 12), 12));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_newest_mark_comes_back_with_the_checkpoint() {
+    let (rig, engine) = Rig::plain(&[1]).await;
+    rig.voters_are(&[&[1, 2]], 5).await;
+    rig.acked(&[2], 2);
+    rig.apply.watch().wait_for(|at| at.seq == 2).await.unwrap();
+    let mark = MembershipId { term: 1, index: 5 };
+    assert_eq!(rig.apply.marked(), mark);
+    rig.apply.checkpoint_now().await.unwrap();
+    engine.crash();
+    let (again, _) = Apply::new(engine).unwrap();
+    assert_eq!(again.marked(), mark);
+}

@@ -27,7 +27,17 @@ pub async fn start_at(
     seeds: &[SocketAddr],
     surroundings: Surroundings,
 ) -> Running {
-    let engine = Arc::new(MemoryEngine::default());
+    start_with(dir, join, seeds, surroundings, MemoryEngine::default()).await
+}
+
+pub async fn start_with(
+    dir: &Path,
+    join: Option<JoinToken>,
+    seeds: &[SocketAddr],
+    surroundings: Surroundings,
+    engine: MemoryEngine,
+) -> Running {
+    let engine = Arc::new(engine);
     let config = NodeConfig {
         dir: open_when_free(dir).await,
         name: dir.file_name().unwrap().to_string_lossy().into_owned(),

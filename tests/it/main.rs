@@ -3,6 +3,7 @@
 //! Most are over real processes of the program; those need it, and SQL to look at its answers.
 
 mod library;
+mod resumed_snapshot;
 mod slow_disk;
 
 #[cfg(all(feature = "server", feature = "sql"))]
@@ -27,6 +28,8 @@ mod events;
 mod failover;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod feed;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod full_disk;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod graceful;
 #[cfg(all(feature = "server", feature = "sql"))]

@@ -54,9 +54,30 @@ impl Three {
     }
 
     async fn put(&self, payload: &str, ack: AckLevel) -> Result<Receipt, SubmitError> {
-        let write = Write::new(9, payload.as_bytes().to_vec(), PATIENCE);
-        self.b.node.submit(Write { ack: Some(ack), ..write }).await
+        put_on(&self.b, payload, ack).await
     }
+
+    /// Writes until the disk of the writer, which has not a byte to give, is full and it lets go.
+    async fn fill(&self) {
+        self.disk.set_limit(Some(self.disk.used()));
+        let body = "x".repeat(100_000);
+        let full = async {
+            // 1 MiB per segment, and one in reserve.
+            while self.writer() == self.a.node.id() {
+                match self.put(&body, AckLevel::Quorum).await {
+                    Ok(_) => {}
+                    Err(SubmitError::Full) => tokio::time::sleep(Duration::from_millis(20)).await,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        timeout(PATIENCE, full).await.expect("another writer");
+    }
+}
+
+async fn put_on(node: &Running, payload: &str, ack: AckLevel) -> Result<Receipt, SubmitError> {
+    let write = Write::new(9, payload.as_bytes().to_vec(), PATIENCE);
+    node.node.submit(Write { ack: Some(ack), ..write }).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -79,23 +100,36 @@ async fn office_leaves_a_slow_disk_and_what_was_in_flight_is_not_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn office_leaves_a_full_disk() {
     let three = three().await;
-    // Less than a segment of the log, and enough for raft's few bytes.
-    three.disk.set_limit(Some(three.disk.used() + (512 << 10)));
-    let body = "x".repeat(100_000);
-    let full = async {
-        // 1 MiB per segment, and one in reserve.
-        while three.writer() == three.a.node.id() {
-            match three.put(&body, AckLevel::Quorum).await {
-                Ok(_) => {}
-                Err(SubmitError::Full) => tokio::time::sleep(Duration::from_millis(20)).await,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    };
-    timeout(PATIENCE, full).await.expect("another writer");
+    three.fill().await;
     three.put("there is space here", AckLevel::Quorum).await.unwrap();
     // With space it is a follower like any other.
     three.disk.set_limit(None);
     let all = three.put("and there again", AckLevel::All).await.unwrap();
     assert!(three.a.node.own_status().durable.seq >= all.at.seq);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn raft_goes_on_with_a_full_disk() {
+    let three = three().await;
+    three.fill().await;
+    // The writer goes, in raft too if it leads: of the two that are left one has a full disk, and
+    // nothing is elected or named without it.
+    let b_writes = three.writer() == three.b.node.id();
+    let (goes, stays) = if b_writes { (&three.b, &three.c) } else { (&three.c, &three.b) };
+    let before = stays.node.view().borrow().writer.unwrap();
+    goes.node.shutdown().await;
+    let gone = goes.node.id();
+    let mut view = stays.node.view();
+    let named = view.wait_for(|view| {
+        let other = view.writer.is_some_and(|office| office.epoch > before.epoch && office.node != gone);
+        other && view.leader.is_some_and(|leader| leader != gone)
+    });
+    let named = timeout(PATIENCE, named).await.expect("another writer is named").unwrap().writer;
+    let mut view = three.a.node.view();
+    let known =
+        view.wait_for(|view| view.writer.is_some_and(|office| Some(office.epoch) >= named.map(|o| o.epoch)));
+    timeout(PATIENCE, known).await.expect("the full one has it in its raft log").unwrap();
+    assert!(three.a.node.own_status().disk_troubled);
+    three.disk.set_limit(None);
+    put_on(stays, "space again", AckLevel::Quorum).await.unwrap();
 }

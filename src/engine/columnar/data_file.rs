@@ -108,8 +108,7 @@ impl DataFile {
         entry: FileEntry,
         bytes: Bytes,
     ) -> Result<Self, EngineError> {
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest(&SHA256, &bytes).as_ref());
+        let hash = sha256(&bytes);
         let file = Self::new(dir, FileEntry { size: bytes.len() as u64, hash, ..entry });
         let Some(parent) = file.path.parent() else {
             return Err(EngineError::Broken("a data file has no directory".into()));
@@ -221,6 +220,13 @@ pub(super) async fn sync_names(
         disk.sync_dir(dir).await?;
     }
     Ok(())
+}
+
+/// SHA-256 of some bytes.
+pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    hash
 }
 
 /// Removes a file; that it is not there is no error.

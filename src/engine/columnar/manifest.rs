@@ -56,15 +56,14 @@ impl Manifest {
         read.map(Some).map_err(|why| EngineError::Damaged(path.display().to_string(), why))
     }
 
-    /// Writes the manifest as `path`, durably and whole or not at all.
+    /// Writes the manifest as `path`, durably and whole or not at all, and returns its bytes.
     ///
     /// # Errors
     /// The disk fails; the former manifest is then still in force, or this one is.
-    pub(super) async fn write(&self, disk: &dyn Disk, path: &Path) -> Result<u64, EngineError> {
+    pub(super) async fn write(&self, disk: &dyn Disk, path: &Path) -> Result<Bytes, EngineError> {
         let bytes = self.encode()?;
-        let len = bytes.len() as u64;
-        replace_file(disk, path, bytes).await?;
-        Ok(len)
+        replace_file(disk, path, bytes.clone()).await?;
+        Ok(bytes)
     }
 
     fn encode(&self) -> Result<Bytes, EngineError> {

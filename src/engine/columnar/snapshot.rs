@@ -7,13 +7,13 @@ use std::{
 
 use super::{
     Inner,
-    data_file::{DataFile, sync_names},
+    data_file::{DataFile, sha256, sync_names},
     manifest::{self, Manifest},
     recovery::EXPORT,
     state::State,
 };
 use crate::{
-    engine::{EngineError, Export},
+    engine::{EngineError, Export, ExportFile},
     types::Lsn,
 };
 
@@ -31,9 +31,19 @@ pub(super) async fn export(inner: &Inner) -> Result<Export, EngineError> {
         });
         (state.manifest.clone(), state.committed.clone(), copy)
     };
-    let len = manifest.write(&*inner.disk, &copy).await?;
-    let mut listed = vec![(manifest::NAME.to_owned(), copy.as_path().to_owned(), len)];
-    listed.extend(files.iter().map(|file| (file.entry.name(), file.path.clone(), file.entry.size)));
+    let bytes = manifest.write(&*inner.disk, &copy).await?;
+    let mut listed = vec![ExportFile {
+        name: manifest::NAME.to_owned(),
+        path: copy.as_path().to_owned(),
+        len: bytes.len() as u64,
+        hash: sha256(&bytes),
+    }];
+    listed.extend(files.iter().map(|file| ExportFile {
+        name: file.entry.name(),
+        path: file.path.clone(),
+        len: file.entry.size,
+        hash: file.entry.hash,
+    }));
     Ok(Export {
         position: manifest.position,
         sidecar: manifest.sidecar.clone().into(),

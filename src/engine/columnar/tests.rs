@@ -332,10 +332,12 @@ async fn an_export_installs_elsewhere_and_a_partial_one_does_not() {
     engine.checkpoint(Bytes::new()).await.unwrap();
     let other = tempfile::tempdir().unwrap();
     let incoming = other.path().join("incoming");
-    for (name, path, len) in &export.files {
-        let copy = incoming.join(name);
+    for file in &export.files {
+        let copy = incoming.join(&file.name);
         std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
-        assert_eq!(std::fs::copy(path, copy).unwrap(), *len);
+        assert_eq!(std::fs::copy(&file.path, &copy).unwrap(), file.len);
+        let content = std::fs::read(copy).unwrap();
+        assert_eq!(ring::digest::digest(&ring::digest::SHA256, &content).as_ref(), file.hash);
     }
     drop(export);
     engine.apply(at(3), &Operation::Nothing).unwrap();
