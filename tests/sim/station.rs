@@ -80,7 +80,12 @@ impl Station {
         ledger.host_died(self.host.name);
         let Some(cluster) = cluster else { return torn };
         match platter::recoveries(&disk, &self.host.dir(), cluster, dice.is_some(), random) {
-            Ok(seen) => ledger.violations.extend(i14::judge(self.host.name, &seen)),
+            Ok(seen) => {
+                ledger.violations.extend(i14::judge(self.host.name, &seen));
+                let status = life.status.filter(|_| !self.rotten);
+                let found = status.and_then(|status| i14::stated(self.host.name, &status, &seen.first));
+                ledger.violations.extend(found);
+            }
             Err(_) if self.rotten => {}
             Err(error) => {
                 ledger.violated(format!("I14: the log of {} does not open: {error}", self.host.name))
@@ -111,6 +116,9 @@ impl Station {
         segments.pop();
         let Some((_, path)) = segments.get(dice as usize % segments.len().max(1)) else { return false };
         self.rotten = disk.rot(path, dice).is_some();
+        if let Some(node) = self.known_as.filter(|_| self.rotten) {
+            self.host.common.ledger.lock().unwrap().epochs.rotted(node);
+        }
         self.rotten
     }
 }

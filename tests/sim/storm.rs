@@ -99,6 +99,10 @@ impl World {
                 true
             }
             Kind::OneWay(mouth, ear) => mouth != ear,
+            Kind::Halves(_) => {
+                let places = 0..self.stations.len();
+                places.clone().any(|from| places.clone().any(|to| kind.blocks(from, to)))
+            }
             _ => true,
         }
     }
