@@ -97,7 +97,7 @@ pub const MUTANTS: &[Mutant] = &[
         "position_by_seq",
         "`min_lsn` is compared by seq alone, so another record at that place is believed to be it",
         60,
-        "kill,slow-disk,power-loss",
+        "partition,mute,slow-disk",
     ),
     simulation("dedup_not_saved", "a checkpoint forgets which batches were applied", 60),
     test(

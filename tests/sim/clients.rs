@@ -103,7 +103,7 @@ impl World {
             0 => (Consistency::Local, true),
             1..3 => (Consistency::MaxStaleness(age), true),
             3..5 => (Consistency::MinLsn(ledger.reads.session), true),
-            5 if weak.is_some() => (Consistency::MinLsn(weak.unwrap_or_default()), false),
+            5..7 if weak.is_some() => (Consistency::MinLsn(weak.unwrap_or_default()), false),
             _ => (Consistency::Linearizable, true),
         };
         drop(ledger);

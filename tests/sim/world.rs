@@ -293,6 +293,9 @@ impl World {
                 self.bury(place, ended);
             }
             let it = &mut self.stations[place];
+            if it.notices_rot() {
+                self.counts.add("rot-noticed", 1);
+            }
             let held = self.churning.as_ref().is_some_and(|churn| churn.holds_off(place, it.rotten));
             let joins_first =
                 place > 0 && it.host.role == Role::Reader && it.host.token.lock().unwrap().is_none();
@@ -317,7 +320,7 @@ impl World {
         let (excused, kind) = match &ended {
             Ended::Stopped => (it.stopping, "stopped"),
             Ended::Removed => (removed, "told-removed"),
-            Ended::Disk(_) if it.rotten => (true, "rot-found"),
+            Ended::Disk(_) if it.rotten => (true, "rot-refused"),
             Ended::Disk(_) => (it.disk_fails, "fail-stop"),
             Ended::Failed(_) => (false, "failed"),
         };
