@@ -62,16 +62,18 @@ pub async fn look_at_the_end(nodes: usize, ledger: &Ledger) {
     let newest = ledger.history().sets.iter().map(|set| set.key).max();
     for key in newest.map_or(0, |newest| newest.saturating_sub(20))..=newest.unwrap_or(0) {
         for node in 0..nodes {
-            registers::get(ledger, &mut connections, node, key, LAST).await;
+            if !registers::get(ledger, &mut connections, node, key, LAST).await {
+                ledger.odd(format!("{} does not show register {key} in the end", network::name(node)));
+            }
         }
     }
     let missing = missing(&ledger.history());
-    for (n, at) in missing {
+    for at in missing {
         let more = [("min_lsn", at.to_string())];
         let sql = "SELECT v FROM probe LIMIT 1";
         let answer = connections.query(0, sql, &more, LAST).await;
         if answer.is_ok_and(|answer| answer.status == 410) {
-            ledger.history().lost.insert(n);
+            ledger.history().cut.insert(at);
         }
     }
 }
@@ -97,10 +99,11 @@ async fn all_rows(connections: &mut Connections, node: usize) -> Result<(Lsn, Ve
     }
 }
 
-/// Rows that were acknowledged, and that a node lacks.
-fn missing(history: &History) -> Vec<(u64, Lsn)> {
+/// Acknowledged positions of rows that the first node lacks, of which nothing was said yet.
+fn missing(history: &History) -> Vec<Lsn> {
     let Some(last) = history.finals.first() else { return Vec::new() };
     let rows: std::collections::BTreeSet<u64> = last.rows.iter().copied().collect();
     let absent = history.writes.iter().filter(|write| !rows.contains(&write.n));
-    absent.filter_map(|write| Some((write.n, write.first_ack()?.at))).take(POSITIONS).collect()
+    let positions = absent.flat_map(|write| &write.acks).map(|ack| ack.at);
+    positions.filter(|at| !history.cut.contains(at)).take(POSITIONS).collect()
 }

@@ -17,7 +17,7 @@ use crate::{
     disk::{self, Disk},
     http::Connections,
     network,
-    process::Process,
+    process::{Ended, Process},
     relay::Relay,
     timeline::Timeline,
 };
@@ -120,18 +120,29 @@ impl Cluster {
         Ok(())
     }
 
+    /// Ends these processes at once. One that had ended though nobody ended it is a violation.
+    pub async fn kill(&mut self, which: &[usize]) -> Result<(), Failure> {
+        which.iter().filter_map(|n| self.nodes.get(*n)).for_each(|node| node.signal(Signal::KILL));
+        for n in which {
+            let Some(node) = self.nodes.get_mut(*n) else { continue };
+            if let Some(ended) = node.kill().await? {
+                self.ended_by_itself(*n, &ended);
+            }
+        }
+        Ok(())
+    }
+
+    fn ended_by_itself(&mut self, n: usize, ended: &Ended) {
+        let says = format!("{} ended by itself with code {:?}: {}", network::name(n), ended.code, ended.said);
+        self.violated("exit", says);
+    }
+
     /// Every node runs; one that ended though nobody ended it is a violation, and is started again.
     pub async fn revive(&mut self) -> Result<(), Failure> {
         for n in 0..self.nodes.len() {
             let Some(node) = self.nodes.get_mut(n) else { continue };
             if let Some(ended) = node.ended(Duration::from_millis(1)).await {
-                let says = format!(
-                    "{} ended by itself with code {:?}: {}",
-                    network::name(n),
-                    ended.code,
-                    ended.said
-                );
-                self.violated("exit", says);
+                self.ended_by_itself(n, &ended);
             }
             if self.nodes.get(n).is_some_and(|node| !node.runs()) {
                 self.start(&[n]).await?;
@@ -170,12 +181,13 @@ impl Cluster {
         self.ends(n, "told to stop", 0).await
     }
 
-    /// Removes a node by another, and brings it back as a new one with an empty disk.
-    pub async fn replace(&mut self, n: usize) -> Result<(), Failure> {
+    /// Removes a node by another, and brings it back as a new one with an empty disk. False if it was
+    /// not removed.
+    pub async fn replace(&mut self, n: usize) -> Result<bool, Failure> {
         let by = (n + 1) % self.nodes.len();
         let Some(id) = self.status(n).await.map(|status| status.node_id) else {
             self.timeline.say("  not replaced: it does not answer");
-            return Ok(());
+            return Ok(false);
         };
         let path = format!("/api/v1/nodes/{id}");
         let mut removed = false;
@@ -200,11 +212,11 @@ impl Cluster {
         if !removed {
             // Not safe to take its disk: it may still be a member.
             self.timeline.say("  not replaced: the cluster did not let it go");
-            return Ok(());
+            return Ok(false);
         }
         self.ends(n, "removed", 1).await?;
-        if let Some(node) = self.nodes.get(n) {
-            node.disk.wipe()?;
+        if let Some(node) = self.nodes.get_mut(n) {
+            node.renew()?;
         }
         self.join(n, by).await?;
         let count = self.nodes.len();
@@ -216,7 +228,7 @@ impl Cluster {
         if votes.await.is_none() {
             self.violated("I10", format!("{} was replaced and does not vote", network::name(n)));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// What a node says of the cluster, if it answers soon.
@@ -246,10 +258,12 @@ impl Cluster {
             loop {
                 let line = format!("probe,at=n{n} v=1i\n");
                 let sent = connections.write(n, &line, Some("quorum"), None, limit).await;
-                if sent.is_ok_and(|answer| answer.status == 204) {
+                // A write that is taken too late is no better than one that is not.
+                let taken = sent.is_ok_and(|answer| answer.status == 204);
+                if taken && began.elapsed() <= limit {
                     break;
                 }
-                if began.elapsed() > limit {
+                if taken || began.elapsed() > limit {
                     let says = format!("{} takes no write {limit:?} after the last fault", network::name(n));
                     self.violated("I10", says);
                     break;

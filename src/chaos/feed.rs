@@ -15,8 +15,14 @@ use crate::{
     ledger::Ledger,
 };
 
-/// What a write asks for, and how often. More levels get a line here and in `history::Level`.
-const ACKS: [(Option<Level>, u32); 3] = [(Some(Level::Quorum), 5), (Some(Level::Local), 3), (None, 2)];
+/// What a write asks for, and how often.
+const ACKS: [(Option<Level>, u32); 5] = [
+    (Some(Level::Quorum), 4),
+    (Some(Level::All), 2),
+    (Some(Level::Local), 3),
+    (Some(Level::Memory), 2),
+    (None, 2),
+];
 /// Attempts of a write, at different nodes.
 const ATTEMPTS: u32 = 3;
 /// Share of acknowledged keyed writes that are sent again all the same.
@@ -45,6 +51,9 @@ pub struct Feed {
     rng: StdRng,
     /// The furthest committed position this client knows.
     session: Lsn,
+    /// A row of its own that was last acknowledged below `quorum`, and where: asked for with `min_lsn`
+    /// it is found, or the position is lost.
+    weak: Option<(u64, Lsn)>,
 }
 
 /// What became of one attempt.
@@ -59,7 +68,7 @@ impl Feed {
     pub fn new(client: usize, nodes: usize, pause: Duration, ledger: Arc<Ledger>, seed: u64) -> Self {
         let (rng, home) = (StdRng::seed_from_u64(seed), Some(client).filter(|client| *client < nodes));
         let connections = Connections::default();
-        Self { client, home, nodes, pause, ledger, connections, rng, session: Lsn::ZERO }
+        Self { client, home, nodes, pause, ledger, connections, rng, session: Lsn::ZERO, weak: None }
     }
 
     /// Until the ledger says stop.
@@ -120,6 +129,8 @@ impl Feed {
     fn note(&mut self, at: usize, write: &Write) {
         if let Some(ack) = write.quorum() {
             self.session = further(self.session, ack.at);
+        } else if let Some(ack) = write.acks.last() {
+            self.weak = Some((write.n, ack.at));
         }
         if let Some(place) = self.ledger.history().writes.get_mut(at) {
             place.clone_from(write);
@@ -143,15 +154,16 @@ impl Feed {
     }
 
     async fn attempt(&mut self, node: usize, line: &str, asked: Option<Level>, key: Option<&str>) -> Attempt {
-        let sent = self.connections.write(node, line, asked.map(Level::word), key, PATIENCE).await;
+        let sent = self.connections.write(node, line, asked.map(Level::as_str), key, PATIENCE).await;
         let when = self.ledger.now();
         let answer = match sent {
             Ok(answer) => answer,
             Err(broken) if broken.sent => return Attempt::Unknown,
             Err(_) => return Attempt::Refused,
         };
+        *self.ledger.history().answers.entry(answer.status).or_default() += 1;
         match answer.status {
-            204 => match (answer.lsn(), answer.header("x-skein-ack").and_then(Level::parse)) {
+            204 => match (answer.lsn(), answer.header("x-skein-ack").and_then(Level::from_word)) {
                 (Some(at), Some(level)) => Attempt::Acked(Ack { at, level, when }),
                 _ => {
                     self.ledger.odd(format!("n{} acknowledged without position or level", node + 1));
@@ -170,16 +182,17 @@ impl Feed {
 
     async fn read(&mut self) {
         let newest = bucket(self.ledger.last());
-        let bucket = newest.saturating_sub(self.rng.random_range(0..=RECENT));
+        let recent = newest.saturating_sub(self.rng.random_range(0..=RECENT));
         let node = self.home.unwrap_or_else(|| self.anywhere());
-        let mode = match self.rng.random_range(0..4) {
-            0 => Mode::Local,
-            1 => Mode::MinLsn(self.session),
-            2 => {
+        let (bucket, mode) = match (self.rng.random_range(0..5), self.weak.take()) {
+            (0, _) => (recent, Mode::Local),
+            (1, _) => (recent, Mode::MinLsn(self.session)),
+            (2, _) => {
                 let age = AGES.get(self.rng.random_range(0..AGES.len())).copied().unwrap_or_default();
-                Mode::MaxStaleness(Duration::from_millis(age))
+                (recent, Mode::MaxStaleness(Duration::from_millis(age)))
             }
-            _ => Mode::Linearizable,
+            (3, Some((n, at))) => (bucket(n), Mode::MinLsn(at)),
+            _ => (recent, Mode::Linearizable),
         };
         let more: Vec<(&str, String)> = match mode {
             Mode::Local => Vec::new(),
@@ -202,8 +215,8 @@ impl Feed {
 
     /// Applied position and rows of an answer; `None` if the read was refused.
     fn rows(&self, node: usize, mode: Mode, answer: &Answer) -> Option<(Lsn, Vec<u64>)> {
-        match answer.status {
-            200 => match (answer.lsn(), answer.column("n")) {
+        match (answer.status, mode) {
+            (200, _) => match (answer.lsn(), answer.column("n")) {
                 (Some(applied), Some(rows)) => Some((applied, rows)),
                 _ => {
                     self.ledger.odd(format!("n{} answered a read with {}", node + 1, answer.text()));
@@ -211,8 +224,13 @@ impl Feed {
                 }
             },
             // A node that has applied nothing knows no table.
-            404 => Some((Lsn::ZERO, Vec::new())),
-            408 | 429 | 503 => None,
+            (404, _) => Some((Lsn::ZERO, Vec::new())),
+            (408 | 429 | 503, _) => None,
+            // The checker knows which positions may be lost.
+            (410, Mode::MinLsn(least)) => {
+                self.ledger.history().cut.insert(least);
+                None
+            }
             _ => {
                 self.ledger.odd(format!("n{} answered a read {mode:?} with {}", node + 1, answer.text()));
                 None

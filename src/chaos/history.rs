@@ -1,36 +1,18 @@
 //! What clients saw: every write, every answered read, and the end. Times are nanoseconds of this
 //! program's monotonic clock, so they order what happened at different nodes.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde::Serialize;
-use skeinmesh::types::Lsn;
+/// What an acknowledgement promises, weakest first: `EVERY` has all.
+pub use skeinmesh::node::AckLevel as Level;
+use skeinmesh::types::{Epoch, Lsn};
 
 /// Since the run began.
 pub type Nanos = u64;
-
-/// What an acknowledgement promises, weakest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    Local,
-    Quorum,
-}
-
-impl Level {
-    pub const ALL: [Self; 2] = [Self::Local, Self::Quorum];
-
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Local => "local",
-            Self::Quorum => "quorum",
-        }
-    }
-
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|level| level.word() == word)
-    }
-}
 
 /// A write that adds row `n` to a bucket. No two writes have the same `n`.
 #[derive(Debug, Clone, Serialize)]
@@ -113,15 +95,25 @@ pub struct Final {
 /// The whole of a run.
 #[derive(Debug, Default, Serialize)]
 pub struct History {
+    /// There is one node: nobody else can take office, and the default level is `local`.
+    pub lone: bool,
     pub writes: Vec<Write>,
     pub reads: Vec<Read>,
     pub sets: Vec<Set>,
     pub gets: Vec<Get>,
     pub finals: Vec<Final>,
-    /// Rows whose position the cluster says was cut, asked for in the end.
-    pub lost: BTreeSet<u64>,
+    /// Acknowledged positions of which the cluster says that they were cut: 410.
+    pub cut: BTreeSet<Lsn>,
+    /// Each time that a process took office, as the nodes' logs say: which node with which disk. (A
+    /// replaced node is another one, a process that was started again is not.) Of an epoch that is not
+    /// in it nothing is known.
+    pub offices: BTreeMap<Epoch, Vec<String>>,
     /// What no history should hold: an answer that means a fault by itself.
     pub oddities: Vec<String>,
+    /// What no log of a node should hold.
+    pub alarms: Vec<String>,
+    /// How often a write was answered with which status.
+    pub answers: BTreeMap<u16, u64>,
 }
 
 /// Rows of a bucket.
@@ -130,6 +122,13 @@ const BUCKET: u64 = 64;
 /// The bucket of a row.
 pub const fn bucket(n: u64) -> u64 {
     n / BUCKET
+}
+
+impl History {
+    /// What a write without a level asks for.
+    pub const fn default_level(&self) -> Level {
+        if self.lone { Level::Local } else { Level::Quorum }
+    }
 }
 
 impl Write {

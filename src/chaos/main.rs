@@ -15,6 +15,7 @@ mod history;
 mod http;
 mod isolation;
 mod ledger;
+mod logs;
 mod nemesis;
 mod network;
 mod power_loss;

@@ -15,29 +15,34 @@ use tokio::{
 };
 
 use crate::{
+    check::Violation,
     cluster::{Cluster, DISK},
     commands,
     faults::Kind,
     network,
+    process::Process,
     weather::{Disturbance, between},
 };
 
 /// Share of other faults during which the network is bad too.
 const BAD_WEATHER: f64 = 0.3;
+/// How often every kind comes before one that never acted is a violation.
+const TRIED: usize = 2;
 
 /// See the module.
 pub struct Nemesis {
     rng: StdRng,
     kinds: Vec<Kind>,
     deck: Vec<Kind>,
-    /// Faults made so far.
+    strikes: usize,
+    /// Faults that were made and seen to act.
     pub counts: BTreeMap<&'static str, u64>,
 }
 
 impl Nemesis {
     pub fn new(kinds: Vec<Kind>, seed: u64) -> Self {
         let counts = kinds.iter().map(|kind| (kind.word(), 0)).collect();
-        Self { rng: StdRng::seed_from_u64(seed), kinds, deck: Vec::new(), counts }
+        Self { rng: StdRng::seed_from_u64(seed), kinds, deck: Vec::new(), strikes: 0, counts }
     }
 
     /// One fault from its beginning to its end, and a pause.
@@ -46,8 +51,9 @@ impl Nemesis {
             self.deck.clone_from(&self.kinds);
             self.deck.shuffle(&mut self.rng);
         }
-        let Some(kind) = self.deck.pop() else { return Ok(()) };
-        *self.counts.entry(kind.word()).or_default() += 1;
+        let nothing = || Failure::new("none of the faults asked for can be made here");
+        let kind = self.deck.pop().ok_or_else(nothing)?;
+        self.strikes += 1;
         let companion = !kind.is_network() && self.rng.random_bool(BAD_WEATHER);
         let companion = companion.then(|| self.weather()).map(|disturbance| {
             cluster.timeline.say(&format!("{kind}, in bad weather: {disturbance:?}"));
@@ -61,14 +67,25 @@ impl Nemesis {
         if let Some(id) = companion {
             cluster.relay.weather().lift(id);
         }
-        done?;
+        if done? {
+            *self.counts.entry(kind.word()).or_default() += 1;
+        } else {
+            cluster.timeline.say(&format!("  {kind} did not act"));
+        }
         cluster.revive().await?;
         let calm = self.between(200, 2_000);
         sleep(calm).await;
         Ok(())
     }
 
-    async fn disturb(&mut self, cluster: &mut Cluster, kind: Kind) -> Result<(), Failure> {
+    /// Kinds of faults that were tried again and again, and never acted: nothing was tested with them.
+    pub fn never_acted(&self) -> Vec<Violation> {
+        let tried = self.strikes / self.kinds.len().max(1) >= TRIED;
+        let never = self.counts.iter().filter(|(_, count)| tried && **count == 0);
+        never.map(|(kind, _)| Violation::new("unseen", format!("the fault {kind} never acted"))).collect()
+    }
+
+    async fn disturb(&mut self, cluster: &mut Cluster, kind: Kind) -> Result<bool, Failure> {
         let all: Vec<usize> = (0..cluster.nodes.len()).collect();
         let (one, others) = match kind {
             Kind::IsolateWriter => split(&all, self.writer(cluster).await),
@@ -102,13 +119,14 @@ impl Nemesis {
         };
         let hold = self.between(1_000, 8_000);
         cluster.timeline.say(&format!("{kind} for {hold:?}: {disturbance:?}"));
-        let id = cluster.relay.weather().add(disturbance);
+        let before = cluster.relay.counts().disturbed(&disturbance);
+        let id = cluster.relay.weather().add(disturbance.clone());
         sleep(hold).await;
         cluster.relay.weather().lift(id);
-        Ok(())
+        Ok(cluster.relay.counts().disturbed(&disturbance) > before)
     }
 
-    async fn strike_nodes(&mut self, cluster: &mut Cluster, kind: Kind) -> Result<(), Failure> {
+    async fn strike_nodes(&mut self, cluster: &mut Cluster, kind: Kind) -> Result<bool, Failure> {
         let n = match kind {
             Kind::KillWriter | Kind::PauseWriter => self.writer(cluster).await,
             _ => self.any(cluster),
@@ -119,14 +137,16 @@ impl Nemesis {
             Kind::Kill | Kind::KillWriter => {
                 let hold = self.between(0, 3_000);
                 cluster.timeline.say(&format!("{kind} {name}, away for {hold:?}"));
-                kill(cluster, &[n]).await?;
+                cluster.kill(&[n]).await?;
                 sleep(hold).await;
-                cluster.start(&[n]).await
+                cluster.start(&[n]).await?;
+                Ok(true)
             }
             Kind::KillAll => {
                 cluster.timeline.say(&format!("{kind}"));
-                kill(cluster, &all).await?;
-                cluster.start(&all).await
+                cluster.kill(&all).await?;
+                cluster.start(&all).await?;
+                Ok(true)
             }
             Kind::Pause | Kind::PauseWriter => {
                 let hold = self.between(500, 8_000);
@@ -134,7 +154,7 @@ impl Nemesis {
                 signal(cluster, n, Signal::STOP);
                 sleep(hold).await;
                 signal(cluster, n, Signal::CONT);
-                Ok(())
+                Ok(true)
             }
             Kind::Full => self.fill(cluster, n).await,
             Kind::Rolling => {
@@ -143,7 +163,7 @@ impl Nemesis {
                     cluster.stop(n).await?;
                     cluster.start(&[n]).await?;
                 }
-                Ok(())
+                Ok(true)
             }
             Kind::Replace => {
                 cluster.timeline.say(&format!("{kind} {name}"));
@@ -163,7 +183,7 @@ impl Nemesis {
         }
     }
 
-    async fn fill(&mut self, cluster: &mut Cluster, n: usize) -> Result<(), Failure> {
+    async fn fill(&mut self, cluster: &mut Cluster, n: usize) -> Result<bool, Failure> {
         let hold = self.between(2_000, 6_000);
         cluster.timeline.say(&format!("full disk of {} for {hold:?}", network::name(n)));
         if let Some(node) = cluster.nodes.get(n) {
@@ -171,7 +191,7 @@ impl Nemesis {
             sleep(hold).await;
             node.disk.free()?;
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn lose_power(
@@ -179,7 +199,7 @@ impl Nemesis {
         cluster: &mut Cluster,
         which: &[usize],
         hold: Duration,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         for n in which {
             if let Some(node) = cluster.nodes.get(*n) {
                 // See power_loss.rs.
@@ -187,19 +207,20 @@ impl Nemesis {
                 node.disk.lose_power()?;
             }
         }
-        kill(cluster, which).await?;
+        cluster.kill(which).await?;
         for n in which {
             if let Some(node) = cluster.nodes.get(*n) {
                 node.disk.power_up()?;
             }
         }
         sleep(hold).await;
-        cluster.start(which).await
+        cluster.start(which).await?;
+        Ok(true)
     }
 
     /// Syncs fail, or take long, by way of strace.
-    async fn trace(&mut self, cluster: &mut Cluster, kind: Kind, n: usize) -> Result<(), Failure> {
-        let Some(pid) = cluster.nodes.get(n).and_then(crate::process::Process::pid) else { return Ok(()) };
+    async fn trace(&mut self, cluster: &mut Cluster, kind: Kind, n: usize) -> Result<bool, Failure> {
+        let Some(pid) = cluster.nodes.get(n).and_then(Process::pid) else { return Ok(false) };
         let (inject, hold) = if kind == Kind::SyncError {
             ("error=EIO".to_owned(), Duration::ZERO)
         } else {
@@ -210,36 +231,40 @@ impl Nemesis {
         if kind == Kind::SyncError {
             cluster.ends(n, "whose syncs fail", DISK).await?;
             strace.kill().await?;
-            return cluster.start(&[n]).await;
+            cluster.start(&[n]).await?;
+            return Ok(true);
         }
         sleep(hold).await;
+        let traced = cluster.nodes.get(n).is_some_and(Process::is_traced);
         // SIGINT lets go of the node; SIGKILL might leave it stopped.
         if let Some(pid) = strace.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
             let _ = kill_process(pid, Signal::INT);
         }
         strace.wait().await?;
-        Ok(())
+        Ok(traced)
     }
 
-    async fn skew(&mut self, cluster: &mut Cluster, n: usize) -> Result<(), Failure> {
+    async fn skew(&mut self, cluster: &mut Cluster, n: usize) -> Result<bool, Failure> {
         let minutes = self.rng.random_range(1..50) * if self.rng.random_bool(0.5) { 1 } else { -1 };
         let hold = self.between(2_000, 6_000);
+        let library = commands::faketime().unwrap_or_default();
         cluster.timeline.say(&format!("skew of {} by {minutes} min for {hold:?}", network::name(n)));
-        kill(cluster, &[n]).await?;
+        cluster.kill(&[n]).await?;
         if let Some(node) = cluster.nodes.get_mut(n) {
             let only_the_wall = ["env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "DONT_FAKE_MONOTONIC=1"];
             node.before = only_the_wall.map(str::to_owned).to_vec();
-            let library = commands::faketime().unwrap_or_default();
             node.before.push(format!("LD_PRELOAD={}", library.display()));
             node.before.push(format!("FAKETIME={minutes:+}m"));
         }
         cluster.start(&[n]).await?;
         sleep(hold).await;
-        kill(cluster, &[n]).await?;
+        let skewed = cluster.nodes.get(n).is_some_and(|node| node.has_loaded(&library.to_string_lossy()));
+        cluster.kill(&[n]).await?;
         if let Some(node) = cluster.nodes.get_mut(n) {
             node.before.clear();
         }
-        cluster.start(&[n]).await
+        cluster.start(&[n]).await?;
+        Ok(skewed)
     }
 
     fn weather(&mut self) -> Disturbance {
@@ -276,17 +301,6 @@ fn ring(count: usize) -> BTreeSet<(usize, usize)> {
     pairs.filter(|(a, b)| a != b && !neighbours(*a, *b)).collect()
 }
 
-async fn kill(cluster: &mut Cluster, which: &[usize]) -> Result<(), Failure> {
-    // All at once, and only then wait for each.
-    which.iter().for_each(|n| signal(cluster, *n, Signal::KILL));
-    for n in which {
-        if let Some(node) = cluster.nodes.get_mut(*n) {
-            node.kill().await?;
-        }
-    }
-    Ok(())
-}
-
 fn signal(cluster: &Cluster, n: usize, signal: Signal) {
     if let Some(node) = cluster.nodes.get(n) {
         node.signal(signal);
@@ -304,6 +318,19 @@ fn strace(pid: u32, inject: &str) -> Result<Child, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kind_that_never_acts_is_seen() {
+        let mut nemesis = Nemesis::new(vec![Kind::Kill, Kind::Skew], 1);
+        nemesis.counts.insert("kill", 2);
+        nemesis.strikes = 3;
+        assert_eq!(nemesis.never_acted(), []);
+        nemesis.strikes = 4;
+        assert_eq!(nemesis.never_acted(), [Violation::new("unseen", "the fault skew never acted")]);
+        nemesis.counts.insert("skew", 1);
+        assert_eq!(nemesis.never_acted(), []);
+        assert_eq!(Nemesis::new(Vec::new(), 1).never_acted(), []);
+    }
 
     #[test]
     fn in_a_ring_each_hears_two() {

@@ -2,6 +2,7 @@
 
 use std::{
     fs::OpenOptions,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -15,7 +16,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::{disk::Disk, network};
+use crate::{disk::Disk, logs, network};
 
 /// The name under which this program is the one that is tested.
 pub const PROGRAM: &str = "skein";
@@ -39,7 +40,9 @@ pub struct Process {
     /// What stands before the program at its next start.
     pub before: Vec<String>,
     program: PathBuf,
-    log: PathBuf,
+    home: PathBuf,
+    /// How many disks it had before this one.
+    replaced: u32,
     child: Option<Child>,
     lines: Option<Lines<BufReader<ChildStdout>>>,
 }
@@ -55,13 +58,26 @@ impl Process {
     /// Not started. `home` has the program and takes the log.
     pub fn new(n: usize, disk: Disk, home: &Path) -> Self {
         let program = std::env::var_os("SKEIN").map_or_else(|| home.join(PROGRAM), PathBuf::from);
-        let log = home.join(format!("{}.log", network::name(n)));
-        Self { n, disk, before: Vec::new(), program, log, child: None, lines: None }
+        let home = home.to_owned();
+        Self { n, disk, before: Vec::new(), program, home, replaced: 0, child: None, lines: None }
+    }
+
+    /// Empties its disk: it is another node from now on, with a log of its own. It must not run.
+    pub fn renew(&mut self) -> Result<(), Failure> {
+        self.replaced += 1;
+        Ok(self.disk.wipe()?)
+    }
+
+    /// The log of all processes that ran on this disk. Its name is that of the node and its disk.
+    fn log(&self) -> PathBuf {
+        let name = network::name(self.n);
+        let log = if self.replaced == 0 { name } else { format!("{name}-{}", self.replaced + 1) };
+        self.home.join(format!("{log}.{}", logs::EXTENSION))
     }
 
     /// Starts it; `stdin` is what it may read.
     pub async fn launch(&mut self, flags: &[&str], stdin: Option<&str>) -> Result<(), Failure> {
-        let log = OpenOptions::new().create(true).append(true).open(&self.log)?;
+        let log = OpenOptions::new().create(true).append(true).open(self.log())?;
         let name = network::name(self.n);
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{name}")).args(&self.before).arg(&self.program);
@@ -140,13 +156,30 @@ impl Process {
         Ok(())
     }
 
-    /// SIGKILL, and waits for its end.
-    pub async fn kill(&mut self) -> Result<(), Failure> {
+    /// SIGKILL, and waits for its end; says how it had ended before, if it had.
+    pub async fn kill(&mut self) -> Result<Option<Ended>, Failure> {
         self.lines = None;
-        match self.child.take() {
-            Some(mut child) => Ok(child.kill().await?),
-            None => Ok(()),
-        }
+        let Some(mut child) = self.child.take() else { return Ok(None) };
+        // Nothing to kill any more: then the status is not that of a kill.
+        let _ = child.start_kill();
+        let status = child.wait().await?;
+        let by_us = status.signal() == Some(Signal::KILL.as_raw());
+        Ok((!by_us).then(|| Ended { code: status.code(), said: self.last_words() }))
+    }
+
+    /// Whether somebody traces it, such as strace.
+    pub fn is_traced(&self) -> bool {
+        let status = self.pid().and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/status")).ok());
+        let tracer = |status: &str| {
+            status.lines().find_map(|line| line.strip_prefix("TracerPid:").map(str::trim).map(str::to_owned))
+        };
+        status.as_deref().and_then(tracer).is_some_and(|pid| pid != "0")
+    }
+
+    /// Whether it runs with that library.
+    pub fn has_loaded(&self, library: &str) -> bool {
+        let maps = self.pid().and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/maps")).ok());
+        maps.is_some_and(|maps| maps.contains(library))
     }
 
     /// How it ended, if it ends in that time.
@@ -164,7 +197,7 @@ impl Process {
     }
 
     fn last_words(&self) -> String {
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
         let lines: Vec<&str> = log.lines().rev().take(LAST_WORDS).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }

@@ -15,7 +15,10 @@ use rand::{SeedableRng, rngs::StdRng};
 use socket2::{Domain, Socket, Type};
 use tokio::{net::UdpSocket, time::sleep};
 
-use crate::{network, weather::Weather};
+use crate::{
+    network,
+    weather::{Disturbance, Weather},
+};
 
 /// As much as the system lets a socket have: what it drops is loss that nobody ordered.
 const BUFFER: usize = 8 << 20;
@@ -40,6 +43,19 @@ pub struct Counts {
     pub delayed: AtomicU64,
     pub flipped: AtomicU64,
     waiting: AtomicU64,
+}
+
+impl Counts {
+    /// How many datagrams such a disturbance has struck, this one or another.
+    pub fn disturbed(&self, by: &Disturbance) -> u64 {
+        let count = match by {
+            Disturbance::Cut(_) | Disturbance::Loss(_) => &self.lost,
+            Disturbance::Delay(..) => &self.delayed,
+            Disturbance::Twice(_) => &self.doubled,
+            Disturbance::Flip(_) => &self.flipped,
+        };
+        count.load(Ordering::Relaxed)
+    }
 }
 
 impl Relay {

@@ -10,8 +10,14 @@ use crate::{
     relay::Relay,
 };
 
+const MODES: [&str; 4] = ["local", "min_lsn", "max_staleness", "linearizable"];
+/// Acknowledged writes and answered reads from which on every level and every mode must be among them.
+const ENOUGH: u64 = 500;
 /// Violations that are printed; all are in the kept directory.
 const SHOWN: usize = 20;
+
+/// The kind of run that has faults of every kind, and registers.
+pub const STORM: &str = "storm";
 
 /// See the module.
 #[derive(Debug, Default, Serialize)]
@@ -26,6 +32,7 @@ pub struct Report {
     pub refused: u64,
     pub unknown: u64,
     pub cut: u64,
+    pub answers: BTreeMap<u16, u64>,
     pub reads: BTreeMap<&'static str, u64>,
     pub register_writes: u64,
     pub register_reads: u64,
@@ -65,21 +72,24 @@ impl Report {
     /// Counts what the clients saw.
     pub fn count(&mut self, history: &History) {
         self.writes = history.writes.len() as u64;
-        self.acked = Level::ALL.map(|level| (level.word(), 0)).into();
+        self.acked = Level::EVERY.map(|level| (level.as_str(), 0)).into();
         for write in &history.writes {
             match write.first_ack() {
-                Some(ack) => *self.acked.entry(ack.level.word()).or_default() += 1,
+                Some(ack) => *self.acked.entry(ack.level.as_str()).or_default() += 1,
                 None if write.refused => self.refused += 1,
                 None => self.unknown += 1,
             }
         }
-        self.cut = history.lost.len() as u64;
+        self.cut = history.cut.len() as u64;
+        self.answers.clone_from(&history.answers);
+        self.reads = MODES.map(|mode| (mode, 0)).into();
         for read in &history.reads {
+            let [local, min_lsn, max_staleness, linearizable] = MODES;
             let mode = match read.mode {
-                Mode::Local => "local",
-                Mode::MinLsn(_) => "min_lsn",
-                Mode::MaxStaleness(_) => "max_staleness",
-                Mode::Linearizable => "linearizable",
+                Mode::Local => local,
+                Mode::MinLsn(_) => min_lsn,
+                Mode::MaxStaleness(_) => max_staleness,
+                Mode::Linearizable => linearizable,
             };
             *self.reads.entry(mode).or_default() += 1;
         }
@@ -88,6 +98,24 @@ impl Report {
         let gaps = unavailability(history);
         self.failovers = gaps.len();
         self.unavailable_ms = Spread::of(gaps.into_iter().map(|gap| gap / 1_000_000).collect());
+    }
+
+    /// What the clients of a whole run should have seen and did not: nothing was judged then, and a
+    /// pass would say nothing.
+    pub fn unseen(&self) -> Vec<Violation> {
+        let mut found = Vec::new();
+        for (what, counts) in [("writes acknowledged at", &self.acked), ("reads answered in", &self.reads)] {
+            let all: u64 = counts.values().sum();
+            let none = counts.iter().filter(|(_, count)| **count == 0 && all >= ENOUGH);
+            found.extend(none.map(|(word, _)| Violation::new("unseen", format!("no {what} {word}"))));
+            if all == 0 {
+                found.push(Violation::new("unseen", format!("no {what} any mode or level")));
+            }
+        }
+        if self.chaos == STORM && self.register_reads.min(self.register_writes) == 0 {
+            found.push(Violation::new("unseen", "no register was written and read"));
+        }
+        found
     }
 
     /// Counts what the relay did.
@@ -137,6 +165,8 @@ impl fmt::Display for Report {
             self.unknown,
             self.cut
         )?;
+        let answers = self.answers.iter().map(|(status, count)| format!("{status} {count}"));
+        writeln!(f, "answers      {}", answers.collect::<Vec<_>>().join(", "))?;
         writeln!(f, "reads        {}", list(&self.reads))?;
         writeln!(f, "registers    {} writes, {} reads", self.register_writes, self.register_reads)?;
         writeln!(f, "faults       {}", list(&self.faults))?;
@@ -195,6 +225,26 @@ mod tests {
         let mut report = Report::default();
         report.count(&history);
         assert_eq!((report.failovers, report.acked["quorum"]), (2, 6));
+    }
+
+    #[test]
+    fn a_run_that_saw_nothing_is_no_pass() {
+        let says = |report: &Report| -> Vec<String> { report.unseen().into_iter().map(|v| v.says).collect() };
+        let mut report = Report { chaos: STORM, register_reads: 1, register_writes: 1, ..Report::default() };
+        report.acked = Level::EVERY.map(|level| (level.as_str(), ENOUGH)).into();
+        report.reads = MODES.map(|mode| (mode, ENOUGH)).into();
+        assert_eq!(says(&report), [""; 0]);
+        report.acked.insert("memory", 0);
+        report.reads.insert("linearizable", 0);
+        assert_eq!(says(&report), ["no writes acknowledged at memory", "no reads answered in linearizable"]);
+        report.register_reads = 0;
+        assert_eq!(says(&report).len(), 3);
+        report.count(&History::default());
+        assert_eq!(says(&report).len(), 3, "nothing at all: {report:?}");
+        // Of a few one may be missing.
+        report.acked.insert("local", 5);
+        report.reads.insert("local", 5);
+        assert_eq!(says(&report), ["no register was written and read"]);
     }
 
     #[test]

@@ -23,11 +23,12 @@ use crate::{
     disk::{self, Disk},
     faults, isolation,
     ledger::Ledger,
+    logs,
     nemesis::Nemesis,
     network, power_loss,
     process::PROGRAM,
     relay::Relay,
-    report::Report,
+    report::{Report, STORM},
 };
 
 /// Until clients have finished their last operation.
@@ -55,13 +56,8 @@ async fn go(args: &Args) -> Result<Report, Failure> {
     symlink(std::env::current_exe()?, home.path().join(PROGRAM))?;
     let seed = args.seed.unwrap_or_else(rand::random);
     eprintln!("seed {seed}, logs and disks in {}", home.path().display());
-    let mut report = Report {
-        chaos: "storm",
-        seed,
-        patience: args.patience,
-        nodes: args.nodes.into(),
-        ..Report::default()
-    };
+    let mut report =
+        Report { chaos: STORM, seed, patience: args.patience, nodes: args.nodes.into(), ..Report::default() };
     let ledger = Arc::new(Ledger::new());
     let began = Instant::now();
     // The first process of a process namespace dies of no signal that it does not ask for.
@@ -81,13 +77,16 @@ async fn go(args: &Args) -> Result<Report, Failure> {
         None => storm(args, home.path(), &ledger, stop, &mut report).await,
     };
     report.seconds = began.elapsed().as_secs_f64();
-    let history = ledger.history();
+    let mut history = ledger.history();
+    logs::read(home.path(), &mut history)?;
     report.count(&history);
     report.failed_attempts = ledger.failed.load(Ordering::Relaxed);
     report.violations.extend(check::check(&history));
-    if let Err(failure) = outcome {
+    match outcome {
         // What came before it may be the reason, so it is told with the rest.
-        report.violations.push(Violation::new("run", failure.to_string()));
+        Err(failure) => report.violations.push(Violation::new("run", failure.to_string())),
+        Ok(()) if report.interrupted || report.faults.is_empty() => {}
+        Ok(()) => report.violations.extend(report.unseen()),
     }
     if args.keep || !report.violations.is_empty() {
         keep(home.path(), &history, &report)?;
@@ -122,9 +121,10 @@ async fn storm(
         told = tell(args, &mut cluster, &mut nemesis, ledger, report) => told,
         () = stop => { report.interrupted = true; Ok(()) }
     };
+    report.violations = nemesis.never_acted();
     report.faults = nemesis.counts;
     report.count_datagrams(&cluster.relay);
-    report.violations = std::mem::take(&mut cluster.violations);
+    report.violations.append(&mut cluster.violations);
     told
 }
 

@@ -16,7 +16,10 @@ use std::{
 use bytes::Bytes;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use super::platter::{Change, Inode};
+use super::{
+    platter::{Change, Inode},
+    space::Space,
+};
 use crate::disk::{Create, Disk, DiskFile, Durability, Io};
 
 /// A simulated disk; clones are the same disk.
@@ -68,7 +71,7 @@ pub(super) struct Machine {
     torn: u64,
     faults: Vec<Planted>,
     latency: DiskLatency,
-    limit: Option<u64>,
+    pub(super) space: Space,
     pub(super) inodes: BTreeMap<u64, Inode>,
     next_inode: u64,
     dirs: BTreeSet<PathBuf>,
@@ -176,16 +179,6 @@ impl SimDisk {
     /// Sets how long calls take.
     pub fn set_latency(&self, latency: DiskLatency) {
         self.lock().latency = latency;
-    }
-
-    /// Sets how many bytes all files together may have; growing beyond is ENOSPC.
-    pub fn set_limit(&self, bytes: Option<u64>) {
-        self.lock().limit = bytes;
-    }
-
-    /// Bytes of all files together.
-    pub fn used(&self) -> u64 {
-        self.lock().used()
     }
 
     /// The bytes of a file as a process sees them.
@@ -464,27 +457,13 @@ impl Machine {
         self.faults.clear();
     }
 
-    fn inode(&mut self, number: u64) -> io::Result<&mut Inode> {
+    pub(super) fn inode(&mut self, number: u64) -> io::Result<&mut Inode> {
         self.inodes.get_mut(&number).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     pub(super) fn named(&mut self, path: &Path) -> Option<&mut Inode> {
         let number = *self.names.get(path)?;
         self.inodes.get_mut(&number)
-    }
-
-    fn used(&self) -> u64 {
-        let named: BTreeSet<&u64> = self.names.values().collect();
-        named.into_iter().filter_map(|n| self.inodes.get(n)).map(|i| i.seen.len() as u64).sum()
-    }
-
-    /// ENOSPC if the file, grown to `end`, would not fit.
-    fn room_for(&mut self, number: u64, end: u64) -> io::Result<()> {
-        let more = end.saturating_sub(self.inode(number)?.seen.len() as u64);
-        match self.limit {
-            Some(limit) if more > 0 && self.used() + more > limit => Err(io::ErrorKind::StorageFull.into()),
-            _ => Ok(()),
-        }
     }
 
     fn parent_of(&self, path: &Path) -> io::Result<PathBuf> {
@@ -588,7 +567,9 @@ mod tests {
         let file = disk.open(Path::new("/f"), Create::New).await.unwrap();
         disk.set_limit(Some(100));
         file.resize(100).await.unwrap();
+        assert_eq!(disk.refused(), 0);
         assert_eq!(file.resize(101).await.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(disk.refused(), 1);
         file.write(0, bytes(1, 100), Durability::Now).await.unwrap();
         disk.set_latency(DiskLatency { sync: Duration::from_millis(4), ..Default::default() });
         let start = tokio::time::Instant::now();

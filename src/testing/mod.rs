@@ -5,6 +5,7 @@ mod fixture;
 pub mod mutant;
 mod platter;
 mod rot;
+mod space;
 
 pub use disk::{DiskLatency, Fault, SimDisk};
 pub use fixture::{fixture, read_fixture};

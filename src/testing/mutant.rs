@@ -91,6 +91,15 @@ pub const MUTANTS: &[Mutant] = &[
         30,
         "slow-disk,kill",
     ),
+    simulation("default_is_local", "a write without a level is acknowledged at `local`", 30),
+    simulation("all_is_quorum", "`all` is acknowledged when a majority has it", 60),
+    storms(
+        "position_by_seq",
+        "`min_lsn` is compared by seq alone, so another record at that place is believed to be it",
+        60,
+        "partition,mute,slow-disk",
+    ),
+    simulation("dedup_not_saved", "a checkpoint forgets which batches were applied", 60),
     test(
         "commit_old_epoch",
         "records of earlier epochs are counted for a commit (figure 8 of the raft paper)",

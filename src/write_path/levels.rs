@@ -76,6 +76,10 @@ impl Writer {
     /// answered at a lower level before. Every voter that is one *now* must have acknowledged it in
     /// this office.
     pub(super) async fn until_everywhere(&self, tenure: &Tenure, wait: Wait) -> Result<(), CommitError> {
+        #[cfg(feature = "testing")]
+        if crate::types::planted::is("all_is_quorum") {
+            return Ok(());
+        }
         let mut everywhere = tenure.watch_everywhere();
         let mut office = self.replica.watch_tenure();
         tokio::select! {

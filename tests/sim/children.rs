@@ -45,10 +45,12 @@ pub(crate) fn run(seed: u64, mutant: Option<(&str, &str)>) -> Child {
     for (name, times) in line("counts").iter().flat_map(|l| l.split(' ')).filter_map(|c| c.split_once('=')) {
         counts.add(name, times.parse().unwrap());
     }
+    let trace = line("trace");
     Child {
         seed,
-        passed: done.status.success(),
-        trace: line("trace"),
+        // A child that ran no schedule has not passed.
+        passed: done.status.success() && trace.is_some(),
+        trace,
         simulated_ms: line("simulated").and_then(|l| l.split(' ').next()?.parse().ok()).unwrap_or(0),
         counts,
         violation: line("violated"),

@@ -1,15 +1,16 @@
-//! What is asked of a node: writes, reads, tokens and removals.
+//! What is asked of a node: writes and reads, drawn here, and tokens and removals.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use rand::Rng;
 use skeinmesh::{
     engine::MemoryEngine,
-    node::{Consistency, Node, Write},
+    node::{AckLevel, Consistency, Node, Write},
     types::{NodeId, Role},
 };
 
-use crate::{host::Host, invariants::i9::Read, machine};
+use crate::{host::Host, invariants::i9::Read, ledger::Outcome, machine, world::World};
 
 /// How long a client waits.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -55,5 +56,60 @@ pub(crate) async fn serve(host: Arc<Host>, node: Node, engine: Arc<MemoryEngine>
         }
         // The host does it itself, between two looks.
         Order::Stop => {}
+    }
+}
+
+impl World {
+    pub(crate) fn write(&mut self) {
+        let place = self.random.random_range(0..self.stations.len());
+        let padding = if self.random.random_bool(0.1) { 3_000 } else { 30 };
+        let ack = match self.random.random_range(0..20) {
+            0..3 => Some(AckLevel::Local),
+            3..5 => Some(AckLevel::Memory),
+            5..7 => Some(AckLevel::All),
+            7 => Some(AckLevel::Quorum),
+            _ => None,
+        };
+        let (keyed, again) = (self.random.random_bool(0.4), self.random.random_bool(0.2));
+        let mut ledger = self.common.ledger.lock().unwrap();
+        let pick = ledger.writes.len().checked_sub(1 + self.random.random_range(0..20));
+        // A client that does not know, or does not believe, sends again, to whomever.
+        let old = pick.filter(|it| again && ledger.writes[*it].key.is_some());
+        let write = old.unwrap_or_else(|| ledger.write(ack, keyed, padding));
+        drop(ledger);
+        self.send(write, place);
+    }
+
+    pub(crate) fn send(&mut self, write: usize, place: usize) {
+        let host = &self.stations[place].host;
+        let mut life = host.now.lock().unwrap();
+        if life.engine.is_some() {
+            let attempt = self.common.ledger.lock().unwrap().attempt(write, host.name);
+            life.orders.push_back(Order::Write(write, attempt));
+        }
+    }
+
+    pub(crate) fn read(&mut self) {
+        let place = self.random.random_range(0..self.stations.len());
+        let kind = self.random.random_range(0..10);
+        let age = Duration::from_millis(self.random.random_range(20..800));
+        let ledger = self.common.ledger.lock().unwrap();
+        let weak =
+            ledger.writes.iter().rev().flat_map(|write| &write.attempts).find_map(|it| match it.outcome {
+                Outcome::Acked(at, level) if level < AckLevel::Quorum => Some(at),
+                _ => None,
+            });
+        let (consistency, lasting) = match kind {
+            0 => (Consistency::Local, true),
+            1..3 => (Consistency::MaxStaleness(age), true),
+            3..5 => (Consistency::MinLsn(ledger.reads.session), true),
+            5..7 if weak.is_some() => (Consistency::MinLsn(weak.unwrap_or_default()), false),
+            _ => (Consistency::Linearizable, true),
+        };
+        drop(ledger);
+        let mut life = self.stations[place].host.now.lock().unwrap();
+        if life.engine.is_some() {
+            life.orders.push_back(Order::Read(consistency, lasting));
+        }
     }
 }

@@ -74,10 +74,10 @@ const KINDS: [(u32, Draw); 19] = [
     (1, |random, _| Kind::Twice(random.random_range(0.05..0.5))),
     (2, |random, _| Kind::Reorder(random.random_range(0.05..0.6))),
     (2, |random, host| Kind::SlowDisk(host, Duration::from_millis(random.random_range(20..300)))),
-    (2, |random, host| Kind::Full(host, random.random_range(0..40_000))),
+    (2, |random, host| Kind::Full(host, random.random_range(0..6_000))),
     (2, |random, host| Kind::Eio(host, random.random_range(1..40), random.random_bool(0.3))),
     (2, |random, host| Kind::Clock(host, random.random_range(-3_000..40_000))),
-    (1, |random, host| Kind::BitFlip(host, random.random())),
+    (2, |random, host| Kind::BitFlip(host, random.random())),
     (1, |_, host| Kind::Replace(host)),
 ];
 

@@ -48,6 +48,16 @@ struct State {
     under_way: Vec<BTreeMap<(Duration, u64), Datagram>>,
     inboxes: Vec<Option<Arc<Mutex<Inbox>>>>,
     trace: Trace,
+    struck: Struck,
+}
+
+/// How many datagrams met with what.
+#[derive(Debug, Clone, Copy, Default)]
+struct Struck {
+    blocked: u64,
+    lost: u64,
+    doubled: u64,
+    held_up: u64,
 }
 
 type Datagram = (Vec<u8>, SocketAddr);
@@ -81,6 +91,7 @@ impl Network {
             under_way: vec![BTreeMap::new(); places],
             inboxes: vec![None; places],
             trace: Trace { hash: 0xcbf2_9ce4_8422_2325, datagrams: 0 },
+            struck: Struck::default(),
         })))
     }
 
@@ -95,6 +106,17 @@ impl Network {
 
     pub(crate) fn trace(&self) -> Trace {
         self.0.lock().unwrap().trace
+    }
+
+    /// How many datagrams were blocked, lost, doubled and held up.
+    pub(crate) fn struck(&self) -> [(&'static str, u64); 4] {
+        let Struck { blocked, lost, doubled, held_up } = self.0.lock().unwrap().struck;
+        [
+            ("datagrams-blocked", blocked),
+            ("datagrams-lost", lost),
+            ("datagrams-doubled", doubled),
+            ("datagrams-held-up", held_up),
+        ]
     }
 
     /// Hands over what has arrived at that place by now.
@@ -118,8 +140,17 @@ impl Network {
         let delays = [(); 2].map(|()| state.random.random::<f64>());
         let hold_up = Duration::from_millis(state.random.random_range(5..120));
         let weather = state.weather;
-        let Some(place) = place.filter(|place| !state.blocked.contains(&(from, *place))) else { return };
+        let Some(place) = place.filter(|place| !state.blocked.contains(&(from, *place))) else {
+            state.struck.blocked += 1;
+            return;
+        };
         let copies = if lost < weather.loss { 0 } else { 1 + usize::from(twice < weather.twice) };
+        match copies {
+            0 => state.struck.lost += 1,
+            1 => {}
+            _ => state.struck.doubled += 1,
+        }
+        state.struck.held_up += u64::from(copies > 0 && held_up < weather.held_up);
         for (copy, delay) in delays.into_iter().take(copies).enumerate() {
             // Most are fast, few are slow.
             let mut at = now + LATENCY + state.latency.mul_f64(delay * delay * delay);

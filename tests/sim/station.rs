@@ -32,6 +32,10 @@ pub(crate) struct Station {
     pub(crate) disk_fails: bool,
     /// A bit of its log has rotted: the node must say so, and be replaced.
     pub(crate) rotten: bool,
+    /// The node has found that.
+    pub(crate) rot_noticed: bool,
+    /// How many calls its disk has refused for want of space, up to the end of the last such fault.
+    pub(crate) refused: u64,
 }
 
 impl Station {
@@ -47,6 +51,8 @@ impl Station {
             stopping: false,
             disk_fails: false,
             rotten: false,
+            rot_noticed: false,
+            refused: 0,
         }
     }
 
@@ -80,7 +86,12 @@ impl Station {
         ledger.host_died(self.host.name);
         let Some(cluster) = cluster else { return torn };
         match platter::recoveries(&disk, &self.host.dir(), cluster, dice.is_some(), random) {
-            Ok(seen) => ledger.violations.extend(i14::judge(self.host.name, &seen)),
+            Ok(seen) => {
+                ledger.violations.extend(i14::judge(self.host.name, &seen));
+                let status = life.status.filter(|_| !self.rotten);
+                let found = status.and_then(|status| i14::stated(self.host.name, &status, &seen.first));
+                ledger.violations.extend(found);
+            }
             Err(_) if self.rotten => {}
             Err(error) => {
                 ledger.violated(format!("I14: the log of {} does not open: {error}", self.host.name))
@@ -93,8 +104,17 @@ impl Station {
     pub(crate) fn new_disk(&mut self) {
         self.host.new_disk();
         self.host.disk().set_latency(self.latency);
-        (self.rotten, self.known_as) = (false, None);
+        (self.rotten, self.rot_noticed, self.known_as, self.refused) = (false, false, None, 0);
         *self.host.token.lock().unwrap() = None;
+    }
+
+    /// Whether the node says now, and did not before, that its log is damaged.
+    pub(crate) fn notices_rot(&mut self) -> bool {
+        let life = self.host.now.lock().unwrap();
+        let says = life.status.as_ref().is_some_and(|it| it.repairing.is_some() || it.quarantined > 0);
+        let first = self.rotten && !self.rot_noticed && says;
+        self.rot_noticed |= first;
+        first
     }
 
     /// Flips a bit of a record that has long been durable: in a segment behind which another one was
@@ -111,6 +131,9 @@ impl Station {
         segments.pop();
         let Some((_, path)) = segments.get(dice as usize % segments.len().max(1)) else { return false };
         self.rotten = disk.rot(path, dice).is_some();
+        if let Some(node) = self.known_as.filter(|_| self.rotten) {
+            self.host.common.ledger.lock().unwrap().epochs.rotted(node);
+        }
         self.rotten
     }
 }

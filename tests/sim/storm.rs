@@ -99,13 +99,24 @@ impl World {
                 true
             }
             Kind::OneWay(mouth, ear) => mouth != ear,
+            Kind::Halves(_) => {
+                let places = 0..self.stations.len();
+                places.clone().any(|from| places.clone().any(|to| kind.blocks(from, to)))
+            }
             _ => true,
         }
     }
 
     fn end(&mut self, kind: Kind) {
         match kind {
-            Kind::Full(place, _) => self.stations[place].host.disk().set_limit(None),
+            Kind::Full(place, _) => {
+                let disk = self.stations[place].host.disk();
+                disk.set_limit(None);
+                // Of this fault: a disk keeps count, and may have been exchanged.
+                let refused = disk.refused();
+                let before = std::mem::replace(&mut self.stations[place].refused, refused);
+                self.counts.add("disk-refused", refused.saturating_sub(before));
+            }
             Kind::Eio(place, ..) => self.stations[place].host.disk().clear_faults(),
             // Every other one stays wrong.
             Kind::Clock(place, seconds) if seconds % 2 == 0 => {

@@ -10,20 +10,20 @@ use std::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use skeinmesh::{
     engine::StorageEngine,
-    node::{AckLevel, Consistency},
+    node::AckLevel,
     types::{ClusterId, ClusterView, Epoch, Lsn, Role},
 };
 
 use crate::{
     FAULTS,
     churn::Churn,
-    clients::Order,
     faults::{Counts, Fault, plan},
     host::{Common, Ended, Host},
     invariants::{i1, i2, i3, i4, i6, i7, i10, i14, i15},
-    ledger::{Ledger, Outcome, payloads},
+    ledger::{Attempt, Ledger, Outcome, payloads},
     machine,
     network::{Network, Trace},
+    panics,
     platter::{self, Log},
     station::{Station, dice},
 };
@@ -54,12 +54,17 @@ pub(crate) fn run(seed: u64, home: &Path) -> Report {
     let mut counts = world.counts;
     let count = |what: fn(&Outcome) -> bool| ledger.count(what) as u64;
     counts.add("acked", count(|o| o.lasting().is_some()));
-    counts.add("acked-local", count(|o| matches!(o, Outcome::Acked(_, level) if *level < AckLevel::Quorum)));
+    for level in AckLevel::EVERY {
+        let at_it = |o: &Outcome| matches!(o, Outcome::Acked(_, reached) if *reached == level);
+        counts.add(&format!("acked-{level}"), ledger.count(at_it) as u64);
+    }
     counts.add("refused", count(|o| matches!(o, Outcome::Refused(_))));
+    counts.add("refused-full", count(|o| matches!(o, Outcome::Refused(why) if why.contains("full"))));
     counts.add("unknown", count(|o| matches!(o, Outcome::Unknown)));
     counts.add("offices", ledger.epochs.offices() as u64);
     ledger.reads.answered.iter().for_each(|(kind, times)| counts.add(kind, *times));
     let trace = world.common.network.trace();
+    world.common.network.struck().into_iter().for_each(|(kind, times)| counts.add(kind, times));
     Report { trace, simulated: machine::now(), counts, violations: ledger.violations.clone() }
 }
 
@@ -211,7 +216,10 @@ impl World {
             let host = &station.host;
             let (disk, dir, name) = (host.disk().platter(), host.dir(), host.name);
             let life = host.now.lock().unwrap();
-            let (Some(engine), Some(cluster)) = (&life.engine, self.cluster) else { continue };
+            let (Some(engine), Some(cluster)) = (&life.engine, self.cluster) else {
+                found.push(format!("I10: {name} does not run in the end"));
+                continue;
+            };
             let (contents, applied) = (payloads(engine), engine.applied());
             let log = match Log::open(&disk, &dir, cluster) {
                 Ok(log) => log,
@@ -222,11 +230,13 @@ impl World {
             };
             let mut ledger = self.common.ledger.lock().unwrap();
             ledger.observe_contents(name, engine);
-            found.extend(i1::judge(name, &contents, &ledger.writes, &log.epochs));
+            let kept = |epoch| ledger.epochs.kept_by_one_node(epoch);
+            found.extend(i1::judge(name, &contents, &ledger.writes, &log.epochs, kept));
             found.extend(i2::judge(name, &contents, &ledger.writes));
             found.extend(i3::judge(name, &contents, applied));
             found.extend(i6::judge(name, &contents, applied, &ledger.history));
             found.extend(i7::judge(name, &contents, &ledger.writes));
+            found.extend(ledger.reads.judge(name, &log.epochs, applied));
             match platter::rebuild(&disk, &dir, &log, applied) {
                 Ok(rebuilt) => found.extend(i15::judge(name, &contents, &rebuilt)),
                 Err(error) => found.push(format!("I15: the disk of {name}: {error}")),
@@ -270,7 +280,7 @@ impl World {
         format!("{:?} {}", self.churning, lives.join("\n    "))
     }
 
-    /// One turn of every machine. False once something is broken.
+    /// One turn of every machine. False once something is broken, a panic in a task included.
     fn step(&mut self) -> bool {
         for place in 0..self.stations.len() {
             self.common.network.deliver(place);
@@ -285,6 +295,9 @@ impl World {
                 self.bury(place, ended);
             }
             let it = &mut self.stations[place];
+            if it.notices_rot() {
+                self.counts.add("rot-noticed", 1);
+            }
             let held = self.churning.as_ref().is_some_and(|churn| churn.holds_off(place, it.rotten));
             let joins_first =
                 place > 0 && it.host.role == Role::Reader && it.host.token.lock().unwrap().is_none();
@@ -297,7 +310,9 @@ impl World {
         }
         self.churn();
         self.look_at_platters();
-        self.common.ledger.lock().unwrap().violations.is_empty()
+        let mut ledger = self.common.ledger.lock().unwrap();
+        ledger.violations.extend(panics::take());
+        ledger.violations.is_empty()
     }
 
     /// A process has ended by itself: was that right?
@@ -307,7 +322,7 @@ impl World {
         let (excused, kind) = match &ended {
             Ended::Stopped => (it.stopping, "stopped"),
             Ended::Removed => (removed, "told-removed"),
-            Ended::Disk(_) if it.rotten => (true, "rot-found"),
+            Ended::Disk(_) if it.rotten => (true, "rot-refused"),
             Ended::Disk(_) => (it.disk_fails, "fail-stop"),
             Ended::Failed(_) => (false, "failed"),
         };
@@ -341,59 +356,13 @@ impl World {
         self.stations.iter().filter_map(|it| it.host.now.lock().unwrap().view.clone())
     }
 
-    fn write(&mut self) {
-        let place = self.random.random_range(0..self.stations.len());
-        let padding = if self.random.random_bool(0.1) { 3_000 } else { 30 };
-        let ack = self.random.random_bool(0.2).then_some(AckLevel::Local);
-        let (keyed, again) = (self.random.random_bool(0.4), self.random.random_bool(0.2));
-        let mut ledger = self.common.ledger.lock().unwrap();
-        let pick = ledger.writes.len().checked_sub(1 + self.random.random_range(0..20));
-        // A client that does not know, or does not believe, sends again, to whomever.
-        let old = pick.filter(|it| again && ledger.writes[*it].key.is_some());
-        let write = old.unwrap_or_else(|| ledger.write(ack, keyed, padding));
-        drop(ledger);
-        self.send(write, place);
-    }
-
-    fn send(&mut self, write: usize, place: usize) {
-        let host = &self.stations[place].host;
-        let mut life = host.now.lock().unwrap();
-        if life.engine.is_some() {
-            let attempt = self.common.ledger.lock().unwrap().attempt(write, host.name);
-            life.orders.push_back(Order::Write(write, attempt));
-        }
-    }
-
-    fn read(&mut self) {
-        let place = self.random.random_range(0..self.stations.len());
-        let kind = self.random.random_range(0..10);
-        let age = Duration::from_millis(self.random.random_range(20..800));
-        let ledger = self.common.ledger.lock().unwrap();
-        let local =
-            ledger.writes.iter().rev().flat_map(|write| &write.attempts).find_map(|it| match it.outcome {
-                Outcome::Acked(at, AckLevel::Local) => Some(at),
-                _ => None,
-            });
-        let (consistency, lasting) = match kind {
-            0 => (Consistency::Local, true),
-            1..3 => (Consistency::MaxStaleness(age), true),
-            3..5 => (Consistency::MinLsn(ledger.reads.session), true),
-            5 if local.is_some() => (Consistency::MinLsn(local.unwrap_or_default()), false),
-            _ => (Consistency::Linearizable, true),
-        };
-        drop(ledger);
-        let mut life = self.stations[place].host.now.lock().unwrap();
-        if life.engine.is_some() {
-            life.orders.push_back(Order::Read(consistency, lasting));
-        }
-    }
-
     /// What would become of a node that was killed at this moment?
     fn look_into_recovery(&mut self) {
         let it = &self.stations[self.random.random_range(0..self.stations.len())];
         let Some(cluster) = self.cluster.filter(|_| it.machine.is_on() && !it.rotten) else { return };
         match platter::recoveries(&it.host.disk(), &it.host.dir(), cluster, false, &mut self.random) {
             Ok(seen) => {
+                self.counts.add("looked-into-recovery", 1);
                 let found = i14::judge(it.host.name, &seen);
                 self.common.ledger.lock().unwrap().violations.extend(found);
             }
@@ -412,11 +381,8 @@ impl World {
         };
         let acks = self.acks;
         self.acks += fresh.len();
-        let due = fresh
-            .into_iter()
-            .enumerate()
-            .find(|(nth, _)| (acks + nth).is_multiple_of(LOOKED_FOR))
-            .map(|it| it.1);
+        let nth = fresh.into_iter().zip(acks..);
+        let due = nth.filter(|(_, nth)| nth.is_multiple_of(LOOKED_FOR)).map(|(write, _)| write).next();
         let risen = named > self.epoch;
         self.epoch = named;
         // Which set counts while it changes only the writer knows; what has rotted counts for nothing.
@@ -428,15 +394,22 @@ impl World {
             .collect();
         let voters = self.stations.iter().filter(|it| it.host.role == Role::Voter).count();
         let mut ledger = self.common.ledger.lock().unwrap();
+        self.counts.add("looked-for-promise", u64::from(risen));
+        self.counts.add("looked-for-write", u64::from(due.is_some()));
         if risen {
             let have = logs.iter().filter(|log| log.recovered.promise >= named).count();
             ledger.violations.extend(i4::promised(named, have, voters));
         }
         if let Some(write) = due {
-            let at = ledger.writes[write].attempts.iter().filter_map(|it| it.outcome.lasting()).next_back();
-            let Some(at) = at else { return };
+            let acked = |it: &Attempt| match it.outcome {
+                Outcome::Acked(at, level) => it.outcome.lasting().map(|_| (at, level)),
+                _ => None,
+            };
+            let Some((at, level)) = ledger.writes[write].attempts.iter().filter_map(acked).next_back() else {
+                return;
+            };
             let have = logs.iter().filter(|log| log.holds(at)).count();
-            ledger.violations.extend(i1::on_platters(write, at, have, voters));
+            ledger.violations.extend(i1::on_platters(write, at, level, have, voters));
         }
     }
 

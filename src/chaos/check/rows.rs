@@ -9,14 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use skeinmesh::types::Lsn;
 
-use super::Violation;
+use super::{Violation, losses};
 use crate::history::{Final, History, Level, Mode, Nanos, Read, Write, bucket};
 
 pub fn check(history: &History) -> Vec<Violation> {
     let facts = Facts::of(history);
     let mut found = Vec::new();
-    history.writes.iter().for_each(|write| found.extend(acknowledgements(write)));
-    found.extend(positions(&history.writes));
+    let default = history.default_level();
+    history.writes.iter().for_each(|write| found.extend(acknowledgements(write, default)));
     for read in &history.reads {
         found.extend(strangers(&facts, &read.rows, read.returned, &format!("a read at n{}", read.node + 1)));
         found.extend(missing(&facts, read));
@@ -24,18 +24,18 @@ pub fn check(history: &History) -> Vec<Violation> {
     found.extend(sessions(&history.reads));
     for last in &history.finals {
         found.extend(strangers(&facts, &last.rows, Nanos::MAX, &format!("n{} in the end", last.node + 1)));
-        found.extend(lost(&facts, history, last));
+        found.extend(losses::of(&facts, history, last));
     }
     found.extend(differences(&history.finals));
     found
 }
 
 /// What is known of all rows.
-struct Facts<'a> {
+pub(super) struct Facts<'a> {
     writes: BTreeMap<u64, &'a Write>,
     buckets: BTreeMap<u64, Vec<&'a Write>>,
     /// When a read that found the row had returned, the first time.
-    seen: BTreeMap<u64, Nanos>,
+    pub(super) seen: BTreeMap<u64, Nanos>,
     /// Rows that every node has in the end.
     stayed: BTreeSet<u64>,
 }
@@ -61,21 +61,21 @@ impl<'a> Facts<'a> {
     }
 
     /// Where the row stands in the log for good, if that is known: `quorum` promises it; what was
-    /// acknowledged at `local` stands there if it stayed and was sent only once.
+    /// acknowledged below it stands there if it stayed and was sent only once.
     fn position(&self, write: &Write) -> Option<Lsn> {
-        let local = || {
+        let weak = || {
             let only = write.first_ack().filter(|_| write.acks.len() == 1 && write.taken == 1);
             only.filter(|_| self.stayed.contains(&write.n))
         };
-        write.quorum().or_else(local).map(|ack| ack.at)
+        write.quorum().or_else(weak).map(|ack| ack.at)
     }
 }
 
 /// An acknowledgement claims what was asked for, and all of one key name one position.
-fn acknowledgements(write: &Write) -> Vec<Violation> {
+fn acknowledgements(write: &Write, default: Level) -> Vec<Violation> {
     let mut found = Vec::new();
     for ack in &write.acks {
-        if write.asked.is_some_and(|asked| ack.level < asked) {
+        if ack.level < write.asked.unwrap_or(default) {
             found.push(Violation::new("I1", format!("a level was silently lowered: {write:?}")));
         }
     }
@@ -83,37 +83,6 @@ fn acknowledgements(write: &Write) -> Vec<Violation> {
         write.acks.iter().filter(|ack| ack.level >= Level::Quorum).map(|ack| ack.at).collect();
     if places.len() > 1 {
         found.push(Violation::new("I7", format!("one key was written at several positions: {write:?}")));
-    }
-    found
-}
-
-/// Positions of `quorum` follow the order of time, and none is given twice.
-fn positions(writes: &[Write]) -> Vec<Violation> {
-    let mut found = Vec::new();
-    let mut taken: BTreeMap<Lsn, u64> = BTreeMap::new();
-    let mut by_end: Vec<_> = writes.iter().filter_map(|write| Some((write, write.quorum()?))).collect();
-    for (write, ack) in &by_end {
-        if let Some(other) = taken.insert(ack.at, write.n) {
-            found.push(Violation::new(
-                "I5",
-                format!("rows {other} and {} were both acknowledged at {}", write.n, ack.at),
-            ));
-        }
-    }
-    let mut by_start = by_end.clone();
-    by_end.sort_by_key(|(_, ack)| ack.when);
-    by_start.sort_by_key(|(write, _)| write.invoked);
-    let mut ended = by_end.into_iter().peekable();
-    let mut highest = Lsn::ZERO;
-    for (write, ack) in by_start {
-        while let Some((_, earlier)) = ended.next_if(|(_, earlier)| earlier.when < write.invoked) {
-            highest = if earlier.at.seq > highest.seq { earlier.at } else { highest };
-        }
-        if ack.at.seq <= highest.seq || ack.at.epoch < highest.epoch {
-            let says =
-                format!("row {} was written at {} after {highest} had been acknowledged", write.n, ack.at);
-            found.push(Violation::new("I4", says));
-        }
     }
     found
 }
@@ -195,7 +164,12 @@ fn must_see(facts: &Facts<'_>, read: &Read, write: &Write) -> Option<Missing> {
     let before = |when: Option<Nanos>, moment: Nanos| when.is_some_and(|when| when < moment);
     match read.mode {
         Mode::Local => None,
-        Mode::MinLsn(least) => position.filter(|at| at.seq <= least.seq).map(|_| Missing::MinLsn),
+        Mode::MinLsn(least) => {
+            // Answered, so this very position is in the history, whatever its level promised.
+            let named = write.acks.iter().any(|ack| ack.at == least);
+            let below = position.is_some_and(|at| at.seq <= least.seq);
+            (named || below).then_some(Missing::MinLsn)
+        }
         Mode::MaxStaleness(age) => {
             let age = Nanos::try_from(age.as_nanos()).unwrap_or(Nanos::MAX);
             before(acked, read.invoked.saturating_sub(age)).then_some(Missing::Staleness)
@@ -233,34 +207,6 @@ fn sessions(reads: &[Read]) -> Vec<Violation> {
     found
 }
 
-/// What a node lacks in the end.
-fn lost(facts: &Facts<'_>, history: &History, last: &Final) -> Vec<Violation> {
-    let rows: BTreeSet<u64> = last.rows.iter().copied().collect();
-    let at = format!("n{}", last.node + 1);
-    let epochs = history.writes.iter().flat_map(|write| &write.acks).map(|ack| ack.at.epoch);
-    let newest = epochs.chain(history.finals.iter().map(|last| last.applied.epoch)).max().unwrap_or(0);
-    let mut found = Vec::new();
-    for write in history.writes.iter().filter(|write| !rows.contains(&write.n)) {
-        let Some(ack) = write.first_ack() else {
-            if facts.seen.contains_key(&write.n) {
-                found
-                    .push(Violation::new("I5", format!("{at} lacks a row that a read had found: {write:?}")));
-            }
-            continue;
-        };
-        if write.quorum().is_some() {
-            found.push(Violation::new("I1", format!("{at} lost an acknowledged row: {write:?}")));
-        } else if facts.seen.contains_key(&write.n) {
-            found.push(Violation::new("I5", format!("{at} lacks a row that a read had found: {write:?}")));
-        } else if ack.at.epoch >= newest || !history.lost.contains(&write.n) {
-            // `local` is a promise of one disk, kept unless a later epoch began below it.
-            let says = format!("{at} lost a row acknowledged at local that was not cut: {write:?}");
-            found.push(Violation::new("I1", says));
-        }
-    }
-    found
-}
-
 /// In the end all nodes hold the same.
 fn differences(finals: &[Final]) -> Vec<Violation> {
     let set = |last: &Final| last.rows.iter().copied().collect::<BTreeSet<u64>>();
@@ -278,39 +224,13 @@ fn differences(finals: &[Final]) -> Vec<Violation> {
 mod tests {
     use std::time::Duration;
 
-    use super::*;
-    use crate::history::Ack;
-
-    fn write(n: u64, invoked: Nanos, at: Option<(u64, u64, Nanos)>, level: Level) -> Write {
-        let acks = at.map(|(epoch, seq, when)| Ack { at: Lsn::new(epoch, seq), level, when });
-        Write {
-            n,
-            keyed: true,
-            asked: Some(level),
-            invoked,
-            taken: 1,
-            acks: acks.into_iter().collect(),
-            refused: false,
-        }
-    }
-
-    fn read(mode: Mode, invoked: Nanos, applied: u64, rows: &[u64]) -> Read {
-        let rows = rows.to_vec();
-        Read {
-            client: 0,
-            node: 0,
-            bucket: 0,
-            mode,
-            invoked,
-            returned: invoked + 5,
-            applied: Lsn::new(1, applied),
-            rows,
-        }
-    }
-
-    fn last(node: usize, rows: &[u64]) -> Final {
-        Final { node, applied: Lsn::ZERO, rows: rows.to_vec() }
-    }
+    use super::super::{check, sample::*};
+    use super::{History, Level, Mode};
+    use crate::{
+        check::Violation,
+        history::{Ack, Write},
+    };
+    use skeinmesh::types::Lsn;
 
     /// Rows 1 and 2 at quorum, 3 at local, 4 unknown, 5 refused.
     fn good() -> History {
@@ -355,7 +275,7 @@ mod tests {
         seen(
             |h| {
                 h.finals.iter_mut().for_each(|f| f.rows.retain(|n| *n != 3));
-                h.lost.insert(3);
+                h.cut.insert(Lsn::new(1, 7));
                 h.writes.push(write(6, 60, Some((2, 8, 65)), Level::Quorum));
                 h.finals.iter_mut().for_each(|f| f.rows.push(6));
             },
@@ -378,7 +298,7 @@ mod tests {
         // The cluster's word that it was cut does not do without a later epoch.
         let said = |h: &mut History| {
             local(h);
-            h.lost.insert(3);
+            h.cut.insert(Lsn::new(1, 7));
         };
         seen(
             said,
@@ -388,6 +308,18 @@ mod tests {
         seen(one, &[("I1", "n2 lost an acknowledged"), ("I5", "differ in row 1")]);
         let lowered = |h: &mut History| h.writes[2].asked = Some(Level::Quorum);
         seen(lowered, &[("I1", "silently lowered")]);
+        let not_all = |h: &mut History| h.writes[0].asked = Some(Level::All);
+        seen(not_all, &[("I1", "silently lowered")]);
+        // Without a level a cluster promises `quorum`, a lone node `local`.
+        let default = |h: &mut History| h.writes[2].asked = None;
+        seen(default, &[("I1", "silently lowered")]);
+        seen(
+            |h| {
+                default(h);
+                h.lone = true;
+            },
+            &[],
+        );
     }
 
     #[test]
@@ -400,19 +332,29 @@ mod tests {
             }
         };
         seen(drop_2(1), &[("I6", "a gap")]);
-        seen(lower(1), &[("linearizable", "acknowledged before it began")]);
-        seen(lower(2), &[("I9", "min_lsn"), ("I9", "client 0 saw row 2")]);
+        seen(lower(1), &[("linearizable", "acknowledged before it began"), ("linearizable", "and not of 6")]);
+        seen(lower(2), &[("I9", "min_lsn"), ("I9", "client 0 saw row 2"), ("I9", "and not of 6")]);
         let stale = |h: &mut History| {
             h.reads[3].invoked = 46;
             h.reads[3].applied = Lsn::new(1, 5);
         };
-        seen(stale, &[("staleness", "max_staleness")]);
+        seen(stale, &[("staleness", "max_staleness"), ("staleness", "and not of 6")]);
         let visible = |h: &mut History| {
             h.finals.iter_mut().for_each(|f| f.rows.push(4));
             h.reads.push(read(Mode::Local, 50, 8, &[1, 2, 3, 4]));
             h.reads.push(read(Mode::Linearizable, 60, 7, &[1, 2, 3]));
         };
-        seen(visible, &[("linearizable", "another read had found")]);
+        seen(visible, &[("linearizable", "another read had found"), ("linearizable", "and not of 8")]);
+        // A client that passes on what it was told at `memory`: answered, so it is there.
+        let own = |rows: &'static [u64]| {
+            move |h: &mut History| {
+                h.writes[2] = write(3, 30, Some((1, 7, 35)), Level::Memory);
+                h.writes[2].taken = 2;
+                h.reads.push(read(Mode::MinLsn(Lsn::new(1, 7)), 40, 7, rows));
+            }
+        };
+        seen(own(&[1, 2, 3]), &[]);
+        seen(own(&[1, 2]), &[("I9", "min_lsn")]);
         let back = |h: &mut History| {
             h.reads.push(read(Mode::Local, 50, 9, &[1, 2, 3, 4]));
         };
@@ -447,22 +389,5 @@ mod tests {
             h.reads[0].returned = 29;
         };
         seen(early, &[("I2", "before it was written")]);
-    }
-
-    #[test]
-    fn positions_out_of_order_are_seen() {
-        let back = |h: &mut History| h.writes.push(write(7, 70, Some((1, 4, 75)), Level::Quorum));
-        let there = |h: &mut History| {
-            back(h);
-            h.finals.iter_mut().for_each(|f| f.rows.push(7));
-            h.reads.clear();
-        };
-        seen(there, &[("I4", "row 7 was written at 1.4 after 1.6")]);
-        let same = |h: &mut History| {
-            h.writes.push(write(7, 20, Some((1, 6, 26)), Level::Quorum));
-            h.finals.iter_mut().for_each(|f| f.rows.push(7));
-            h.reads.clear();
-        };
-        seen(same, &[("I5", "both acknowledged at 1.6")]);
     }
 }

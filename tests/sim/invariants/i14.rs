@@ -1,7 +1,7 @@
 //! I14: recovery is idempotent: what it states is on the disk when it states it, so that opening the
 //! log again, also after a power cut, during it or right behind it, states the same.
 
-use skeinmesh::wal::Recovered;
+use skeinmesh::{protocol::status::NodeStatus, wal::Recovered};
 
 /// What recoveries of the image of one stopped machine stated.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +36,15 @@ pub(crate) fn judge(host: &str, seen: &Recoveries) -> Vec<String> {
     found
 }
 
+/// What a process had stated as durable is there when it has ended, however it ended. A record of the
+/// very epoch that it had promised can be cut only behind a higher promise.
+pub(crate) fn stated(host: &str, status: &NodeStatus, found: &Recovered) -> Option<String> {
+    let binding = status.durable.epoch == status.promise && found.promise == status.promise;
+    (binding && found.end < status.durable).then(|| {
+        format!("I14: {host} stated that {} was durable, and its disk ends at {}", status.durable, found.end)
+    })
+}
+
 #[test]
 fn a_recovery_that_states_something_else_is_seen() {
     use skeinmesh::types::Lsn;
@@ -59,4 +68,30 @@ fn a_recovery_that_states_something_else_is_seen() {
     let killed = Recoveries { all_synced: false, ..seen };
     assert_eq!(judge("a", &Recoveries { after_cut_inside: at(8, 1), ..killed }), [""; 0]);
     assert_eq!(judge("a", &Recoveries { after_cut_inside: at(10, 2), ..killed }).len(), 1);
+}
+
+#[test]
+fn a_durable_record_that_is_not_there_is_seen() {
+    use skeinmesh::types::Lsn;
+    let status = |promise, epoch, seq| NodeStatus {
+        promise,
+        durable: Lsn::new(epoch, seq),
+        ..super::sample::status()
+    };
+    let found = |promise, epoch, seq| Recovered {
+        end: Lsn::new(epoch, seq),
+        durable: Lsn::new(epoch, seq),
+        promise,
+        commit: Lsn::ZERO,
+        truncated: 0,
+        empty: false,
+        debt: None,
+        quarantined: 0,
+    };
+    assert_eq!(stated("a", &status(2, 2, 9), &found(2, 2, 9)), None);
+    assert_eq!(stated("a", &status(2, 2, 9), &found(2, 2, 12)), None);
+    assert!(stated("a", &status(2, 2, 9), &found(2, 2, 8)).is_some());
+    // A writer of epoch 3 may have cut it, before this process was looked at or after.
+    assert_eq!(stated("a", &status(3, 2, 9), &found(3, 2, 8)), None);
+    assert_eq!(stated("a", &status(2, 2, 9), &found(3, 2, 8)), None);
 }

@@ -1,7 +1,7 @@
 //! I4: one process per epoch, and epochs never go back on a node, restarts included. An epoch is named
 //! only when a majority has promised it, on disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use skeinmesh::{
     protocol::status::NodeStatus,
@@ -17,6 +17,8 @@ pub(crate) struct Epochs {
     /// Named by an applied register.
     named: Offices,
     nodes: BTreeMap<NodeId, Floors>,
+    /// Nodes whose disk has rotted: what it held may be gone.
+    rotten: BTreeSet<NodeId>,
 }
 
 /// Below which a node may not fall.
@@ -82,6 +84,19 @@ impl Epochs {
         self.named.last_key_value().map_or(0, |(epoch, _)| *epoch)
     }
 
+    /// The disk of a node has rotted.
+    pub(crate) fn rotted(&mut self, node: NodeId) {
+        self.rotten.insert(node);
+    }
+
+    /// Whether every epoch from that one on was named for one and the same node, whose disk is whole.
+    /// An epoch that nobody saw may have been anybody's.
+    pub(crate) fn kept_by_one_node(&self, from: Epoch) -> bool {
+        let node = |epoch| self.named.get(&epoch).map(|(node, _)| *node);
+        let whole = node(from).is_some_and(|node| !self.rotten.contains(&node));
+        whole && (from..=self.named()).all(|epoch| node(epoch) == node(from))
+    }
+
     /// How many offices were held.
     pub(crate) fn offices(&self) -> usize {
         self.held.len()
@@ -111,4 +126,20 @@ fn two_processes_in_one_epoch_are_seen() {
     assert!(one_process(&mut offices, 3, b, "is named").is_some());
     assert_eq!(one_process(&mut offices, 4, b, "is named"), None);
     assert!(promised(4, 1, 3).is_some() && promised(4, 2, 3).is_none() && promised(4, 2, 4).is_some());
+}
+
+#[test]
+fn only_a_node_that_never_left_office_has_kept_it() {
+    let named = |offices: &[(Epoch, u8)]| {
+        let named = offices.iter().map(|(epoch, node)| (*epoch, (NodeId([*node; 16]), BootId(*epoch))));
+        Epochs { named: named.collect(), ..Epochs::default() }
+    };
+    assert!(named(&[(1, 1), (2, 1)]).kept_by_one_node(1));
+    assert!(!named(&[(1, 1), (2, 2)]).kept_by_one_node(1));
+    assert!(!named(&[(1, 1), (2, 2), (3, 1)]).kept_by_one_node(1));
+    assert!(named(&[(1, 1), (2, 2), (3, 2)]).kept_by_one_node(2));
+    assert!(!named(&[(1, 1), (3, 1)]).kept_by_one_node(1), "epoch 2 was not seen");
+    let mut rotten = named(&[(1, 1), (2, 1)]);
+    rotten.rotted(NodeId([1; 16]));
+    assert!(!rotten.kept_by_one_node(1));
 }

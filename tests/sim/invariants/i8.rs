@@ -9,8 +9,8 @@ use skeinmesh::types::{BootId, ClusterView, MembershipId, NodeId, Office, Role, 
 #[derive(Debug, Default)]
 pub(crate) struct Control {
     states: BTreeMap<u64, (Seen, &'static str)>,
-    /// Where each process was seen last.
-    last: BTreeMap<&'static str, (BootId, u64)>,
+    /// Where each process was seen last, and what changes most.
+    last: BTreeMap<&'static str, (BootId, u64, Option<Office>, MembershipId)>,
 }
 
 /// What an applied state says.
@@ -27,12 +27,13 @@ struct Seen {
 impl Control {
     pub(crate) fn observe(&mut self, host: &'static str, boot: BootId, view: &ClusterView) -> Vec<String> {
         let index = view.applied_index;
-        let last = self.last.insert(host, (boot, index));
-        if last == Some((boot, index)) || view.members.is_empty() {
+        let now = (boot, index, view.writer, view.membership);
+        let last = self.last.insert(host, now);
+        if last == Some(now) || view.members.is_empty() {
             return Vec::new();
         }
         let mut found = Vec::new();
-        if let Some((_, before)) = last.filter(|(was, before)| *was == boot && *before > index) {
+        if let Some((_, before, ..)) = last.filter(|(was, before, ..)| *was == boot && *before > index) {
             found.push(format!("I8: the control state of {host} went back from index {before} to {index}"));
         }
         let seen = Seen {
@@ -96,6 +97,8 @@ fn a_second_truth_and_a_step_back_are_seen() {
     assert_eq!(control.observe("a", boot, &view(5, 2, 1)), [""; 0]);
     assert_eq!(control.observe("b", boot, &view(5, 2, 1)), [""; 0]);
     assert_eq!(control.observe("c", boot, &view(5, 2, 9)).len(), 1, "another writer at the same index");
+    assert_eq!(control.observe("b", boot, &view(5, 2, 9)).len(), 1, "the same, where the first was seen");
+    assert_eq!(control.observe("b", boot, &view(5, 2, 1)).len(), 0);
     assert_eq!(control.observe("a", boot, &view(6, 1, 1)).len(), 1, "the epoch falls");
     assert_eq!(control.observe("b", boot, &view(4, 2, 1)).len(), 1, "a process goes back");
     assert_eq!(control.observe("c", BootId(8), &view(4, 2, 1)).len(), 0, "another process may");

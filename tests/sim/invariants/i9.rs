@@ -3,11 +3,14 @@
 //! back, on whatever node. `linearizable`: everything acknowledged at `quorum` before it began.
 //! `max_staleness`, and the age that any answer states: everything acknowledged until then.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use skeinmesh::{
     node::{Consistency, ReadError, ReadPoint},
-    types::Lsn,
+    types::{EpochTable, Lsn},
 };
 
 use crate::machine;
@@ -30,6 +33,8 @@ pub(crate) struct Reads {
     pub(crate) session: Lsn,
     /// How many were answered, by kind.
     pub(crate) answered: BTreeMap<&'static str, u64>,
+    /// Positions that were asked for with `min_lsn`: where that was answered and whether it is there.
+    told: BTreeMap<Lsn, BTreeSet<(&'static str, bool)>>,
 }
 
 impl Reads {
@@ -45,16 +50,25 @@ impl Reads {
 
     pub(crate) fn end(
         &mut self,
-        host: &str,
+        host: &'static str,
         read: &Read,
         answer: Result<ReadPoint, ReadError>,
     ) -> Vec<String> {
+        if let (Consistency::MinLsn(at), Ok(_) | Err(ReadError::LostPosition { .. })) =
+            (read.consistency, &answer)
+        {
+            self.told.entry(at).or_default().insert((host, answer.is_ok()));
+        }
         let point = match answer {
             Ok(point) => point,
             Err(ReadError::LostPosition { wanted }) if read.lasting => {
                 return vec![format!(
                     "I9: {host} says that {wanted} is lost, which was read or acknowledged before"
                 )];
+            }
+            Err(ReadError::LostPosition { .. }) => {
+                *self.answered.entry("read-lost").or_default() += 1;
+                return Vec::new();
             }
             Err(_) => return Vec::new(),
         };
@@ -85,6 +99,20 @@ impl Reads {
         self.session = self.session.max(point.applied);
         found
     }
+
+    /// What was told of positions agrees with the log in the end, whose epoch starts these are: who was
+    /// answered found that very record, and what was said to be lost is.
+    pub(crate) fn judge(&self, name: &str, epochs: &EpochTable, applied: Lsn) -> Vec<String> {
+        let mut found = Vec::new();
+        for (at, answers) in &self.told {
+            let held = epochs.holds(*at, applied.seq);
+            for (host, _) in answers.iter().filter(|(_, there)| *there != held) {
+                let (said, is) = if held { ("lost", "there") } else { ("there", "lost") };
+                found.push(format!("I9: {host} said of {at} that it is {said}; on {name} it is {is}"));
+            }
+        }
+        found
+    }
 }
 
 #[test]
@@ -109,4 +137,21 @@ fn a_stale_read_of_each_kind_is_seen() {
     let read = |lasting| Read { consistency: min, began: Duration::ZERO, lasting };
     assert_eq!(reads.end("a", &read(true), Err(lost.clone())).len(), 1);
     assert_eq!(reads.end("a", &read(false), Err(lost)).len(), 0);
+}
+
+#[test]
+fn an_answer_about_another_record_at_that_place_is_seen() {
+    let epochs = EpochTable::from_entries(vec![(1, 1), (2, 4)]).unwrap();
+    let judged = |at, answer: Result<ReadPoint, ReadError>| {
+        let mut reads = Reads::default();
+        let read = Read { consistency: Consistency::MinLsn(at), began: Duration::ZERO, lasting: false };
+        reads.end("a", &read, answer);
+        reads.judge("b", &epochs, Lsn::new(2, 9)).len()
+    };
+    let answered = || Ok(ReadPoint { applied: Lsn::new(2, 9), staleness: None });
+    let lost = |wanted| Err(ReadError::LostPosition { wanted });
+    let (kept, cut) = (Lsn::new(1, 3), Lsn::new(1, 6));
+    assert_eq!((judged(kept, answered()), judged(cut, lost(cut))), (0, 0));
+    assert_eq!((judged(kept, lost(kept)), judged(cut, answered())), (1, 1));
+    assert_eq!(judged(cut, Err(ReadError::NoWriter)), 0, "nothing was said");
 }

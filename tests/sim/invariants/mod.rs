@@ -21,7 +21,8 @@ pub(crate) mod sample {
     use bytes::Bytes;
     use skeinmesh::{
         node::AckLevel,
-        types::{Addresses, Lsn, Member, NodeId, Role},
+        protocol::status::NodeStatus,
+        types::{Addresses, BootId, Lsn, Member, MembershipId, NodeId, Role},
     };
 
     use crate::ledger::{Attempt, Contents, Outcome, Written};
@@ -60,6 +61,30 @@ pub(crate) mod sample {
             features: 0,
         };
         (id, member)
+    }
+
+    /// Of a node that holds nothing.
+    pub(crate) fn status() -> NodeStatus {
+        NodeStatus {
+            node: NodeId([1; 16]),
+            boot: BootId(1),
+            promise: 0,
+            office: None,
+            durable: Lsn::ZERO,
+            commit: Lsn::ZERO,
+            applied: Lsn::ZERO,
+            flushed: Lsn::ZERO,
+            disk_troubled: false,
+            marked: MembershipId::default(),
+            linked: Vec::new(),
+            linked_at: Vec::new(),
+            addresses: Addresses::default(),
+            version: String::new(),
+            cert_days_left: 0,
+            draining: false,
+            repairing: None,
+            quarantined: 0,
+        }
     }
 
     pub(crate) fn acked(epoch: u64, seq: u64, level: AckLevel) -> Outcome {
