@@ -2,6 +2,7 @@
 
 mod bench;
 mod client;
+mod db;
 pub mod demo;
 #[cfg(feature = "mdns")]
 mod discover;
@@ -54,6 +55,8 @@ enum Command {
     Discover(discover::DiscoverArgs),
     /// List and remove nodes
     Node(node::NodeArgs),
+    /// List and drop databases, and say how long they keep their points
+    Db(db::DbArgs),
     /// Carry on with one surviving voter when a majority is gone for good
     Recover(recover::RecoverArgs),
     /// Write line protocol from a file or standard input
@@ -92,6 +95,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         #[cfg(feature = "mdns")]
         Command::Discover(args) => discover::run(args).await,
         Command::Node(args) => node::run(args).await,
+        Command::Db(args) => db::run(args).await,
         Command::Recover(args) => recover::run(args).await,
         Command::Write(args) => write::run(args).await,
         Command::Query(args) => query::run(args).await,
@@ -122,6 +126,10 @@ mod tests {
             "skein recover",
             "skein recover --data-dir /d --seed a:1 --seed b:2 --accept-loss --from-here --json",
             "skein node list",
+            "skein db list --json",
+            "skein db drop home",
+            "skein db retention home",
+            "skein db retention home 30d --json",
             "skein node remove aaaa --data-dir /d",
             "skein write -d home --precision s FILE",
             "skein write -d home --ack all -",
@@ -144,6 +152,8 @@ mod tests {
             "skein fly",
             "skein query",
             "skein token revoke",
+            "skein db",
+            "skein db drop",
             "skein recover --from-here",
             "skein query --format xml q",
             "skein bench",

@@ -163,6 +163,7 @@ fn routes() -> Vec<Route<Handler>> {
 
     let get = |path, access, handler| Route { method: Method::GET, path, access, handler };
     let post = |path, access, handler| Route { method: Method::POST, path, access, handler };
+    let put = |path, access, handler| Route { method: Method::PUT, path, access, handler };
     let delete = |path, access, handler| Route { method: Method::DELETE, path, access, handler };
     #[rustfmt::skip]
     let table = vec![
@@ -172,6 +173,8 @@ fn routes() -> Vec<Route<Handler>> {
         post("/api/v1/write/line-protocol", Data, on(MethodFilter::POST, write::arc)),
         post("/api/v1/write/msgpack", Data, on(MethodFilter::POST, write::arc_msgpack)),
         get("/api/v1/databases", Data, on(MethodFilter::GET, databases::list)),
+        delete("/api/v1/databases/{name}", Admin, on(MethodFilter::DELETE, databases::drop)),
+        put("/api/v1/databases/{name}/retention", Admin, on(MethodFilter::PUT, databases::retention)),
         get("/api/v1/measurements", Data, on(MethodFilter::GET, databases::measurements)),
         get("/query", Data, on(MethodFilter::GET, influx::query)),
         post("/query", Data, on(MethodFilter::POST, influx::query)),

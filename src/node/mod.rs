@@ -5,6 +5,7 @@ mod api_tokens;
 mod assembly;
 mod become_member;
 mod come_back;
+mod databases;
 mod error;
 mod handle;
 mod late;
@@ -32,5 +33,5 @@ pub use surroundings::{Clock, Entropy, EntropyRng, Surroundings};
 pub use crate::{
     protocol::forward::{AckLevel, Progress},
     raft::{ApiToken, TokenRecord},
-    write_path::{ClientKey, Receipt, SubmitError, Write},
+    write_path::{ClientKey, Receipt, SubmitError, Write, policy::SHORTEST_KEEP},
 };

@@ -11,9 +11,10 @@ use super::{
     Inner,
     data_file::{DAY, DataFile, FileEntry, sync_names},
     manifest::{self, Manifest},
-    memtable::width,
+    memtable::{Rows, width},
     merge::{bytes, conform, merge, times},
     parquet::{decode, decoded_len, encode},
+    retention::not_before,
     state::{Frozen, Part, TableView},
 };
 use crate::{engine::EngineError, types::Lsn};
@@ -58,6 +59,7 @@ async fn commit(
         position: frozen.position,
         sidecar: sidecar.to_vec(),
         schemas: frozen.schemas,
+        retention: frozen.retentions,
         files: files.iter().flatten().map(|file| file.entry.clone()).collect(),
     };
     manifest.write(&*inner.disk, &inner.dir.join(manifest::NAME)).await?;
@@ -81,13 +83,16 @@ async fn write_part(
             let (taken, mut points) = older(inner, part, &files, span, &mut entry, &piece).await?;
             points.extend(piece);
             let (database, table, schema) = (part.database.clone(), part.table.clone(), schema.clone());
-            let (rows, bytes) = blocking(move || {
+            let (points, bytes) = blocking(move || {
                 let points = merge(&schema, &points).map_err(unmergeable)?;
-                let rows = points.iter().map(|batch| batch.num_rows() as u64).sum();
-                Ok((rows, encode(&database, &table, &schema, &points).map_err(unencodable)?))
+                let bytes = encode(&database, &table, &schema, &points).map_err(unencodable)?;
+                Ok((points, bytes))
             })
             .await?;
-            entry.rows = rows;
+            // Of what was taken some may be gone: queries answer from these numbers.
+            entry.rows = points.iter().map(|batch| batch.num_rows() as u64).sum();
+            (entry.min_time, entry.max_time) = range(&points)?;
+            drop(points);
             let file = Arc::new(DataFile::write(&*inner.disk, &inner.dir, entry, bytes).await?);
             written.push(file.clone());
             let mut index = 0;
@@ -106,7 +111,9 @@ async fn write_part(
 /// with all columns of the table: a batch is held with those that it came with.
 fn groups(view: &TableView) -> Result<Vec<Vec<RecordBatch>>, EngineError> {
     let width = width(&view.schema);
-    let mut left: Vec<RecordBatch> = view.rows.iter().rev().map(|rows| rows.batch().clone()).collect();
+    let there = |rows: &Arc<Rows>| not_before(rows.batch(), view.retention.floor_of_rows());
+    let mut left = view.rows.iter().rev().map(there).collect::<Result<Vec<_>, _>>().map_err(unmergeable)?;
+    left.retain(|batch| batch.num_rows() > 0);
     let mut groups: Vec<Vec<RecordBatch>> = Vec::new();
     let mut room = 0;
     while let Some(batch) = left.pop() {
@@ -166,13 +173,7 @@ fn cut(points: &[RecordBatch], span: i64) -> Result<Vec<Vec<RecordBatch>>, Engin
 
 /// What the manifest will say of a piece's file.
 fn entry(part: &Part, piece: &[RecordBatch]) -> Result<FileEntry, EngineError> {
-    let mut range = (i64::MAX, i64::MIN);
-    for batch in piece {
-        let times = times(batch).map_err(unmergeable)?;
-        if let (Some(&first), Some(&last)) = (times.first(), times.last()) {
-            range = (range.0.min(first), range.1.max(last));
-        }
-    }
+    let range = range(piece)?;
     Ok(FileEntry {
         database: part.database.clone(),
         table: part.table.clone(),
@@ -184,6 +185,18 @@ fn entry(part: &Part, piece: &[RecordBatch]) -> Result<FileEntry, EngineError> {
         size: 0,
         hash: [0; 32],
     })
+}
+
+/// First and last time of points by time.
+fn range(points: &[RecordBatch]) -> Result<(i64, i64), EngineError> {
+    let mut range = (i64::MAX, i64::MIN);
+    for batch in points {
+        let times = times(batch).map_err(unmergeable)?;
+        if let (Some(&first), Some(&last)) = (times.first(), times.last()) {
+            range = (range.0.min(first), range.1.max(last));
+        }
+    }
+    Ok(range)
 }
 
 /// The rows of the table's newest files of the piece's span that go into its file with it, and which
@@ -241,6 +254,7 @@ async fn load(
     }
     let path = file.path.display().to_string();
     let (schema, table) = (part.view.schema.to_arrow(), part.view.schema.clone());
+    let floor = part.view.retention.floor_of(&file.entry);
     let loaded = async {
         let content = file.read_checked(&*inner.disk).await?;
         blocking(move || {
@@ -248,7 +262,8 @@ async fn load(
             let bytes = decoded_len(&content, width(&table)).map_err(damaged)?;
             let Some(bytes) = bytes.filter(|bytes| *bytes <= room) else { return Ok(None) };
             let batches = decode(content).map_err(damaged)?;
-            let batches = batches.iter().map(|batch| conform(batch, &schema)).collect::<Result<Vec<_>, _>>();
+            let there = |batch: &RecordBatch| conform(&not_before(batch, floor)?, &schema);
+            let batches = batches.iter().map(there).collect::<Result<Vec<_>, _>>();
             Ok(Some((batches.map_err(unmergeable)?, bytes)))
         })
         .await

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     data_file::FileEntry,
+    retention::Retentions,
     schema::{Schemas, check_database_name, check_table_name},
 };
 use crate::{
@@ -36,6 +37,9 @@ pub(super) struct Manifest {
     pub(super) sidecar: Vec<u8>,
     /// The columns of every table at that position.
     pub(super) schemas: Schemas,
+    /// What databases were told to keep.
+    #[serde(default, skip_serializing_if = "Retentions::is_empty")]
+    pub(super) retention: Retentions,
     /// The files; those of one table in the order in which their rows were written.
     pub(super) files: Vec<FileEntry>,
 }
@@ -140,7 +144,8 @@ mod tests {
             size: 100,
             hash: [7; 32],
         };
-        Manifest { position: Lsn::new(2, 8), sidecar: vec![1, 2], schemas, files: vec![file] }
+        let retention = Retentions::default();
+        Manifest { position: Lsn::new(2, 8), sidecar: vec![1, 2], schemas, retention, files: vec![file] }
     }
 
     #[test]
@@ -164,6 +169,18 @@ mod tests {
         let manifest = sample();
         crate::testing::fixture("engine/MANIFEST", &manifest.encode().unwrap());
         assert_eq!(Manifest::decode(&crate::testing::read_fixture("engine/MANIFEST")).unwrap(), manifest);
+
+        // A database that keeps for a day, whose horizon was another before.
+        let mut keeps = sample();
+        keeps.retention.change("db", |db| {
+            db.set(Lsn::new(1, 1), Some(1_000));
+            db.expire(1_700_000_000_000_000_000);
+            db.set(Lsn::new(2, 5), Some(86_400_000_000_000));
+            db.expire(1_700_000_600_000_000_000);
+        });
+        crate::testing::fixture("engine/MANIFEST.retention", &keeps.encode().unwrap());
+        let kept = crate::testing::read_fixture("engine/MANIFEST.retention");
+        assert_eq!(Manifest::decode(&kept).unwrap(), keeps);
     }
 
     #[test]

@@ -38,6 +38,7 @@ mod overlap;
 mod parquet;
 mod recovery;
 mod registry;
+mod retention;
 pub mod schema;
 mod snapshot;
 #[cfg(feature = "sql")]
@@ -63,6 +64,23 @@ impl Default for ColumnarConfig {
     fn default() -> Self {
         Self { flush_bytes: 64 << 20, flush_age: Duration::from_secs(60) }
     }
+}
+
+/// What a database keeps and holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatabaseSurvey {
+    /// Its name.
+    pub name: String,
+    /// How many tables.
+    pub tables: usize,
+    /// Age from which on points are gone; `None` for ever.
+    pub keep: Option<Duration>,
+    /// Points before this time are gone, ns since 1970; `None` while none are.
+    pub horizon_ns: Option<i64>,
+    /// How many data files this node has of it.
+    pub files: u64,
+    /// Bytes of them.
+    pub bytes: u64,
 }
 
 /// Stores batches of line protocol as columns, and answers SQL (feature `sql`).
@@ -132,6 +150,23 @@ impl ColumnarEngine {
         self.inner.state().schemas.databases().map(|(name, _)| name.to_owned()).collect()
     }
 
+    /// The databases by name with what they keep and hold; also those that were only told what to
+    /// keep.
+    pub fn survey_databases(&self) -> Vec<DatabaseSurvey> {
+        let state = self.inner.state();
+        let one = |(name, retention, files): (String, retention::Retention, Vec<&data_file::FileEntry>)| {
+            DatabaseSurvey {
+                tables: state.schemas.tables(&name).map_or(0, |tables| tables.len()),
+                keep: retention.keep_ns.map(|ns| Duration::from_nanos(ns.unsigned_abs())),
+                horizon_ns: retention.horizon,
+                files: files.len() as u64,
+                bytes: files.iter().map(|file| file.size).sum(),
+                name,
+            }
+        };
+        state.databases().into_iter().map(one).collect()
+    }
+
     /// The tables of a database by name; `None` if there is no such database.
     pub fn tables(&self, database: &str) -> Option<Vec<String>> {
         Some(self.inner.state().schemas.tables(database)?.keys().cloned().collect())
@@ -172,9 +207,15 @@ impl ColumnarEngine {
         for file in &view.files {
             let damaged = |e: String| EngineError::Damaged(file.path.display().to_string(), e);
             let bytes = file.read(&*self.inner.disk).await?;
-            all.extend(parquet::decode(bytes).map_err(|e| damaged(e.to_string()))?);
+            let floor = view.retention.floor_of(&file.entry);
+            for batch in parquet::decode(bytes).map_err(|e| damaged(e.to_string()))? {
+                all.push(retention::not_before(&batch, floor).map_err(unreadable)?);
+            }
         }
-        all.extend(view.rows.iter().map(|rows| rows.batch().clone()));
+        for rows in &view.rows {
+            let floor = view.retention.floor_of_rows();
+            all.push(retention::not_before(rows.batch(), floor).map_err(unreadable)?);
+        }
         let all = all.iter().map(|batch| merge::conform(batch, &schema)).collect::<Result<Vec<_>, _>>();
         let points = all.and_then(|all| merge::merge(&schema, &all)).map_err(unreadable)?;
         Ok(Some((applied, points)))
@@ -223,7 +264,10 @@ impl StorageEngine for ColumnarEngine {
                 Some(batch::decode(payload).map_err(|e| broken(e.to_string()))?)
             }
             Operation::Batch { encoding, .. } => return Err(broken(format!("unknown encoding {encoding}"))),
-            Operation::DropDatabase { .. } | Operation::Nothing => None,
+            Operation::DropDatabase { .. }
+            | Operation::SetRetention { .. }
+            | Operation::Expire { .. }
+            | Operation::Nothing => None,
         };
         let mut state = self.inner.state();
         if at <= state.applied {
@@ -232,14 +276,26 @@ impl StorageEngine for ColumnarEngine {
         if let Some(batch) = decoded {
             state.append(at, &batch)?;
             self.inner.assigned().applied(&batch, &state.schemas);
-        } else if let Operation::DropDatabase { database } = operation {
-            state.drop_database(database);
-            self.inner.assigned().dropped(database);
-            lock(&self.inner.absorbed).dropped(database);
+        }
+        match operation {
+            Operation::DropDatabase { database } => {
+                state.drop_database(database);
+                self.inner.assigned().dropped(database);
+                lock(&self.inner.absorbed).dropped(database);
+            }
+            Operation::SetRetention { database, keep_ns } => {
+                state.set_retention(at, database, *keep_ns).map_err(unreadable)?;
+            }
+            Operation::Expire { now_ns } => state.expire(*now_ns),
+            Operation::Batch { .. } | Operation::Nothing => {}
         }
         state.applied = at;
         state.oldest.get_or_insert_with(Instant::now);
         Ok(())
+    }
+
+    fn expiry_due(&self, now_ns: i64) -> bool {
+        self.inner.state().expiry_due(now_ns)
     }
 
     fn checkpoint_due(&self) -> bool {
@@ -250,7 +306,8 @@ impl StorageEngine for ColumnarEngine {
         if let Some(at) = state.retry_at {
             return Instant::now() >= at;
         }
-        state.oldest.is_some_and(|oldest| oldest.elapsed() >= self.inner.config.flush_age)
+        state.dropped
+            || state.oldest.is_some_and(|oldest| oldest.elapsed() >= self.inner.config.flush_age)
             || state.live_bytes() >= self.inner.config.flush_bytes
     }
 
