@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config::{parse_duration, show_duration},
-    engine::columnar::DatabaseSurvey,
+    engine::columnar::{DatabaseSurvey, schema::MAX_DATABASES},
     node::{Consistency, Receipt},
 };
 
@@ -96,6 +96,10 @@ pub(super) async fn retention(
     let (head, body) = request.into_parts();
     let timeout = timeout(&head)?;
     edge.app.engine.schemas().check_database(&name).map_err(|e| ApiError::invalid(e.to_string()))?;
+    let databases = edge.app.engine.survey_databases();
+    if databases.len() >= MAX_DATABASES && !databases.iter().any(|database| database.name == name) {
+        return Err(ApiError::invalid(format!("there are {MAX_DATABASES} databases: drop one first")));
+    }
     let taken = body::take(body, &head.headers, &edge.app.config, &edge.bodies).await?;
     let keep = Keep::parse(&taken.bytes)?;
     let receipt = edge.app.node.set_retention(&name, keep, timeout).await?;
