@@ -101,6 +101,12 @@ pub trait StorageEngine: fmt::Debug + Send + Sync + 'static {
     /// The files of the last finished checkpoint, for a node that starts from nothing. They stay
     /// readable until the returned value is dropped.
     fn export(&self) -> Work<Export>;
+    /// One piece of work in the background that makes what is stored smaller or cheaper to read;
+    /// resolves to whether there was any. May take long and delays nothing else; called again only
+    /// after it has ended. Dropping it leaves what is stored as it is.
+    fn maintain(&self) -> Work<bool> {
+        Box::pin(async { Ok(false) })
+    }
     /// Replaces all content by an export whose files the caller has put under `from` (same names).
     fn install(&self, from: std::path::PathBuf) -> Work<Lsn>;
 }

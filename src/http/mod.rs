@@ -36,7 +36,7 @@ pub use serve::{Listeners, bind_socket, serve};
 
 use crate::{
     config,
-    engine::columnar::ColumnarEngine,
+    engine::columnar::{ColumnarEngine, CompactionTotals},
     node::Node,
     telemetry::{Counter, Histogram, Registry},
 };
@@ -103,6 +103,7 @@ impl Edge {
             &[],
             move || engine.damaged_files() as f64,
         );
+        compaction_gauges(metrics, &app.engine);
         Arc::new(Self {
             #[cfg(feature = "sql")]
             queries: Arc::new(Semaphore::new(app.config.max_queries.min(Semaphore::MAX_PERMITS))),
@@ -137,6 +138,18 @@ impl Edge {
             )),
         }
     }
+}
+
+/// What compactions have done since the start.
+fn compaction_gauges(metrics: &Registry, engine: &Arc<ColumnarEngine>) {
+    let gauge = |name: &'static str, help: &'static str, of: fn(CompactionTotals) -> u64| {
+        let engine = Arc::clone(engine);
+        metrics.read_gauge(name, help, &[], move || of(engine.compactions()) as f64);
+    };
+    gauge("skein_compactions", "Compactions of data files since the start.", |done| done.runs);
+    gauge("skein_compacted_files", "Data files that compactions replaced.", |done| done.files);
+    gauge("skein_compaction_read_bytes", "Bytes of those files.", |done| done.bytes_read);
+    gauge("skein_compaction_written_bytes", "Bytes of the files made of them.", |done| done.bytes_written);
 }
 
 /// Leave to run a query.

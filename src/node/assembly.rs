@@ -43,6 +43,7 @@ use super::{
     handle::{Inner, Node},
     late::LateHandlers,
     local::{StatusHandler, ThisNode, VERSION},
+    maintenance,
     peers::Peers,
     reads::Reads,
     recover,
@@ -413,6 +414,7 @@ async fn open_data(
         control.view(),
         timing.election_min,
     );
+    tasks.spawn("maintenance", maintenance::run(engine.clone()));
     let writer = Writer::new(replica.clone(), apply.clone(), engine, surroundings.clock.clone());
     let flushed = checkpointer.watch();
     let (applying, behind, keep) = (replica.clone(), replica.clone(), config.keep_bytes);

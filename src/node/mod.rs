@@ -10,6 +10,7 @@ mod error;
 mod handle;
 mod late;
 mod local;
+mod maintenance;
 mod metrics;
 mod peers;
 mod reads;

@@ -1,6 +1,6 @@
 //! A checkpoint: what is in memory becomes Parquet files, then a manifest names them.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use arrow_array::RecordBatch;
 use arrow_schema::{ArrowError, SchemaRef};
@@ -15,7 +15,7 @@ use super::{
     merge::{bytes, conform, merge, times},
     parquet::{decode, decoded_len, encode},
     retention::not_before,
-    state::{Frozen, Part, TableView},
+    state::{Change, Frozen, Part, TableView},
 };
 use crate::{engine::EngineError, types::Lsn};
 
@@ -50,11 +50,15 @@ async fn commit(
     sidecar: Bytes,
     written: &mut Vec<Arc<DataFile>>,
 ) -> Result<Lsn, EngineError> {
-    let mut files = Vec::with_capacity(frozen.parts.len());
+    let mut changes = Vec::with_capacity(frozen.parts.len());
     for part in &frozen.parts {
-        files.push(write_part(inner, part, written).await?);
+        changes.push(write_part(inner, part, written).await?);
     }
     sync_names(&*inner.disk, &inner.dir, written).await?;
+    // From the look at the files that there are to the manifest that names them, no compaction
+    // replaces any.
+    let _committing = inner.committing.lock().await;
+    let files = inner.state().files_after(&frozen.parts, changes);
     let manifest = Manifest {
         position: frozen.position,
         sidecar: sidecar.to_vec(),
@@ -67,13 +71,14 @@ async fn commit(
     Ok(frozen.position)
 }
 
-/// Writes the rows in memory of one table; returns all its files, old and new.
+/// Writes the rows in memory of one table; returns the files that are new and those that they replace.
 async fn write_part(
     inner: &Inner,
     part: &Part,
     written: &mut Vec<Arc<DataFile>>,
-) -> Result<Vec<Arc<DataFile>>, EngineError> {
+) -> Result<Change, EngineError> {
     let mut files = part.view.files.clone();
+    let mut change = Change::default();
     let schema = part.view.schema.to_arrow();
     for group in groups(&part.view)? {
         let of = schema.clone();
@@ -99,12 +104,18 @@ async fn write_part(
             files.retain(|other| {
                 index += 1;
                 // Of two files with one content only the later place counts.
-                !taken.contains(&(index - 1)) && other.path != file.path
+                let stays = !taken.contains(&(index - 1)) && other.path != file.path;
+                if !stays {
+                    change.taken.push(other.clone());
+                }
+                stays
             });
-            files.push(file);
+            files.push(file.clone());
+            change.new.push(file);
         }
     }
-    Ok(files)
+    change.new.retain(|new| !change.taken.iter().any(|taken| Arc::ptr_eq(taken, new)));
+    Ok(change)
 }
 
 /// The rows in memory in the order in which they were written, cut where they would take too much
@@ -184,6 +195,7 @@ fn entry(part: &Part, piece: &[RecordBatch]) -> Result<FileEntry, EngineError> {
         max_lsn: part.records.1,
         size: 0,
         hash: [0; 32],
+        windows: Vec::new(),
     })
 }
 
@@ -225,7 +237,8 @@ async fn older(
         // Whatever overlaps this span and is not taken ends the run: points must not overtake
         // later writes of the same points.
         let inside = first == at && last == at;
-        if !inside || other.rows > entry.rows * 2 || other.rows + entry.rows > MAX_ROLLUP_ROWS {
+        let claimed = file.claimed.load(Ordering::Acquire);
+        if !inside || claimed || other.rows > entry.rows * 2 || other.rows + entry.rows > MAX_ROLLUP_ROWS {
             break;
         }
         let Some((batches, bytes)) = load(inner, part, file, room).await else { break };
@@ -299,11 +312,11 @@ pub(super) async fn blocking<T: Send + 'static>(
     worked.map_err(|e| EngineError::Broken(format!("a flush thread ended early: {e}")))?
 }
 
-fn unmergeable(error: ArrowError) -> EngineError {
+pub(super) fn unmergeable(error: ArrowError) -> EngineError {
     EngineError::Broken(format!("rows cannot be merged: {error}"))
 }
 
-fn unencodable(error: ParquetError) -> EngineError {
+pub(super) fn unencodable(error: ParquetError) -> EngineError {
     EngineError::Broken(format!("rows cannot be written as Parquet: {error}"))
 }
 

@@ -27,6 +27,7 @@ use crate::{disk::Disk, types::Lsn};
 mod absorbed;
 mod assigned;
 pub mod batch;
+mod compaction;
 mod data_file;
 mod flush;
 pub mod ingest;
@@ -58,11 +59,13 @@ pub struct ColumnarConfig {
     pub flush_bytes: usize,
     /// Age of the oldest record that is in memory only; 60 s by default.
     pub flush_age: Duration,
+    /// Memory that a compaction may take, about; 256 MiB by default, 0 for no compaction.
+    pub compaction_memory: usize,
 }
 
 impl Default for ColumnarConfig {
     fn default() -> Self {
-        Self { flush_bytes: 64 << 20, flush_age: Duration::from_secs(60) }
+        Self { flush_bytes: 64 << 20, flush_age: Duration::from_secs(60), compaction_memory: 256 << 20 }
     }
 }
 
@@ -83,6 +86,19 @@ pub struct DatabaseSurvey {
     pub bytes: u64,
 }
 
+/// What compactions have done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CompactionTotals {
+    /// How many were committed.
+    pub runs: u64,
+    /// Files they replaced.
+    pub files: u64,
+    /// Bytes of those.
+    pub bytes_read: u64,
+    /// Bytes of the files they made.
+    pub bytes_written: u64,
+}
+
 /// Stores batches of line protocol as columns, and answers SQL (feature `sql`).
 pub struct ColumnarEngine {
     inner: Arc<Inner>,
@@ -99,6 +115,9 @@ struct Inner {
     absorbed: Mutex<Absorbed>,
     /// A checkpoint or an install runs.
     busy: AtomicBool,
+    /// Held from the look at the files that there are until a manifest names them.
+    committing: tokio::sync::Mutex<()>,
+    compacted: Mutex<CompactionTotals>,
 }
 
 impl ColumnarEngine {
@@ -122,6 +141,8 @@ impl ColumnarEngine {
             assigned: Mutex::new(assigned),
             absorbed: Mutex::default(),
             busy: AtomicBool::new(false),
+            committing: tokio::sync::Mutex::new(()),
+            compacted: Mutex::default(),
         };
         Ok(Arc::new(Self { inner: Arc::new(inner) }))
     }
@@ -176,6 +197,11 @@ impl ColumnarEngine {
     /// one fail, and it has to be replaced from another node.
     pub fn damaged_files(&self) -> usize {
         self.inner.state().committed.iter().filter(|file| file.damaged.get().is_some()).count()
+    }
+
+    /// What compactions have done since this process began.
+    pub fn compactions(&self) -> CompactionTotals {
+        *lock(&self.inner.compacted)
     }
 
     /// How many rows a table holds; `None` if there is no such table. A point that was written
@@ -326,6 +352,11 @@ impl StorageEngine for ColumnarEngine {
     fn export(&self) -> Work<Export> {
         let inner = self.inner.clone();
         Box::pin(async move { snapshot::export(&inner).await })
+    }
+
+    fn maintain(&self) -> Work<bool> {
+        let inner = self.inner.clone();
+        Box::pin(async move { compaction::compact(&inner).await })
     }
 
     fn install(&self, from: PathBuf) -> Work<Lsn> {

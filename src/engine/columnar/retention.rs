@@ -176,6 +176,7 @@ mod tests {
             max_lsn: Lsn::new(1, max_lsn),
             size: 1,
             hash: [0; 32],
+            windows: Vec::new(),
         }
     }
 

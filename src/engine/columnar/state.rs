@@ -16,7 +16,7 @@ use super::{
     manifest::Manifest,
     memtable::{Memtable, Rows},
     retention::{Retention, Retentions},
-    schema::{MAX_DATABASES, Schemas, TableSchema},
+    schema::{Schemas, TableSchema},
 };
 use crate::{engine::EngineError, types::Lsn};
 
@@ -34,6 +34,8 @@ pub(super) struct State {
     pub(super) manifest: Arc<Manifest>,
     /// The files it names.
     pub(super) committed: Vec<Arc<DataFile>>,
+    /// Counts manifests: two of one position may name different files.
+    pub(super) version: u64,
     /// Files that no manifest names any more, to be removed once nothing holds them.
     pub(super) removable: Vec<Arc<DataFile>>,
     /// Copies of manifests that were handed out, removed likewise.
@@ -82,6 +84,36 @@ pub(super) struct TableView {
     pub(super) retention: Retention,
 }
 
+/// One table as a compaction sees it, all as of the manifest.
+#[derive(Debug, Clone)]
+pub(super) struct TableOnDisk {
+    pub(super) database: String,
+    pub(super) table: String,
+    pub(super) schema: Arc<TableSchema>,
+    /// In the order in which their rows were written.
+    pub(super) files: Vec<Arc<DataFile>>,
+    pub(super) retention: Retention,
+}
+
+/// These files with `output` in the place of the last of `inputs`.
+fn replaced(
+    files: &[Arc<DataFile>],
+    inputs: &[Arc<DataFile>],
+    output: Option<&Arc<DataFile>>,
+) -> Vec<Arc<DataFile>> {
+    let is_input = |file: &Arc<DataFile>| inputs.iter().any(|input| Arc::ptr_eq(file, input));
+    let last = files.iter().rposition(is_input);
+    let mut after = Vec::with_capacity(files.len());
+    for (index, file) in files.iter().enumerate() {
+        if !is_input(file) {
+            after.push(file.clone());
+        } else if Some(index) == last {
+            after.extend(output.cloned());
+        }
+    }
+    after
+}
+
 /// Everything a checkpoint has to make durable.
 #[derive(Debug)]
 pub(super) struct Frozen {
@@ -100,6 +132,15 @@ pub(super) struct Part {
     since: Lsn,
     /// First and last record with rows in memory.
     pub(super) records: (Lsn, Lsn),
+}
+
+/// What a checkpoint makes of the files of a table.
+#[derive(Debug, Default)]
+pub(super) struct Change {
+    /// New ones, in the order of their rows; all written after those in older files.
+    pub(super) new: Vec<Arc<DataFile>>,
+    /// Those whose rows are in new ones.
+    pub(super) taken: Vec<Arc<DataFile>>,
 }
 
 impl State {
@@ -152,8 +193,7 @@ impl State {
         self.dropped |= self.databases.remove(database).is_some();
     }
 
-    /// Sets what a database keeps; nothing happens if there are as many databases as there may be,
-    /// and this is none of them.
+    /// Sets what a database keeps.
     ///
     /// # Errors
     /// Rows in memory cannot be read.
@@ -163,11 +203,6 @@ impl State {
         database: &str,
         keep_ns: Option<i64>,
     ) -> Result<(), ArrowError> {
-        let known = self.schemas.tables(database).is_some()
-            || self.retentions.iter().any(|(name, _)| name == database);
-        if !known && self.retentions.iter().count() >= MAX_DATABASES {
-            return Ok(());
-        }
         let cut = self.retentions.change(database, |retention| retention.set(at, keep_ns));
         let Some(before) = cut else { return Ok(()) };
         for table in self.databases.get_mut(database).into_iter().flat_map(BTreeMap::values_mut) {
@@ -254,6 +289,24 @@ impl State {
         Ok(Frozen { position: self.applied, schemas, retentions, parts })
     }
 
+    /// The files of each part after its change: as they are now, for a compaction may have replaced
+    /// some since they were frozen; without those that are all gone.
+    pub(super) fn files_after(&self, parts: &[Part], changes: Vec<Change>) -> Vec<Vec<Arc<DataFile>>> {
+        let of_part = |(part, change): (&Part, Change)| {
+            let table = self.databases.get(&part.database).and_then(|tables| tables.get(&part.table));
+            // Of a table that was dropped since, what it had when it was frozen.
+            let now = table.filter(|table| table.since == part.since).map(|table| &table.files);
+            let stays = |file: &&Arc<DataFile>| {
+                let gone = file.entry.max_time < part.view.retention.floor_of(&file.entry);
+                let replaced = change.taken.iter().chain(&change.new).any(|other| other.path == file.path);
+                !gone && !replaced
+            };
+            let files = now.unwrap_or(&part.view.files).iter().filter(stays).cloned();
+            files.chain(change.new.iter().cloned()).collect()
+        };
+        parts.iter().zip(changes).map(of_part).collect()
+    }
+
     /// A checkpoint is committed: `files` has the files of each of its parts. Only now do queries
     /// see them, and the rows in memory that they hold no more.
     pub(super) fn thaw(&mut self, parts: Vec<Part>, files: Vec<Vec<Arc<DataFile>>>, manifest: Manifest) {
@@ -268,9 +321,71 @@ impl State {
             }
         }
         self.manifest = Arc::new(manifest);
+        self.version += 1;
         let before = std::mem::replace(&mut self.committed, committed);
         self.retire(before);
         self.retry_at = None;
+    }
+
+    /// Every table with the files of it that are not all gone, and its columns, all as of the manifest.
+    pub(super) fn tables_on_disk(&self) -> Vec<TableOnDisk> {
+        let mut found = Vec::new();
+        for (database, tables) in &self.databases {
+            let retention = self.manifest.retention.of(database);
+            for (name, table) in tables {
+                let Some(schema) = self.manifest.schemas.get(database, name) else { continue };
+                found.push(TableOnDisk {
+                    database: database.clone(),
+                    table: name.clone(),
+                    schema: schema.clone(),
+                    files: table.there(&retention),
+                    retention: retention.clone(),
+                });
+            }
+        }
+        found
+    }
+
+    /// The manifest with these files of a table replaced by one, or by none if they were all gone;
+    /// `None` if they are not all there any more, for example after a drop.
+    pub(super) fn manifest_with(
+        &self,
+        table: &TableOnDisk,
+        inputs: &[Arc<DataFile>],
+        output: Option<&Arc<DataFile>>,
+    ) -> Option<Manifest> {
+        let now = self.databases.get(&table.database)?.get(&table.table)?;
+        let there = |files: &[Arc<DataFile>]| {
+            inputs.iter().all(|input| files.iter().any(|file| Arc::ptr_eq(file, input)))
+        };
+        if !there(&now.files) || !there(&self.committed) {
+            return None;
+        }
+        let mut manifest = Manifest::clone(&self.manifest);
+        manifest.files = replaced(&self.committed, inputs, output).iter().map(|f| f.entry.clone()).collect();
+        Some(manifest)
+    }
+
+    /// A compaction is committed; what [`State::manifest_with`] made is on disk.
+    pub(super) fn replace(
+        &mut self,
+        table: &TableOnDisk,
+        inputs: &[Arc<DataFile>],
+        output: Option<&Arc<DataFile>>,
+        manifest: Manifest,
+    ) {
+        // The table may have been dropped just now, or be another; then it has none of the inputs.
+        let now = self.databases.get_mut(&table.database).and_then(|tables| tables.get_mut(&table.table));
+        if let Some(now) = now
+            && inputs.iter().all(|input| now.files.iter().any(|file| Arc::ptr_eq(file, input)))
+        {
+            now.files = replaced(&now.files, inputs, output);
+        }
+        let committed = replaced(&self.committed, inputs, output);
+        self.manifest = Arc::new(manifest);
+        self.version += 1;
+        let before = std::mem::replace(&mut self.committed, committed);
+        self.retire(before);
     }
 
     /// Queues files for removal, but for those that the manifest names.

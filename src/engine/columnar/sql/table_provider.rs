@@ -36,7 +36,8 @@ use super::{
 use crate::{
     disk::Disk,
     engine::columnar::{
-        data_file::DataFile, memtable::Rows, merge::tags, overlap::stretches, schema::TIME, state::TableView,
+        data_file::DataFile, memtable::Rows, merge::tags, overlap::stretches, retention::not_before,
+        schema::TIME, state::TableView,
     },
 };
 
@@ -222,11 +223,13 @@ impl Scan<'_> {
         for part in parts {
             inputs.push(match &part.source {
                 Source::File(file) => {
-                    Input::Plan(self.files(std::slice::from_ref(file), &columns, Some(&predicate), None)?)
+                    let plan = self.files(std::slice::from_ref(file), &columns, Some(&predicate), None)?;
+                    Input::File { plan, windows: file.entry.windows.clone(), floor: part.floor }
                 }
                 Source::Rows(rows) => {
-                    let points = rows.points(schema)?.into_iter().map(|batch| batch.project(&columns));
-                    Input::Rows(points.collect::<Result<Vec<RecordBatch>, _>>()?)
+                    let points = rows.points(schema)?.into_iter();
+                    let there = points.map(|batch| not_before(&batch, part.floor)?.project(&columns));
+                    Input::Rows(there.collect::<Result<Vec<RecordBatch>, _>>()?)
                 }
             });
         }
