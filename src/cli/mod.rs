@@ -3,6 +3,7 @@
 mod auth;
 mod bench;
 mod client;
+mod db;
 pub mod demo;
 #[cfg(feature = "mdns")]
 mod discover;
@@ -65,6 +66,8 @@ enum Command {
     Node(node::NodeArgs),
     /// Let another voter write and lead, before the one that does is stopped or moved
     Transfer(node::TransferArgs),
+    /// List and drop databases, and say how long they keep their points
+    Db(db::DbArgs),
     /// Carry on with one surviving voter when a majority is gone for good
     Recover(recover::RecoverArgs),
     /// Write line protocol from a file or standard input
@@ -122,6 +125,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Discover(args) => discover::run(args).await,
         Command::Node(args) => node::run(args).await,
         Command::Transfer(args) => node::transfer(args).await,
+        Command::Db(args) => db::run(args).await,
         Command::Recover(args) => recover::run(args).await,
         Command::Write(args) => write::run(args).await,
         Command::Query(args) => query::run(args).await,
@@ -158,6 +162,10 @@ mod tests {
             "skein recover",
             "skein recover --data-dir /d --seed a:1 --seed b:2 --accept-loss --from-here --json",
             "skein node list",
+            "skein db list --json",
+            "skein db drop home",
+            "skein db retention home",
+            "skein db retention home 30d --json",
             "skein node remove aaaa --data-dir /d",
             "skein node demote b",
             "skein node promote b --url http://x:1",
@@ -187,6 +195,8 @@ mod tests {
             "skein auth create",
             "skein auth create --scope king",
             "skein auth revoke",
+            "skein db",
+            "skein db drop",
             "skein recover --from-here",
             "skein query --format xml q",
             "skein bench",

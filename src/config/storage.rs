@@ -12,6 +12,8 @@ section! {
         /// Age of the oldest row in memory from which on they are flushed.
         #[serde(with = "duration_text")]
         flush_age: Duration = Duration::from_secs(60),
+        /// Memory that the compaction of small files in the background may take, about; 0 turns it off.
+        compaction_memory: ByteSize = ByteSize::mib(256),
         /// Length of a WAL segment file.
         wal_segment: ByteSize = ByteSize::mib(64),
         /// Flushed WAL kept for replicas that were away: one that is further behind fetches a snapshot.
@@ -21,6 +23,8 @@ section! {
 
 /// Shortest segment: smaller ones would be mostly heads and fsyncs.
 const SEGMENT_MIN: ByteSize = ByteSize(64 * 1024);
+/// Least memory in which two files of some size can be put together.
+const COMPACTION_MIN: ByteSize = ByteSize::mib(64);
 
 impl Storage {
     pub(super) fn check(&self) -> Result<(), String> {
@@ -29,6 +33,10 @@ impl Storage {
         }
         if self.flush_bytes.0 == 0 || self.flush_age.is_zero() {
             return Err("storage.flush_bytes and storage.flush_age: more than 0".to_owned());
+        }
+        if self.compaction_memory.0 != 0 && self.compaction_memory < COMPACTION_MIN {
+            let given = self.compaction_memory;
+            return Err(format!("storage.compaction_memory: 0 or from {COMPACTION_MIN}, not {given}"));
         }
         Ok(())
     }
@@ -43,5 +51,7 @@ mod tests {
         assert!(Storage::default().check().is_ok());
         assert!(Storage { wal_segment: ByteSize(1), ..Storage::default() }.check().is_err());
         assert!(Storage { flush_bytes: ByteSize(0), ..Storage::default() }.check().is_err());
+        assert!(Storage { compaction_memory: ByteSize(1), ..Storage::default() }.check().is_err());
+        assert!(Storage { compaction_memory: ByteSize(0), ..Storage::default() }.check().is_ok());
     }
 }

@@ -45,12 +45,23 @@ struct Image {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Record {
     at: Lsn,
-    /// Set for a dropped database.
+    /// Set for a dropped database, and for one told what to keep.
     database: Option<String>,
+    /// Set for what a database was told to keep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    keep: Option<Keep>,
+    /// Set for what the writer's clock said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    now_ns: Option<i64>,
     /// Set for a batch, with its encoding.
     encoding: Option<u8>,
     #[serde(with = "serde_bytes")]
     payload: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Keep {
+    ns: Option<i64>,
 }
 
 impl MemoryEngine {
@@ -165,19 +176,32 @@ impl StorageEngine for MemoryEngine {
 
 impl Record {
     fn of(at: Lsn, operation: &Operation) -> Option<Self> {
-        let (database, encoding, payload) = match operation {
-            Operation::Batch { encoding, payload } => (None, Some(*encoding), payload.to_vec()),
-            Operation::DropDatabase { database } => (Some(database.clone()), None, Vec::new()),
+        let empty =
+            Self { at, database: None, keep: None, now_ns: None, encoding: None, payload: Vec::new() };
+        Some(match operation {
+            Operation::Batch { encoding, payload } => {
+                Self { encoding: Some(*encoding), payload: payload.to_vec(), ..empty }
+            }
+            Operation::DropDatabase { database } => Self { database: Some(database.clone()), ..empty },
+            Operation::SetRetention { database, keep_ns } => {
+                Self { database: Some(database.clone()), keep: Some(Keep { ns: *keep_ns }), ..empty }
+            }
+            Operation::Expire { now_ns } => Self { now_ns: Some(*now_ns), ..empty },
             Operation::Nothing => return None,
-        };
-        Some(Self { at, database, encoding, payload })
+        })
     }
 
     fn operation(&self) -> Operation {
-        match (&self.database, self.encoding) {
-            (Some(database), _) => Operation::DropDatabase { database: database.clone() },
-            (None, Some(encoding)) => Operation::Batch { encoding, payload: self.payload.clone().into() },
-            (None, None) => Operation::Nothing,
+        match (&self.database, self.keep, self.now_ns, self.encoding) {
+            (Some(database), Some(keep), ..) => {
+                Operation::SetRetention { database: database.clone(), keep_ns: keep.ns }
+            }
+            (Some(database), None, ..) => Operation::DropDatabase { database: database.clone() },
+            (None, _, Some(now_ns), _) => Operation::Expire { now_ns },
+            (None, _, None, Some(encoding)) => {
+                Operation::Batch { encoding, payload: self.payload.clone().into() }
+            }
+            (None, _, None, None) => Operation::Nothing,
         }
     }
 }

@@ -28,10 +28,23 @@ pub enum Operation {
         /// The bytes.
         payload: Bytes,
     },
-    /// Drop a database and all it holds.
+    /// Drop a database and all it holds, and what it was told to keep.
     DropDatabase {
         /// Its name.
         database: String,
+    },
+    /// Keep a database's points for so long, whether there is such a database yet or not.
+    SetRetention {
+        /// Its name.
+        database: String,
+        /// Age from which on points are gone, ns; `None` for ever.
+        keep_ns: Option<i64>,
+    },
+    /// It is so late, by the writer's clock: points older than their database keeps are gone. Only
+    /// this moves what is gone, so that it is the same everywhere at one position.
+    Expire {
+        /// Nanoseconds since 1970.
+        now_ns: i64,
     },
     /// Nothing for the engine (epoch start, membership mark): only the position moves.
     Nothing,
@@ -73,6 +86,12 @@ pub trait StorageEngine: fmt::Debug + Send + Sync + 'static {
     fn forget_reservations(&self);
     /// Applies a committed record.
     fn apply(&self, at: Lsn, operation: &Operation) -> Result<(), EngineError>;
+    /// True when [`Operation::Expire`] with this time is worth a record: something would be gone.
+    /// Asked on the writer, about as often as it sends heartbeats; must be cheap.
+    fn expiry_due(&self, now_ns: i64) -> bool {
+        let _ = now_ns;
+        false
+    }
     /// True when a checkpoint is worth its cost by now (size or age of what is in memory).
     fn checkpoint_due(&self) -> bool;
     /// Makes everything applied **at the time of the call** durable, with `sidecar`; resolves to
@@ -82,6 +101,12 @@ pub trait StorageEngine: fmt::Debug + Send + Sync + 'static {
     /// The files of the last finished checkpoint, for a node that starts from nothing. They stay
     /// readable until the returned value is dropped.
     fn export(&self) -> Work<Export>;
+    /// One piece of work in the background that makes what is stored smaller or cheaper to read;
+    /// resolves to whether there was any. May take long and delays nothing else; called again only
+    /// after it has ended. Dropping it leaves what is stored as it is.
+    fn maintain(&self) -> Work<bool> {
+        Box::pin(async { Ok(false) })
+    }
     /// Replaces all content by an export whose files the caller has put under `from` (same names).
     ///
     /// Without space for it (an [`EngineError::Io`] that says so) the content stays what it was, and the

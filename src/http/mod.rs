@@ -44,7 +44,7 @@ pub use tls::{CertificateFileError, CertificateFiles, EdgeTls};
 
 use crate::{
     config,
-    engine::columnar::ColumnarEngine,
+    engine::columnar::{ColumnarEngine, CompactionTotals},
     node::{Node, Traffic},
     telemetry::{Counter, Histogram, Registry},
 };
@@ -128,6 +128,7 @@ impl Edge {
             &[],
             move || engine.damaged_files() as f64,
         );
+        compaction_gauges(metrics, &app.engine);
         Arc::new(Self {
             #[cfg(feature = "sql")]
             queries: Arc::new(Semaphore::new(app.config.max_queries.min(Semaphore::MAX_PERMITS))),
@@ -167,6 +168,18 @@ impl Edge {
     }
 }
 
+/// What compactions have done since the start.
+fn compaction_gauges(metrics: &Registry, engine: &Arc<ColumnarEngine>) {
+    let gauge = |name: &'static str, help: &'static str, of: fn(CompactionTotals) -> u64| {
+        let engine = Arc::clone(engine);
+        metrics.read_gauge(name, help, &[], move || of(engine.compactions()) as f64);
+    };
+    gauge("skein_compactions", "Compactions of data files since the start.", |done| done.runs);
+    gauge("skein_compacted_files", "Data files that compactions replaced.", |done| done.files);
+    gauge("skein_compaction_read_bytes", "Bytes of those files.", |done| done.bytes_read);
+    gauge("skein_compaction_written_bytes", "Bytes of the files made of them.", |done| done.bytes_written);
+}
+
 /// Leave to run a query.
 #[cfg(feature = "sql")]
 struct Permits {
@@ -191,6 +204,7 @@ fn routes() -> Vec<Route<Handler>> {
 
     let get = |path, access, handler| Route { method: Method::GET, path, access, handler };
     let post = |path, access, handler| Route { method: Method::POST, path, access, handler };
+    let put = |path, access, handler| Route { method: Method::PUT, path, access, handler };
     let delete = |path, access, handler| Route { method: Method::DELETE, path, access, handler };
     #[rustfmt::skip]
     let table = vec![
@@ -202,6 +216,8 @@ fn routes() -> Vec<Route<Handler>> {
         post("/api/v1/write/line-protocol", Write, on(MethodFilter::POST, write::arc)),
         post("/api/v1/write/msgpack", Write, on(MethodFilter::POST, write::arc_msgpack)),
         get("/api/v1/databases", Read, on(MethodFilter::GET, databases::list)),
+        delete("/api/v1/databases/{name}", Admin, on(MethodFilter::DELETE, databases::drop)),
+        put("/api/v1/databases/{name}/retention", Admin, on(MethodFilter::PUT, databases::retention)),
         get("/api/v1/measurements", Read, on(MethodFilter::GET, databases::measurements)),
         get("/query", Data, on(MethodFilter::GET, influx::query)),
         post("/query", Data, on(MethodFilter::POST, influx::query)),

@@ -105,6 +105,8 @@ fn tries() -> Vec<Try> {
         line("GET /api/v1/databases", "/api/v1/databases", "", Asks::Status, 200),
         line("GET /api/v1/measurements", "/api/v1/measurements", "", Asks::Status, 200),
         line("GET /api/v1/measurements", "/api/v1/measurements?database=home", "", Asks::Read, 200),
+        line("DELETE /api/v1/databases/{name}", "/api/v1/databases/nowhere", "", Asks::Admin, 404),
+        line("PUT /api/v1/databases/{name}/retention", "/api/v1/databases/home/retention", r#"{"keep":"none"}"#, Asks::Admin, 204),
         line("GET /metrics", "/metrics", "", Asks::Status, 200),
         line("GET /api/v1/cluster", "/api/v1/cluster", "", Asks::Status, 200),
         line("GET /api/v1/cluster/events", "/api/v1/cluster/events", "", Asks::Status, 200),

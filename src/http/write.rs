@@ -304,7 +304,7 @@ fn fingerprint(parts: &[&[u8]]) -> [u8; 16] {
     half
 }
 
-fn receipt_headers(receipt: &Receipt) -> HeaderMap {
+pub(super) fn receipt_headers(receipt: &Receipt) -> HeaderMap {
     let mut headers = HeaderMap::new();
     error::set(&mut headers, "x-skein-lsn", receipt.at);
     error::set(&mut headers, "x-skein-ack", receipt.ack.as_str());

@@ -44,6 +44,7 @@ use super::{
     heard::LastHeard,
     late::LateHandlers,
     local::{StatusHandler, ThisNode, VERSION},
+    maintenance,
     peers::Peers,
     reads::Reads,
     recover,
@@ -417,6 +418,7 @@ async fn open_data(
         control.view(),
         timing.election_min,
     );
+    tasks.spawn("maintenance", maintenance::run(engine.clone()));
     let writer = Writer::new(replica.clone(), apply.clone(), engine, surroundings.clock.clone());
     let flushed = checkpointer.watch();
     let (applying, behind, keep) = (replica.clone(), replica.clone(), config.keep_bytes);

@@ -6,11 +6,13 @@ mod assembly;
 mod become_member;
 mod certificate;
 mod come_back;
+mod databases;
 mod error;
 mod handle;
 mod heard;
 mod late;
 mod local;
+mod maintenance;
 mod members;
 mod metrics;
 mod peers;
@@ -38,5 +40,5 @@ pub use traffic::Traffic;
 pub use crate::{
     protocol::forward::{AckLevel, Progress},
     raft::{ApiToken, TokenRecord},
-    write_path::{ClientKey, Receipt, SubmitError, Write},
+    write_path::{ClientKey, Receipt, SubmitError, Write, policy::SHORTEST_KEEP},
 };

@@ -29,6 +29,7 @@ use crate::{
 use super::{
     dedup::{Dedup, Seen},
     in_flight::InFlight,
+    policy::Change,
 };
 
 /// Bytes of records read from the log at a time.
@@ -193,14 +194,16 @@ impl Apply {
             .is_some_and(|key| matches!(self.ledger().dedup.look_up(&key), Seen::At(_) | Seen::OtherBody));
         let operation = match record.kind {
             // The writer's own check makes this impossible; applying twice is what it guards.
-            RecordKind::Batch if twice => {
-                tracing::error!(%at, "a batch is in the log a second time; not applied again");
+            RecordKind::Batch | RecordKind::Control if twice => {
+                tracing::error!(%at, "a write is in the log a second time; not applied again");
                 Operation::Nothing
             }
             RecordKind::Batch => {
                 Operation::Batch { encoding: record.encoding, payload: record.payload.clone() }
             }
-            RecordKind::Control => control(record).map_err(|error| ApplyError::Engine { at, error })?,
+            RecordKind::Control => Change::decode(record.encoding, &record.payload)
+                .map(Change::into_operation)
+                .map_err(|why| ApplyError::Engine { at, error: EngineError::Broken(why) })?,
             RecordKind::EpochStart | RecordKind::ConfigMark => Operation::Nothing,
         };
         self.engine.apply(at, &operation).map_err(|error| ApplyError::Engine { at, error })?;
@@ -284,13 +287,6 @@ impl Apply {
         self.applied.send_replace(at);
         Ok(at)
     }
-}
-
-/// What a control record asks of the engine.
-fn control(record: &Record) -> Result<Operation, EngineError> {
-    let broken = |e: frame::DecodeError| EngineError::Broken(format!("control record: {e}"));
-    let database = frame::decode(&record.payload, frame::MAX_MESSAGE).map_err(broken)?;
-    Ok(Operation::DropDatabase { database })
 }
 
 fn load_sidecar(sidecar: &Bytes) -> Result<Dedup, EngineError> {

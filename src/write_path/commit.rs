@@ -24,7 +24,12 @@ use crate::{
     wal::{DedupKey, Draft, RecordKind, WalError},
 };
 
-use super::{apply::Apply, dedup::Seen, levels::Wait};
+use super::{
+    apply::Apply,
+    dedup::Seen,
+    levels::Wait,
+    policy::{self, Change},
+};
 
 /// Wall clock for record timestamps: nanoseconds since 1970. Never used for an order.
 pub type WallClock = Arc<dyn Fn() -> i64 + Send + Sync>;
@@ -149,6 +154,9 @@ impl Writer {
 
     /// Judges a batch that another node has encoded, before it is let in.
     pub fn validate(&self, encoding: u8, payload: &Bytes) -> Result<(), String> {
+        if encoding == policy::ENCODING {
+            return Change::check_asked(payload);
+        }
         self.engine.validate(encoding, payload)
     }
 
@@ -230,12 +238,15 @@ impl Writer {
         if !ledger.in_flight.has_room(batch.payload.len()) {
             return Err(CommitError::Busy);
         }
-        self.engine.admit(batch.encoding, &batch.payload).map_err(|refused| match refused {
-            Refused::SchemaChanged(schema) => CommitError::SchemaChanged(schema),
-            Refused::Invalid(reason) => CommitError::Invalid(reason),
-        })?;
+        let is_change = batch.encoding == policy::ENCODING;
+        if !is_change {
+            self.engine.admit(batch.encoding, &batch.payload).map_err(|refused| match refused {
+                Refused::SchemaChanged(schema) => CommitError::SchemaChanged(schema),
+                Refused::Invalid(reason) => CommitError::Invalid(reason),
+            })?;
+        }
         let draft = Draft {
-            kind: RecordKind::Batch,
+            kind: if is_change { RecordKind::Control } else { RecordKind::Batch },
             encoding: batch.encoding,
             timestamp: (self.clock.0)(),
             key: Some(batch.key),
@@ -243,7 +254,9 @@ impl Writer {
         };
         let record = self.replica.fence.append(tenure.epoch, draft).map_err(|error| {
             // Under the same lock as its admission: no other batch was judged in between.
-            self.engine.withdraw(batch.encoding, &batch.payload);
+            if !is_change {
+                self.engine.withdraw(batch.encoding, &batch.payload);
+            }
             match error {
                 FenceError::Wal(WalError::Full) => CommitError::Full,
                 error => {
@@ -323,6 +336,7 @@ impl Writer {
         let mut applied = self.apply.watch();
         let mut pulse = tokio::time::interval(heartbeat);
         let mut opened = false;
+        let mut expired = start.lsn;
         loop {
             if *promised.borrow_and_update() > office.epoch {
                 return Ok(());
@@ -350,10 +364,36 @@ impl Writer {
             tokio::select! {
                 _ = durable.changed() => {}
                 _ = applied.changed(), if !opened => {}
-                _ = pulse.tick() => tenure.beat(),
+                _ = pulse.tick() => {
+                    tenure.beat();
+                    if opened && applied.borrow().seq >= expired.seq {
+                        expired = self.expire(office.epoch)?.unwrap_or(expired);
+                    }
+                }
                 changed = view.changed() => if changed.is_err() { return Ok(()) },
                 changed = promised.changed() => if changed.is_err() { return Ok(()) },
             }
+        }
+    }
+
+    /// Says in the log what time it is, if something is too old by now. One such record at a time;
+    /// without space there is none, and things stay as they are.
+    fn expire(&self, epoch: Epoch) -> Result<Option<Lsn>, FenceError> {
+        let now_ns = (self.clock.0)();
+        if self.is_draining() || !self.engine.expiry_due(now_ns) {
+            return Ok(None);
+        }
+        let draft = Draft {
+            kind: RecordKind::Control,
+            encoding: policy::ENCODING,
+            timestamp: now_ns,
+            key: None,
+            payload: Change::Expire { now_ns }.encode(),
+        };
+        match self.replica.fence.append(epoch, draft) {
+            Ok(record) => Ok(Some(record.lsn)),
+            Err(FenceError::Wal(WalError::Full)) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

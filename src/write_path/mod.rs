@@ -6,6 +6,7 @@ pub mod dedup;
 pub mod forward;
 mod in_flight;
 mod levels;
+pub mod policy;
 pub mod serve;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
@@ -58,7 +59,7 @@ pub struct Submitter {
 /// A write, parsed and encoded at the edge.
 #[derive(Debug, Clone)]
 pub struct Write {
-    /// Encoding byte of the payload.
+    /// Encoding byte of the payload, below [`policy::ENCODING`].
     pub encoding: u8,
     /// The bytes.
     pub payload: Bytes,
@@ -158,6 +159,9 @@ impl Submitter {
                 "a batch of {} bytes, limit {MAX_PAYLOAD}: send smaller ones",
                 write.payload.len()
             )));
+        }
+        if write.encoding == policy::ENCODING {
+            policy::Change::check_asked(&write.payload).map_err(SubmitError::Invalid)?;
         }
         let started = Instant::now();
         let batch = self.number(&write, started + write.timeout);

@@ -344,6 +344,67 @@ async fn a_refused_append_reserves_no_column() {
     rig.commit(points(1001, "cpu v=1i 1".into())).await.expect("nobody has ever written a float");
 }
 
+#[cfg(feature = "columnar")]
+#[tokio::test(start_paused = true)]
+async fn databases_are_dropped_and_expire_by_records_of_the_writer() {
+    use crate::{
+        engine::columnar::{ColumnarConfig, ColumnarEngine, batch as columns, ingest, schema::Schemas},
+        write_path::policy::{self, Change},
+    };
+
+    const HOUR: i64 = 3_600_000_000_000;
+    let points = |counter: u64, time: i64| {
+        let options = ingest::Options {
+            database: "db".into(),
+            precision: ingest::Precision::Nanosecond,
+            now_ns: 0,
+            accept_partial: false,
+        };
+        let line = format!("cpu v=1.5 {time}");
+        let parsed =
+            ingest::line_protocol::parse(line.as_bytes(), &options, &Schemas::default(), &mut |_| true);
+        let payload = columns::encode(&parsed.unwrap().batch.unwrap()).unwrap();
+        Batch { encoding: columns::ENCODING, payload, ..batch(counter, AckLevel::Quorum) }
+    };
+    let change = |counter: u64, change: Change| Batch {
+        encoding: policy::ENCODING,
+        payload: change.encode(),
+        ..batch(counter, AckLevel::Quorum)
+    };
+    let disk = SimDisk::new();
+    let home = std::path::PathBuf::from("/engine");
+    let engine = ColumnarEngine::open(Arc::new(disk.boot()), home, ColumnarConfig::default()).await.unwrap();
+    let rig = Rig::of(&[1], disk, engine.clone()).await;
+    let rows = |engine: Arc<ColumnarEngine>| async move {
+        let found = engine.scan("db", "cpu").await.unwrap();
+        found.map(|(_, found)| found.iter().map(|batch| batch.num_rows()).sum::<usize>())
+    };
+
+    rig.commit(points(1, -2 * HOUR)).await.unwrap();
+    rig.commit(points(2, 0)).await.unwrap();
+    let quiet = rig.replica.wal.end();
+    sleep(HEARTBEAT * 20).await;
+    assert_eq!(rig.replica.wal.end(), quiet, "nothing is too old, so nothing is said");
+    let keep = Change::Retention { database: "db".into(), keep_ns: Some(HOUR) };
+    let (at, _) = rig.commit(change(3, keep.clone())).await.unwrap();
+    // The writer's clock says 0.
+    sleep(HEARTBEAT * 20).await;
+    assert_eq!(rows(engine.clone()).await, Some(1));
+    assert_eq!(rig.replica.wal.end().seq, at.seq + 1, "it is said once");
+    assert_eq!(rig.commit(change(3, keep)).await, Ok((at, AckLevel::Quorum)), "a retry is the same record");
+
+    let drop = Change::Drop { database: "db".into() };
+    let (at, _) = rig.commit(change(4, drop.clone())).await.unwrap();
+    assert!(engine.databases().is_empty() && engine.survey_databases().is_empty());
+    rig.commit(points(5, -2 * HOUR)).await.unwrap();
+    assert_eq!(rig.commit(change(4, drop)).await.unwrap().0, at);
+    sleep(HEARTBEAT * 20).await;
+    assert_eq!(rows(engine.clone()).await, Some(1), "what came later is not dropped, and keeps for ever");
+    let time = Change::Expire { now_ns: i64::MAX }.encode();
+    assert!(rig.writer.validate(policy::ENCODING, &time).is_err(), "an edge does not say what time it is");
+    assert!(rig.writer.validate(policy::ENCODING, &Bytes::from_static(b"x")).is_err());
+}
+
 #[test]
 fn a_refusal_is_told_as_one_only_where_it_is_final() {
     let told = |error, sent| outcome(error, sent, office(4, 2), PATIENCE);

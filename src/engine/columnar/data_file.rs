@@ -7,7 +7,7 @@ use std::{
     collections::BTreeSet,
     fmt::Write as _,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::AtomicBool},
 };
 
 use bytes::Bytes;
@@ -53,6 +53,10 @@ pub(super) struct FileEntry {
     pub(super) size: u64,
     /// SHA-256 of the content.
     pub(super) hash: [u8; 32],
+    /// First times of its windows: a file that was compacted has one per row group, no two with a
+    /// time in common, and in each its rows are by tags and then by time. None: all are by time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) windows: Vec<i64>,
 }
 
 /// A file that is there. It is removed only while nothing else holds this value.
@@ -64,6 +68,9 @@ pub(super) struct DataFile {
     pub(super) path: PathBuf,
     /// Set once its content was found to be another than what was written.
     pub(super) damaged: OnceLock<()>,
+    /// A compaction reads it, or has found that it is better left alone: nobody else puts it together
+    /// with others.
+    pub(super) claimed: AtomicBool,
     /// Its Parquet metadata, once read.
     #[cfg(feature = "sql")]
     pub(super) metadata: tokio::sync::OnceCell<Arc<parquet::file::metadata::ParquetMetaData>>,
@@ -92,6 +99,7 @@ impl DataFile {
             entry,
             path,
             damaged: OnceLock::new(),
+            claimed: AtomicBool::new(false),
             #[cfg(feature = "sql")]
             metadata: tokio::sync::OnceCell::new(),
         }
@@ -118,11 +126,18 @@ impl DataFile {
         beside.push(UNFINISHED);
         let beside = PathBuf::from(beside);
         remove(disk, &beside).await?;
-        let open = disk.open(&beside, Create::New).await?;
-        open.write(0, vec![bytes], Durability::Now).await?;
-        drop(open);
-        file.check_footer(disk, &beside).await?;
-        disk.rename(&beside, &file.path).await?;
+        let written = async {
+            let open = disk.open(&beside, Create::New).await?;
+            open.write(0, vec![bytes], Durability::Now).await?;
+            drop(open);
+            file.check_footer(disk, &beside).await?;
+            Ok::<(), EngineError>(disk.rename(&beside, &file.path).await?)
+        };
+        if let Err(error) = written.await {
+            // Space that a full disk is short of; the next start would find it too.
+            let _ = remove(disk, &beside).await;
+            return Err(error);
+        }
         Ok(file)
     }
 
@@ -273,6 +288,7 @@ mod tests {
             max_lsn: Lsn::new(1, 2),
             size: 0,
             hash: [0xab; 32],
+            windows: Vec::new(),
         }
     }
 

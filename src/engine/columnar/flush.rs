@@ -1,6 +1,6 @@
 //! A checkpoint: what is in memory becomes Parquet files, then a manifest names them.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use arrow_array::RecordBatch;
 use arrow_schema::{ArrowError, SchemaRef};
@@ -11,10 +11,11 @@ use super::{
     Inner,
     data_file::{DAY, DataFile, FileEntry, sync_names},
     manifest::{self, Manifest},
-    memtable::width,
+    memtable::{Rows, width},
     merge::{bytes, conform, merge, times},
     parquet::{decode, decoded_len, encode},
-    state::{Frozen, Part, TableView},
+    retention::not_before,
+    state::{Change, Frozen, Part, TableView},
 };
 use crate::{engine::EngineError, types::Lsn};
 
@@ -49,15 +50,20 @@ async fn commit(
     sidecar: Bytes,
     written: &mut Vec<Arc<DataFile>>,
 ) -> Result<Lsn, EngineError> {
-    let mut files = Vec::with_capacity(frozen.parts.len());
+    let mut changes = Vec::with_capacity(frozen.parts.len());
     for part in &frozen.parts {
-        files.push(write_part(inner, part, written).await?);
+        changes.push(write_part(inner, part, written).await?);
     }
     sync_names(&*inner.disk, &inner.dir, written).await?;
+    // From the look at the files that there are to the manifest that names them, no compaction
+    // replaces any.
+    let _committing = inner.committing.lock().await;
+    let files = inner.state().files_after(&frozen.parts, changes);
     let manifest = Manifest {
         position: frozen.position,
         sidecar: sidecar.to_vec(),
         schemas: frozen.schemas,
+        retention: frozen.retentions,
         files: files.iter().flatten().map(|file| file.entry.clone()).collect(),
     };
     manifest.write(&*inner.disk, &inner.dir.join(manifest::NAME)).await?;
@@ -65,13 +71,14 @@ async fn commit(
     Ok(frozen.position)
 }
 
-/// Writes the rows in memory of one table; returns all its files, old and new.
+/// Writes the rows in memory of one table; returns the files that are new and those that they replace.
 async fn write_part(
     inner: &Inner,
     part: &Part,
     written: &mut Vec<Arc<DataFile>>,
-) -> Result<Vec<Arc<DataFile>>, EngineError> {
+) -> Result<Change, EngineError> {
     let mut files = part.view.files.clone();
+    let mut change = Change::default();
     let schema = part.view.schema.to_arrow();
     for group in groups(&part.view)? {
         let of = schema.clone();
@@ -81,32 +88,43 @@ async fn write_part(
             let (taken, mut points) = older(inner, part, &files, span, &mut entry, &piece).await?;
             points.extend(piece);
             let (database, table, schema) = (part.database.clone(), part.table.clone(), schema.clone());
-            let (rows, bytes) = blocking(move || {
+            let (points, bytes) = blocking(move || {
                 let points = merge(&schema, &points).map_err(unmergeable)?;
-                let rows = points.iter().map(|batch| batch.num_rows() as u64).sum();
-                Ok((rows, encode(&database, &table, &schema, &points).map_err(unencodable)?))
+                let bytes = encode(&database, &table, &schema, &points).map_err(unencodable)?;
+                Ok((points, bytes))
             })
             .await?;
-            entry.rows = rows;
+            // Of what was taken some may be gone: queries answer from these numbers.
+            entry.rows = points.iter().map(|batch| batch.num_rows() as u64).sum();
+            (entry.min_time, entry.max_time) = range(&points)?;
+            drop(points);
             let file = Arc::new(DataFile::write(&*inner.disk, &inner.dir, entry, bytes).await?);
             written.push(file.clone());
             let mut index = 0;
             files.retain(|other| {
                 index += 1;
                 // Of two files with one content only the later place counts.
-                !taken.contains(&(index - 1)) && other.path != file.path
+                let stays = !taken.contains(&(index - 1)) && other.path != file.path;
+                if !stays {
+                    change.taken.push(other.clone());
+                }
+                stays
             });
-            files.push(file);
+            files.push(file.clone());
+            change.new.push(file);
         }
     }
-    Ok(files)
+    change.new.retain(|new| !change.taken.iter().any(|taken| Arc::ptr_eq(taken, new)));
+    Ok(change)
 }
 
 /// The rows in memory in the order in which they were written, cut where they would take too much
 /// with all columns of the table: a batch is held with those that it came with.
 fn groups(view: &TableView) -> Result<Vec<Vec<RecordBatch>>, EngineError> {
     let width = width(&view.schema);
-    let mut left: Vec<RecordBatch> = view.rows.iter().rev().map(|rows| rows.batch().clone()).collect();
+    let there = |rows: &Arc<Rows>| not_before(rows.batch(), view.retention.floor_of_rows());
+    let mut left = view.rows.iter().rev().map(there).collect::<Result<Vec<_>, _>>().map_err(unmergeable)?;
+    left.retain(|batch| batch.num_rows() > 0);
     let mut groups: Vec<Vec<RecordBatch>> = Vec::new();
     let mut room = 0;
     while let Some(batch) = left.pop() {
@@ -166,13 +184,7 @@ fn cut(points: &[RecordBatch], span: i64) -> Result<Vec<Vec<RecordBatch>>, Engin
 
 /// What the manifest will say of a piece's file.
 fn entry(part: &Part, piece: &[RecordBatch]) -> Result<FileEntry, EngineError> {
-    let mut range = (i64::MAX, i64::MIN);
-    for batch in piece {
-        let times = times(batch).map_err(unmergeable)?;
-        if let (Some(&first), Some(&last)) = (times.first(), times.last()) {
-            range = (range.0.min(first), range.1.max(last));
-        }
-    }
+    let range = range(piece)?;
     Ok(FileEntry {
         database: part.database.clone(),
         table: part.table.clone(),
@@ -183,7 +195,20 @@ fn entry(part: &Part, piece: &[RecordBatch]) -> Result<FileEntry, EngineError> {
         max_lsn: part.records.1,
         size: 0,
         hash: [0; 32],
+        windows: Vec::new(),
     })
+}
+
+/// First and last time of points by time.
+fn range(points: &[RecordBatch]) -> Result<(i64, i64), EngineError> {
+    let mut range = (i64::MAX, i64::MIN);
+    for batch in points {
+        let times = times(batch).map_err(unmergeable)?;
+        if let (Some(&first), Some(&last)) = (times.first(), times.last()) {
+            range = (range.0.min(first), range.1.max(last));
+        }
+    }
+    Ok(range)
 }
 
 /// The rows of the table's newest files of the piece's span that go into its file with it, and which
@@ -212,7 +237,8 @@ async fn older(
         // Whatever overlaps this span and is not taken ends the run: points must not overtake
         // later writes of the same points.
         let inside = first == at && last == at;
-        if !inside || other.rows > entry.rows * 2 || other.rows + entry.rows > MAX_ROLLUP_ROWS {
+        let claimed = file.claimed.load(Ordering::Acquire);
+        if !inside || claimed || other.rows > entry.rows * 2 || other.rows + entry.rows > MAX_ROLLUP_ROWS {
             break;
         }
         let Some((batches, bytes)) = load(inner, part, file, room).await else { break };
@@ -241,6 +267,7 @@ async fn load(
     }
     let path = file.path.display().to_string();
     let (schema, table) = (part.view.schema.to_arrow(), part.view.schema.clone());
+    let floor = part.view.retention.floor_of(&file.entry);
     let loaded = async {
         let content = file.read_checked(&*inner.disk).await?;
         blocking(move || {
@@ -248,7 +275,8 @@ async fn load(
             let bytes = decoded_len(&content, width(&table)).map_err(damaged)?;
             let Some(bytes) = bytes.filter(|bytes| *bytes <= room) else { return Ok(None) };
             let batches = decode(content).map_err(damaged)?;
-            let batches = batches.iter().map(|batch| conform(batch, &schema)).collect::<Result<Vec<_>, _>>();
+            let there = |batch: &RecordBatch| conform(&not_before(batch, floor)?, &schema);
+            let batches = batches.iter().map(there).collect::<Result<Vec<_>, _>>();
             Ok(Some((batches.map_err(unmergeable)?, bytes)))
         })
         .await
@@ -284,11 +312,11 @@ pub(super) async fn blocking<T: Send + 'static>(
     worked.map_err(|e| EngineError::Broken(format!("a flush thread ended early: {e}")))?
 }
 
-fn unmergeable(error: ArrowError) -> EngineError {
+pub(super) fn unmergeable(error: ArrowError) -> EngineError {
     EngineError::Broken(format!("rows cannot be merged: {error}"))
 }
 
-fn unencodable(error: ParquetError) -> EngineError {
+pub(super) fn unencodable(error: ParquetError) -> EngineError {
     EngineError::Broken(format!("rows cannot be written as Parquet: {error}"))
 }
 

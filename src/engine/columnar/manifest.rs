@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     data_file::FileEntry,
+    retention::Retentions,
     schema::{Schemas, check_database_name, check_table_name},
 };
 use crate::{
@@ -23,7 +24,9 @@ pub(super) const NAME: &str = "MANIFEST";
 /// Largest manifest that is read, in bytes.
 const MAX_LEN: u64 = 1 << 30;
 const MAGIC: [u8; 4] = *b"SKMF";
-const VERSION: u32 = 1;
+/// Format of a manifest that has what the first versions of the program know, and of one that has more
+/// (retention, windows): they would read it and answer wrongly, so they must not.
+const VERSIONS: [u32; 2] = [1, 2];
 const HEAD_LEN: usize = 20;
 
 /// What the last finished checkpoint holds.
@@ -36,6 +39,9 @@ pub(super) struct Manifest {
     pub(super) sidecar: Vec<u8>,
     /// The columns of every table at that position.
     pub(super) schemas: Schemas,
+    /// What databases were told to keep.
+    #[serde(default, skip_serializing_if = "Retentions::is_empty")]
+    pub(super) retention: Retentions,
     /// The files; those of one table in the order in which their rows were written.
     pub(super) files: Vec<FileEntry>,
 }
@@ -71,7 +77,9 @@ impl Manifest {
             rmp_serde::to_vec_named(self).map_err(|e| EngineError::Broken(format!("manifest: {e}")))?;
         let mut bytes = Vec::with_capacity(HEAD_LEN + body.len());
         bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        let has_more = !self.retention.is_empty() || self.files.iter().any(|file| !file.windows.is_empty());
+        let [plain, more] = VERSIONS;
+        bytes.extend_from_slice(&if has_more { more } else { plain }.to_le_bytes());
         bytes.extend_from_slice(&(body.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&crc32c::crc32c(&body).to_le_bytes());
         bytes.extend_from_slice(&body);
@@ -88,8 +96,8 @@ impl Manifest {
         if *magic != MAGIC {
             return Err("it is not a manifest".into());
         }
-        if version != VERSION {
-            return Err(format!("it has format version {version}, this program knows {VERSION}"));
+        if !VERSIONS.contains(&version) {
+            return Err(format!("it has format version {version}, this program knows {VERSIONS:?}"));
         }
         if u64::from_le_bytes(*len) != body.len() as u64 || u32::from_le_bytes(*sum) != crc32c::crc32c(body) {
             return Err("its length or checksum does not match".into());
@@ -111,6 +119,10 @@ impl Manifest {
             }
             if file.max_lsn > self.position || file.min_lsn > file.max_lsn || file.min_time > file.max_time {
                 return Err(format!("its file {} has impossible bounds", file.name()));
+            }
+            let within = |time: &i64| (file.min_time..=file.max_time).contains(time);
+            if !file.windows.is_sorted_by(|a, b| a < b) || !file.windows.iter().all(within) {
+                return Err(format!("its file {} has impossible windows", file.name()));
             }
             if !paths.insert(file.name()) {
                 return Err(format!("it lists {} twice", file.name()));
@@ -138,8 +150,10 @@ mod tests {
             max_lsn: Lsn::new(2, 7),
             size: 100,
             hash: [7; 32],
+            windows: Vec::new(),
         };
-        Manifest { position: Lsn::new(2, 8), sidecar: vec![1, 2], schemas, files: vec![file] }
+        let retention = Retentions::default();
+        Manifest { position: Lsn::new(2, 8), sidecar: vec![1, 2], schemas, retention, files: vec![file] }
     }
 
     #[test]
@@ -163,11 +177,31 @@ mod tests {
         let manifest = sample();
         crate::testing::fixture("engine/MANIFEST", &manifest.encode().unwrap());
         assert_eq!(Manifest::decode(&crate::testing::read_fixture("engine/MANIFEST")).unwrap(), manifest);
+
+        // A database that keeps for a day, whose horizon was another before.
+        let mut keeps = sample();
+        keeps.retention.change("db", |db| {
+            db.set(Lsn::new(1, 1), Some(1_000));
+            db.expire(1_700_000_000_000_000_000);
+            db.set(Lsn::new(2, 5), Some(86_400_000_000_000));
+            db.expire(1_700_000_600_000_000_000);
+        });
+        crate::testing::fixture("engine/MANIFEST.retention", &keeps.encode().unwrap());
+        let kept = crate::testing::read_fixture("engine/MANIFEST.retention");
+        assert_eq!(Manifest::decode(&kept).unwrap(), keeps);
+
+        let mut compacted = sample();
+        compacted.files[0].windows = vec![-5, 3];
+        crate::testing::fixture("engine/MANIFEST.windows", &compacted.encode().unwrap());
+        let kept = crate::testing::read_fixture("engine/MANIFEST.windows");
+        assert_eq!(Manifest::decode(&kept).unwrap(), compacted);
     }
 
     #[test]
     fn impossible_manifests_are_refused() {
-        let bad: [fn(&mut Manifest); 4] = [
+        let bad: [fn(&mut Manifest); 6] = [
+            |m| m.files[0].windows = vec![-5, -5],
+            |m| m.files[0].windows = vec![-5, 10],
             |m| m.files[0].table = "other".into(),
             |m| m.files[0].max_lsn = Lsn::new(3, 0),
             |m| m.files[0].min_time = 10,

@@ -53,7 +53,6 @@ pub(super) struct Memtable {
 pub(super) struct Rows {
     batch: RecordBatch,
     /// First and last time.
-    #[cfg_attr(not(feature = "sql"), allow(dead_code, reason = "only queries ask"))]
     range: (i64, i64),
     /// Sorted by time, each point once; made when first asked for.
     #[cfg(feature = "sql")]
@@ -108,6 +107,15 @@ impl Memtable {
         Ok(std::mem::take(&mut self.full))
     }
 
+    /// Removes the rows before a time. What they took counts as held until all rows are taken out.
+    pub(super) fn keep_from(&mut self, floor: i64) -> Result<(), ArrowError> {
+        self.close()?;
+        for rows in &mut self.full {
+            *rows = rows.not_before(floor)?;
+        }
+        Ok(())
+    }
+
     fn close(&mut self) -> Result<(), ArrowError> {
         if let Some(chunk) = self.open.take() {
             self.full.push(chunk.finish()?);
@@ -128,9 +136,16 @@ impl Rows {
     }
 
     /// First and last time.
-    #[cfg(feature = "sql")]
     pub(super) fn range(&self) -> (i64, i64) {
         self.range
+    }
+
+    /// These rows without those before a time.
+    pub(super) fn not_before(self: &Arc<Self>, floor: i64) -> Result<Arc<Self>, ArrowError> {
+        if self.range.0 >= floor {
+            return Ok(self.clone());
+        }
+        Ok(Arc::new(Self::new(super::retention::not_before(&self.batch, floor)?)?))
     }
 
     /// The rows as they were written.

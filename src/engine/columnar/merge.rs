@@ -90,6 +90,145 @@ pub(super) fn tags(schema: &Schema) -> impl Iterator<Item = usize> {
     schema.fields().iter().enumerate().filter(move |(_, field)| is_tag(field)).map(|(index, _)| index)
 }
 
+/// The rows of one part of a file, which hold each point once, as one batch by time.
+///
+/// # Errors
+/// They have no time column.
+fn by_time(batches: &[RecordBatch]) -> Result<RecordBatch, ArrowError> {
+    let mut order = Vec::with_capacity(batches.iter().map(RecordBatch::num_rows).sum());
+    for (index, batch) in batches.iter().enumerate() {
+        order.extend(times(batch)?.iter().enumerate().map(|(row, &time)| (time, index, row)));
+    }
+    order.sort_unstable();
+    let order: Vec<_> = order.into_iter().map(|(_, batch, row)| (batch, row)).collect();
+    in_order(batches, &order)
+}
+
+/// Points by time, as one batch by tags and then by time, what has no value first.
+///
+/// # Errors
+/// A column does not have its type.
+pub(super) fn by_tags(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<RecordBatch, ArrowError> {
+    let borrowed: Vec<&RecordBatch> = batches.iter().collect();
+    let series = series(schema, &borrowed)?;
+    let count = series.iter().flatten().max().map_or(0, |last| *last as usize + 1);
+    // How many rows each series has, and where one of them is.
+    let mut of_series = vec![(0_usize, (0, 0)); count];
+    for (index, series) in series.iter().enumerate() {
+        for (row, series) in series.iter().enumerate() {
+            if let Some(known) = of_series.get_mut(*series as usize) {
+                *known = (known.0 + 1, (index, row));
+            }
+        }
+    }
+    let names = tags(schema)
+        .map(|column| {
+            batches.iter().map(|b| b.column(column).as_string_opt::<i32>()).collect::<Option<Vec<_>>>()
+        })
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| ArrowError::SchemaError("a tag column does not hold strings".into()))?;
+    let name = |(batch, row): (usize, usize)| {
+        names.iter().map(move |column| column.get(batch).filter(|c| c.is_valid(row)).map(|c| c.value(row)))
+    };
+    let mut sorted: Vec<usize> = (0..count).collect();
+    let place = |series: &usize| of_series.get(*series).map_or((0, 0), |known| known.1);
+    sorted.sort_by(|a, b| name(place(a)).cmp(name(place(b))));
+    // Counted, so that rows of a series stay by time and nothing is compared twice.
+    let mut starts = vec![0; count];
+    let mut start = 0;
+    for series in sorted {
+        if let (Some(at), Some((rows, _))) = (starts.get_mut(series), of_series.get(series)) {
+            *at = start;
+            start += rows;
+        }
+    }
+    let mut order = vec![(0, 0); start];
+    for (index, series) in series.iter().enumerate() {
+        for (row, series) in series.iter().enumerate() {
+            let Some(start) = starts.get_mut(*series as usize) else { continue };
+            if let Some(place) = order.get_mut(*start) {
+                *place = (index, row);
+            }
+            *start += 1;
+        }
+    }
+    in_order(batches, &order)
+}
+
+/// These rows (batch, row) as one batch.
+fn in_order(batches: &[RecordBatch], order: &[(usize, usize)]) -> Result<RecordBatch, ArrowError> {
+    let Some(first) = batches.first() else {
+        return Err(ArrowError::InvalidArgumentError("no batch to put in order".into()));
+    };
+    let column = |column: usize| {
+        let values: Vec<&dyn Array> = batches.iter().map(|batch| batch.column(column).as_ref()).collect();
+        interleave(&values, order)
+    };
+    let columns = (0..first.num_columns()).map(column).collect::<Result<Vec<_>, _>>()?;
+    let rows = RecordBatchOptions::new().with_row_count(Some(order.len()));
+    RecordBatch::try_new_with_options(first.schema(), columns, &rows)
+}
+
+/// Puts the rows of a file back in the order of time, as they are read. In a file that was compacted
+/// time is cut into windows, one row group each, and within a window rows are by tags; a window at a
+/// time is held.
+#[derive(Debug)]
+pub(super) struct Windows {
+    /// First times of the windows that have not begun.
+    starts: std::collections::VecDeque<i64>,
+    held: Vec<RecordBatch>,
+    in_order: bool,
+}
+
+impl Windows {
+    /// For a file with windows that begin at these times; none: it is by time all along.
+    pub(super) fn new(starts: &[i64]) -> Self {
+        let in_order = starts.is_empty();
+        Self { starts: starts.iter().skip(1).copied().collect(), held: Vec::new(), in_order }
+    }
+
+    /// Takes the next rows of the file; adds those to `to` that nothing can come before any more.
+    ///
+    /// # Errors
+    /// They have no time column.
+    pub(super) fn push(
+        &mut self,
+        mut batch: RecordBatch,
+        to: &mut impl Extend<RecordBatch>,
+    ) -> Result<(), ArrowError> {
+        if self.in_order {
+            to.extend(Some(batch));
+            return Ok(());
+        }
+        while let Some(&next) = self.starts.front() {
+            let times = times(&batch)?;
+            let Some((end, &time)) = times.iter().enumerate().find(|(_, time)| **time >= next) else { break };
+            let rest = batch.slice(end, batch.num_rows() - end);
+            self.held.push(batch.slice(0, end));
+            self.finish(to)?;
+            // A window may have been left out by whoever reads.
+            while self.starts.front().is_some_and(|start| *start <= time) {
+                self.starts.pop_front();
+            }
+            batch = rest;
+        }
+        self.held.push(batch);
+        Ok(())
+    }
+
+    /// The file has ended: adds what is left.
+    ///
+    /// # Errors
+    /// As [`Windows::push`].
+    pub(super) fn finish(&mut self, to: &mut impl Extend<RecordBatch>) -> Result<(), ArrowError> {
+        self.held.retain(|batch| batch.num_rows() > 0);
+        if !self.held.is_empty() {
+            to.extend(Some(by_time(&std::mem::take(&mut self.held))?));
+        }
+        Ok(())
+    }
+}
+
 /// A row, ordered by point and then by when it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Point {

@@ -27,6 +27,7 @@ use crate::{disk::Disk, types::Lsn};
 mod absorbed;
 mod assigned;
 pub mod batch;
+mod compaction;
 mod data_file;
 mod flush;
 pub mod ingest;
@@ -38,6 +39,7 @@ mod overlap;
 mod parquet;
 mod recovery;
 mod registry;
+mod retention;
 pub mod schema;
 mod snapshot;
 #[cfg(feature = "sql")]
@@ -57,12 +59,44 @@ pub struct ColumnarConfig {
     pub flush_bytes: usize,
     /// Age of the oldest record that is in memory only; 60 s by default.
     pub flush_age: Duration,
+    /// Memory that a compaction may take, about; 256 MiB by default, 0 for no compaction.
+    pub compaction_memory: usize,
 }
 
 impl Default for ColumnarConfig {
     fn default() -> Self {
-        Self { flush_bytes: 64 << 20, flush_age: Duration::from_secs(60) }
+        Self { flush_bytes: 64 << 20, flush_age: Duration::from_secs(60), compaction_memory: 256 << 20 }
     }
+}
+
+/// What a database keeps and holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatabaseSurvey {
+    /// Its name.
+    pub name: String,
+    /// How many tables.
+    pub tables: usize,
+    /// Age from which on points are gone; `None` for ever.
+    pub keep: Option<Duration>,
+    /// Points before this time are gone, ns since 1970; `None` while none are.
+    pub horizon_ns: Option<i64>,
+    /// How many data files this node has of it.
+    pub files: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+}
+
+/// What compactions have done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CompactionTotals {
+    /// How many were committed.
+    pub runs: u64,
+    /// Files they replaced.
+    pub files: u64,
+    /// Bytes of those.
+    pub bytes_read: u64,
+    /// Bytes of the files they made.
+    pub bytes_written: u64,
 }
 
 /// Stores batches of line protocol as columns, and answers SQL (feature `sql`).
@@ -81,6 +115,9 @@ struct Inner {
     absorbed: Mutex<Absorbed>,
     /// A checkpoint or an install runs.
     busy: AtomicBool,
+    /// Held from the look at the files that there are until a manifest names them.
+    committing: tokio::sync::Mutex<()>,
+    compacted: Mutex<CompactionTotals>,
 }
 
 impl ColumnarEngine {
@@ -104,6 +141,8 @@ impl ColumnarEngine {
             assigned: Mutex::new(assigned),
             absorbed: Mutex::default(),
             busy: AtomicBool::new(false),
+            committing: tokio::sync::Mutex::new(()),
+            compacted: Mutex::default(),
         };
         Ok(Arc::new(Self { inner: Arc::new(inner) }))
     }
@@ -132,6 +171,23 @@ impl ColumnarEngine {
         self.inner.state().schemas.databases().map(|(name, _)| name.to_owned()).collect()
     }
 
+    /// The databases by name with what they keep and hold; also those that were only told what to
+    /// keep.
+    pub fn survey_databases(&self) -> Vec<DatabaseSurvey> {
+        let state = self.inner.state();
+        let one = |(name, retention, files): (String, retention::Retention, Vec<&data_file::FileEntry>)| {
+            DatabaseSurvey {
+                tables: state.schemas.tables(&name).map_or(0, |tables| tables.len()),
+                keep: retention.keep_ns.map(|ns| Duration::from_nanos(ns.unsigned_abs())),
+                horizon_ns: retention.horizon,
+                files: files.len() as u64,
+                bytes: files.iter().map(|file| file.size).sum(),
+                name,
+            }
+        };
+        state.databases().into_iter().map(one).collect()
+    }
+
     /// The tables of a database by name; `None` if there is no such database.
     pub fn tables(&self, database: &str) -> Option<Vec<String>> {
         Some(self.inner.state().schemas.tables(database)?.keys().cloned().collect())
@@ -141,6 +197,11 @@ impl ColumnarEngine {
     /// one fail, and it has to be replaced from another node.
     pub fn damaged_files(&self) -> usize {
         self.inner.state().committed.iter().filter(|file| file.damaged.get().is_some()).count()
+    }
+
+    /// What compactions have done since this process began.
+    pub fn compactions(&self) -> CompactionTotals {
+        *lock(&self.inner.compacted)
     }
 
     /// How many rows a table holds; `None` if there is no such table. A point that was written
@@ -172,9 +233,15 @@ impl ColumnarEngine {
         for file in &view.files {
             let damaged = |e: String| EngineError::Damaged(file.path.display().to_string(), e);
             let bytes = file.read(&*self.inner.disk).await?;
-            all.extend(parquet::decode(bytes).map_err(|e| damaged(e.to_string()))?);
+            let floor = view.retention.floor_of(&file.entry);
+            for batch in parquet::decode(bytes).map_err(|e| damaged(e.to_string()))? {
+                all.push(retention::not_before(&batch, floor).map_err(unreadable)?);
+            }
         }
-        all.extend(view.rows.iter().map(|rows| rows.batch().clone()));
+        for rows in &view.rows {
+            let floor = view.retention.floor_of_rows();
+            all.push(retention::not_before(rows.batch(), floor).map_err(unreadable)?);
+        }
         let all = all.iter().map(|batch| merge::conform(batch, &schema)).collect::<Result<Vec<_>, _>>();
         let points = all.and_then(|all| merge::merge(&schema, &all)).map_err(unreadable)?;
         Ok(Some((applied, points)))
@@ -223,7 +290,10 @@ impl StorageEngine for ColumnarEngine {
                 Some(batch::decode(payload).map_err(|e| broken(e.to_string()))?)
             }
             Operation::Batch { encoding, .. } => return Err(broken(format!("unknown encoding {encoding}"))),
-            Operation::DropDatabase { .. } | Operation::Nothing => None,
+            Operation::DropDatabase { .. }
+            | Operation::SetRetention { .. }
+            | Operation::Expire { .. }
+            | Operation::Nothing => None,
         };
         let mut state = self.inner.state();
         if at <= state.applied {
@@ -232,14 +302,26 @@ impl StorageEngine for ColumnarEngine {
         if let Some(batch) = decoded {
             state.append(at, &batch)?;
             self.inner.assigned().applied(&batch, &state.schemas);
-        } else if let Operation::DropDatabase { database } = operation {
-            state.drop_database(database);
-            self.inner.assigned().dropped(database);
-            lock(&self.inner.absorbed).dropped(database);
+        }
+        match operation {
+            Operation::DropDatabase { database } => {
+                state.drop_database(database);
+                self.inner.assigned().dropped(database);
+                lock(&self.inner.absorbed).dropped(database);
+            }
+            Operation::SetRetention { database, keep_ns } => {
+                state.set_retention(at, database, *keep_ns).map_err(unreadable)?;
+            }
+            Operation::Expire { now_ns } => state.expire(*now_ns),
+            Operation::Batch { .. } | Operation::Nothing => {}
         }
         state.applied = at;
         state.oldest.get_or_insert_with(Instant::now);
         Ok(())
+    }
+
+    fn expiry_due(&self, now_ns: i64) -> bool {
+        self.inner.state().expiry_due(now_ns)
     }
 
     fn checkpoint_due(&self) -> bool {
@@ -250,7 +332,8 @@ impl StorageEngine for ColumnarEngine {
         if let Some(at) = state.retry_at {
             return Instant::now() >= at;
         }
-        state.oldest.is_some_and(|oldest| oldest.elapsed() >= self.inner.config.flush_age)
+        state.dropped
+            || state.oldest.is_some_and(|oldest| oldest.elapsed() >= self.inner.config.flush_age)
             || state.live_bytes() >= self.inner.config.flush_bytes
     }
 
@@ -269,6 +352,11 @@ impl StorageEngine for ColumnarEngine {
     fn export(&self) -> Work<Export> {
         let inner = self.inner.clone();
         Box::pin(async move { snapshot::export(&inner).await })
+    }
+
+    fn maintain(&self) -> Work<bool> {
+        let inner = self.inner.clone();
+        Box::pin(async move { compaction::compact(&inner).await })
     }
 
     fn install(&self, from: PathBuf) -> Work<Lsn> {

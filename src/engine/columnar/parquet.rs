@@ -4,12 +4,15 @@ use arrow_array::RecordBatch;
 use arrow_schema::{DataType, SchemaRef};
 use bytes::Bytes;
 use parquet::{
-    arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder},
+    arrow::{
+        ArrowWriter,
+        arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder},
+    },
     basic::{Compression, Encoding, Type, ZstdLevel},
     errors::ParquetError,
     file::{
         FOOTER_SIZE,
-        metadata::{KeyValue, ParquetMetaDataReader, SortingColumn},
+        metadata::{KeyValue, ParquetMetaDataReader, RowGroupMetaData, SortingColumn},
         properties::{EnabledStatistics, WriterProperties},
     },
     schema::types::ColumnPath,
@@ -25,6 +28,9 @@ const DATABASE: &str = "skein.database";
 /// Key of the file metadata that names the table.
 const TABLE: &str = "skein.table";
 
+/// Rows of a page where rows are by tags; in tests so few that a window has several.
+const PAGE_ROWS: usize = if cfg!(test) { 64 } else { 8_192 };
+
 /// A file with these points of one table, which are sorted by time.
 ///
 /// # Errors
@@ -35,12 +41,61 @@ pub(super) fn encode(
     schema: &SchemaRef,
     points: &[RecordBatch],
 ) -> Result<Bytes, ParquetError> {
-    let mut writer =
-        ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties(database, table, schema)?))?;
+    let properties = properties(database, table, schema, vec![ascending(0)])?;
+    let mut writer = ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties))?;
     for batch in points {
         writer.write(batch)?;
     }
     Ok(writer.into_inner()?.into())
+}
+
+/// Makes a file of windows: a row group each, its rows by tags and then by time.
+pub(super) struct WindowWriter(ArrowWriter<Vec<u8>>);
+
+impl WindowWriter {
+    /// For a file of that table.
+    ///
+    /// # Errors
+    /// Columns of a type that Parquet does not take.
+    pub(super) fn new(database: &str, table: &str, schema: &SchemaRef) -> Result<Self, ParquetError> {
+        let order = tags(schema).chain([0]).map(ascending).collect();
+        let properties = properties(database, table, schema, order)?;
+        Ok(Self(ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties))?))
+    }
+
+    /// Adds a window.
+    ///
+    /// # Errors
+    /// Columns other than those of the table.
+    pub(super) fn add(&mut self, window: &RecordBatch) -> Result<(), ParquetError> {
+        self.0.write(window)?;
+        self.0.flush()
+    }
+
+    /// The file.
+    ///
+    /// # Errors
+    /// Too many windows.
+    pub(super) fn finish(self) -> Result<Bytes, ParquetError> {
+        Ok(self.0.into_inner()?.into())
+    }
+}
+
+/// A column by which rows are sorted: tags that have no value come first, and times always have one.
+fn ascending(column: usize) -> SortingColumn {
+    SortingColumn {
+        column_idx: i32::try_from(column).unwrap_or(i32::MAX),
+        descending: false,
+        nulls_first: true,
+    }
+}
+
+/// The rows of a file in its order, some at a time.
+///
+/// # Errors
+/// The bytes are not a Parquet file.
+pub(super) fn read(file: Bytes, rows: usize) -> Result<ParquetRecordBatchReader, ParquetError> {
+    ParquetRecordBatchReaderBuilder::try_new(file)?.with_batch_size(rows).build()
 }
 
 /// All rows of a file.
@@ -58,16 +113,26 @@ pub(super) fn decode(file: Bytes) -> Result<Vec<RecordBatch>, ParquetError> {
 /// # Errors
 /// The bytes are not a Parquet file.
 pub(super) fn decoded_len(file: &Bytes, width: usize) -> Result<Option<usize>, ParquetError> {
+    let groups = decoded_groups(file, width)?;
+    Ok(groups.map(|groups| groups.into_iter().fold(0, usize::saturating_add)))
+}
+
+/// As [`decoded_len`], of each row group.
+///
+/// # Errors
+/// The bytes are not a Parquet file.
+pub(super) fn decoded_groups(file: &Bytes, width: usize) -> Result<Option<Vec<usize>>, ParquetError> {
     let metadata = ParquetMetaDataReader::new().parse_and_finish(file)?;
-    let rows = usize::try_from(metadata.file_metadata().num_rows()).unwrap_or(usize::MAX);
-    let mut len = rows.saturating_mul(width);
-    for column in metadata.row_groups().iter().flat_map(|group| group.columns()) {
-        if column.column_type() == Type::BYTE_ARRAY {
-            let Some(text) = column.unencoded_byte_array_data_bytes() else { return Ok(None) };
-            len = len.saturating_add(usize::try_from(text).unwrap_or(usize::MAX));
-        }
-    }
-    Ok(Some(len))
+    let len = |group: &RowGroupMetaData| {
+        let rows = usize::try_from(group.num_rows()).unwrap_or(usize::MAX);
+        let texts = group.columns().iter().filter(|column| column.column_type() == Type::BYTE_ARRAY);
+        texts
+            .map(|column| column.unencoded_byte_array_data_bytes())
+            .try_fold(rows.saturating_mul(width), |len, text| {
+                Some(len.saturating_add(usize::try_from(text?).unwrap_or(usize::MAX)))
+            })
+    };
+    Ok(metadata.row_groups().iter().map(len).collect())
 }
 
 /// How many bytes at the end of a file hold its metadata, footer included, judged by its last
@@ -95,7 +160,13 @@ pub(super) fn tail_rows(tail: &[u8]) -> Result<u64, ParquetError> {
     u64::try_from(metadata.file_metadata().num_rows()).map_err(|e| ParquetError::External(Box::new(e)))
 }
 
-fn properties(database: &str, table: &str, schema: &SchemaRef) -> Result<WriterProperties, ParquetError> {
+fn properties(
+    database: &str,
+    table: &str,
+    schema: &SchemaRef,
+    order: Vec<SortingColumn>,
+) -> Result<WriterProperties, ParquetError> {
+    let by_tags = order.len() > 1;
     let path = |name: &str| ColumnPath::new(vec![name.to_owned()]);
     // Names go into the file so that files of two tables never have the same bytes.
     let names =
@@ -103,15 +174,16 @@ fn properties(database: &str, table: &str, schema: &SchemaRef) -> Result<WriterP
     let mut builder = WriterProperties::builder()
         .set_created_by(concat!("skein ", env!("CARGO_PKG_VERSION")).into())
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
-        .set_max_row_group_row_count(Some(BATCH_ROWS))
+        // What is by tags comes window by window, and its pages are short, so that few hold what is
+        // asked for.
+        .set_max_row_group_row_count((!by_tags).then_some(BATCH_ROWS))
         .set_dictionary_enabled(false)
         .set_statistics_enabled(EnabledStatistics::Chunk)
         .set_key_value_metadata(Some(names.to_vec()))
-        .set_sorting_columns(Some(vec![SortingColumn {
-            column_idx: 0,
-            descending: false,
-            nulls_first: false,
-        }]));
+        .set_sorting_columns(Some(order));
+    if by_tags {
+        builder = builder.set_data_page_row_count_limit(PAGE_ROWS).set_write_batch_size(PAGE_ROWS.min(1_024));
+    }
     for field in schema.fields() {
         let column = path(field.name());
         builder = match field.data_type() {

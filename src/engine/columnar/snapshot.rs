@@ -22,7 +22,7 @@ use crate::{
 pub(super) async fn export(inner: &Inner) -> Result<Export, EngineError> {
     let (manifest, files, copy) = {
         let mut state = inner.state();
-        let path = inner.dir.join(format!("{EXPORT}{}", state.manifest.position));
+        let path = inner.dir.join(format!("{EXPORT}{}-{}", state.manifest.position, state.version));
         let known = state.exports.iter().find(|copy| ***copy == path).cloned();
         let copy = known.unwrap_or_else(|| {
             let copy = Arc::new(path);
@@ -56,6 +56,7 @@ pub(super) async fn export(inner: &Inner) -> Result<Export, EngineError> {
 /// before anything is changed; the manifest is replaced last and at once.
 pub(super) async fn install(inner: &Inner, from: &Path) -> Result<Lsn, EngineError> {
     let disk = &*inner.disk;
+    let _committing = inner.committing.lock().await;
     let Some(manifest) = Manifest::read(disk, from).await? else {
         let what = from.join(manifest::NAME).display().to_string();
         return Err(EngineError::Damaged(what, "it is not there, so the export is not whole".into()));
@@ -86,6 +87,7 @@ pub(super) async fn install(inner: &Inner, from: &Path) -> Result<Lsn, EngineErr
         let mut state = inner.state();
         let before = std::mem::replace(&mut *state, State::of(&inner.dir, manifest));
         state.exports = before.exports;
+        state.version = before.version + 1;
         state.removable = before.removable;
         state.retire(before.committed);
         inner.assigned().reset(&state.schemas);

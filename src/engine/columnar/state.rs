@@ -12,9 +12,10 @@ use tokio::time::Instant;
 
 use super::{
     batch::Batch,
-    data_file::DataFile,
+    data_file::{DataFile, FileEntry},
     manifest::Manifest,
     memtable::{Memtable, Rows},
+    retention::{Retention, Retentions},
     schema::{Schemas, TableSchema},
 };
 use crate::{engine::EngineError, types::Lsn};
@@ -26,17 +27,23 @@ pub(super) struct State {
     pub(super) applied: Lsn,
     /// The columns of every table at that record.
     pub(super) schemas: Schemas,
+    /// What databases were told to keep.
+    pub(super) retentions: Retentions,
     databases: BTreeMap<String, BTreeMap<String, Table>>,
     /// The manifest on disk.
     pub(super) manifest: Arc<Manifest>,
     /// The files it names.
     pub(super) committed: Vec<Arc<DataFile>>,
+    /// Counts manifests: two of one position may name different files.
+    pub(super) version: u64,
     /// Files that no manifest names any more, to be removed once nothing holds them.
     pub(super) removable: Vec<Arc<DataFile>>,
     /// Copies of manifests that were handed out, removed likewise.
     pub(super) exports: Vec<Arc<PathBuf>>,
     /// When the first record was applied that no checkpoint was asked to hold.
     pub(super) oldest: Option<Instant>,
+    /// Something was dropped that takes space until the next checkpoint.
+    pub(super) dropped: bool,
     /// A checkpoint was begun and has not finished: when another try is worth it.
     pub(super) retry_at: Option<Instant>,
 }
@@ -56,15 +63,55 @@ struct Table {
     live_from: Option<Lsn>,
 }
 
+impl Table {
+    /// The files that are not all gone.
+    fn there(&self, retention: &Retention) -> Vec<Arc<DataFile>> {
+        let there = |file: &&Arc<DataFile>| file.entry.max_time >= retention.floor_of(&file.entry);
+        self.files.iter().filter(there).cloned().collect()
+    }
+}
+
 /// One table as a query or a checkpoint sees it.
 #[derive(Debug, Clone)]
 pub(super) struct TableView {
     /// Its columns.
     pub(super) schema: Arc<TableSchema>,
-    /// Its files, in the order in which their rows were written.
+    /// Its files that are not all gone, in the order in which their rows were written.
     pub(super) files: Vec<Arc<DataFile>>,
     /// Its rows in memory, all written after those in files.
     pub(super) rows: Vec<Arc<Rows>>,
+    /// Which rows of both are gone: whoever reads leaves them out.
+    pub(super) retention: Retention,
+}
+
+/// One table as a compaction sees it, all as of the manifest.
+#[derive(Debug, Clone)]
+pub(super) struct TableOnDisk {
+    pub(super) database: String,
+    pub(super) table: String,
+    pub(super) schema: Arc<TableSchema>,
+    /// In the order in which their rows were written.
+    pub(super) files: Vec<Arc<DataFile>>,
+    pub(super) retention: Retention,
+}
+
+/// These files with `output` in the place of the last of `inputs`.
+fn replaced(
+    files: &[Arc<DataFile>],
+    inputs: &[Arc<DataFile>],
+    output: Option<&Arc<DataFile>>,
+) -> Vec<Arc<DataFile>> {
+    let is_input = |file: &Arc<DataFile>| inputs.iter().any(|input| Arc::ptr_eq(file, input));
+    let last = files.iter().rposition(is_input);
+    let mut after = Vec::with_capacity(files.len());
+    for (index, file) in files.iter().enumerate() {
+        if !is_input(file) {
+            after.push(file.clone());
+        } else if Some(index) == last {
+            after.extend(output.cloned());
+        }
+    }
+    after
 }
 
 /// Everything a checkpoint has to make durable.
@@ -72,6 +119,7 @@ pub(super) struct TableView {
 pub(super) struct Frozen {
     pub(super) position: Lsn,
     pub(super) schemas: Schemas,
+    pub(super) retentions: Retentions,
     pub(super) parts: Vec<Part>,
 }
 
@@ -86,11 +134,24 @@ pub(super) struct Part {
     pub(super) records: (Lsn, Lsn),
 }
 
+/// What a checkpoint makes of the files of a table.
+#[derive(Debug, Default)]
+pub(super) struct Change {
+    /// New ones, in the order of their rows; all written after those in older files.
+    pub(super) new: Vec<Arc<DataFile>>,
+    /// Those whose rows are in new ones.
+    pub(super) taken: Vec<Arc<DataFile>>,
+}
+
 impl State {
     /// The state that a manifest describes.
     pub(super) fn of(dir: &Path, manifest: Manifest) -> Self {
-        let mut state =
-            Self { applied: manifest.position, schemas: manifest.schemas.clone(), ..Self::default() };
+        let mut state = Self {
+            applied: manifest.position,
+            schemas: manifest.schemas.clone(),
+            retentions: manifest.retention.clone(),
+            ..Self::default()
+        };
         for entry in &manifest.files {
             let file = Arc::new(DataFile::new(dir, entry.clone()));
             state.committed.push(file.clone());
@@ -128,7 +189,49 @@ impl State {
     /// Forgets a database.
     pub(super) fn drop_database(&mut self, database: &str) {
         self.schemas.remove_database(database);
-        self.databases.remove(database);
+        self.retentions.remove(database);
+        self.dropped |= self.databases.remove(database).is_some();
+    }
+
+    /// Sets what a database keeps.
+    ///
+    /// # Errors
+    /// Rows in memory cannot be read.
+    pub(super) fn set_retention(
+        &mut self,
+        at: Lsn,
+        database: &str,
+        keep_ns: Option<i64>,
+    ) -> Result<(), ArrowError> {
+        let cut = self.retentions.change(database, |retention| retention.set(at, keep_ns));
+        let Some(before) = cut else { return Ok(()) };
+        for table in self.databases.get_mut(database).into_iter().flat_map(BTreeMap::values_mut) {
+            table.live.keep_from(before)?;
+            for rows in &mut table.frozen {
+                *rows = rows.not_before(before)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// It is so late: what is too old is gone from here on.
+    pub(super) fn expire(&mut self, now: i64) {
+        self.retentions.change_all(|_, retention| retention.expire(now));
+    }
+
+    /// Whether something that is there would be gone at that time. What is in memory counts as if it
+    /// were old: it is in a file before long.
+    pub(super) fn expiry_due(&self, now: i64) -> bool {
+        self.retentions.iter().any(|(database, retention)| {
+            let Some(horizon) = retention.next_horizon(now) else { return false };
+            self.databases.get(database).into_iter().flat_map(BTreeMap::values).any(|table| {
+                let old = |file: &Arc<DataFile>| {
+                    let entry = &file.entry;
+                    entry.min_time < horizon && entry.max_time >= retention.floor_of(entry)
+                };
+                table.records.is_some() || table.files.iter().any(old)
+            })
+        })
     }
 
     /// Bytes of rows that no checkpoint was asked to hold.
@@ -139,37 +242,69 @@ impl State {
     /// A table as it is now, or `None` if there is no such table.
     pub(super) fn view(&mut self, database: &str, name: &str) -> Result<Option<TableView>, ArrowError> {
         let Some(schema) = self.schemas.get(database, name).cloned() else { return Ok(None) };
+        let retention = self.retentions.of(database);
         let table = self.databases.get_mut(database).and_then(|tables| tables.get_mut(name));
-        let (files, rows) = match table {
+        let (files, mut rows) = match table {
             Some(table) => {
                 let live = table.live.snapshot()?;
-                (table.files.clone(), table.frozen.iter().cloned().chain(live).collect())
+                (table.there(&retention), table.frozen.iter().cloned().chain(live).collect())
             }
             None => (Vec::new(), Vec::new()),
         };
-        Ok(Some(TableView { schema, files, rows }))
+        rows.retain(|rows: &Arc<Rows>| rows.range().1 >= retention.floor_of_rows());
+        Ok(Some(TableView { schema, files, rows, retention }))
     }
 
     /// Fixes what a checkpoint holds. What an earlier one that failed was to hold is in it too.
     pub(super) fn freeze(&mut self, retry_at: Instant) -> Result<Frozen, ArrowError> {
         let mut parts = Vec::new();
         for (database, tables) in &mut self.databases {
+            let retention = self.retentions.of(database);
             for (name, table) in tables {
                 table.frozen.extend(table.live.take()?);
                 let Some(schema) = self.schemas.get(database, name).cloned() else { continue };
                 parts.push(Part {
                     database: database.clone(),
                     table: name.clone(),
-                    view: TableView { schema, files: table.files.clone(), rows: table.frozen.clone() },
+                    view: TableView {
+                        schema,
+                        files: table.there(&retention),
+                        rows: table.frozen.clone(),
+                        retention: retention.clone(),
+                    },
                     since: table.since,
                     records: table.records.unwrap_or_default(),
                 });
                 table.live_from = None;
             }
         }
-        self.oldest = None;
+        let databases = &self.databases;
+        self.retentions.change_all(|database, retention| {
+            let tables = databases.get(database).into_iter().flat_map(BTreeMap::values);
+            retention.forget_idle_cuts(tables.flat_map(|table| &table.files).map(|file| &file.entry));
+        });
+        (self.oldest, self.dropped) = (None, false);
         self.retry_at = Some(retry_at);
-        Ok(Frozen { position: self.applied, schemas: self.schemas.clone(), parts })
+        let (schemas, retentions) = (self.schemas.clone(), self.retentions.clone());
+        Ok(Frozen { position: self.applied, schemas, retentions, parts })
+    }
+
+    /// The files of each part after its change: as they are now, for a compaction may have replaced
+    /// some since they were frozen; without those that are all gone.
+    pub(super) fn files_after(&self, parts: &[Part], changes: Vec<Change>) -> Vec<Vec<Arc<DataFile>>> {
+        let of_part = |(part, change): (&Part, Change)| {
+            let table = self.databases.get(&part.database).and_then(|tables| tables.get(&part.table));
+            // Of a table that was dropped since, what it had when it was frozen.
+            let now = table.filter(|table| table.since == part.since).map(|table| &table.files);
+            let stays = |file: &&Arc<DataFile>| {
+                let gone = file.entry.max_time < part.view.retention.floor_of(&file.entry);
+                let replaced = change.taken.iter().chain(&change.new).any(|other| other.path == file.path);
+                !gone && !replaced
+            };
+            let files = now.unwrap_or(&part.view.files).iter().filter(stays).cloned();
+            files.chain(change.new.iter().cloned()).collect()
+        };
+        parts.iter().zip(changes).map(of_part).collect()
     }
 
     /// A checkpoint is committed: `files` has the files of each of its parts. Only now do queries
@@ -186,9 +321,71 @@ impl State {
             }
         }
         self.manifest = Arc::new(manifest);
+        self.version += 1;
         let before = std::mem::replace(&mut self.committed, committed);
         self.retire(before);
         self.retry_at = None;
+    }
+
+    /// Every table with the files of it that are not all gone, and its columns, all as of the manifest.
+    pub(super) fn tables_on_disk(&self) -> Vec<TableOnDisk> {
+        let mut found = Vec::new();
+        for (database, tables) in &self.databases {
+            let retention = self.manifest.retention.of(database);
+            for (name, table) in tables {
+                let Some(schema) = self.manifest.schemas.get(database, name) else { continue };
+                found.push(TableOnDisk {
+                    database: database.clone(),
+                    table: name.clone(),
+                    schema: schema.clone(),
+                    files: table.there(&retention),
+                    retention: retention.clone(),
+                });
+            }
+        }
+        found
+    }
+
+    /// The manifest with these files of a table replaced by one, or by none if they were all gone;
+    /// `None` if they are not all there any more, for example after a drop.
+    pub(super) fn manifest_with(
+        &self,
+        table: &TableOnDisk,
+        inputs: &[Arc<DataFile>],
+        output: Option<&Arc<DataFile>>,
+    ) -> Option<Manifest> {
+        let now = self.databases.get(&table.database)?.get(&table.table)?;
+        let there = |files: &[Arc<DataFile>]| {
+            inputs.iter().all(|input| files.iter().any(|file| Arc::ptr_eq(file, input)))
+        };
+        if !there(&now.files) || !there(&self.committed) {
+            return None;
+        }
+        let mut manifest = Manifest::clone(&self.manifest);
+        manifest.files = replaced(&self.committed, inputs, output).iter().map(|f| f.entry.clone()).collect();
+        Some(manifest)
+    }
+
+    /// A compaction is committed; what [`State::manifest_with`] made is on disk.
+    pub(super) fn replace(
+        &mut self,
+        table: &TableOnDisk,
+        inputs: &[Arc<DataFile>],
+        output: Option<&Arc<DataFile>>,
+        manifest: Manifest,
+    ) {
+        // The table may have been dropped just now, or be another; then it has none of the inputs.
+        let now = self.databases.get_mut(&table.database).and_then(|tables| tables.get_mut(&table.table));
+        if let Some(now) = now
+            && inputs.iter().all(|input| now.files.iter().any(|file| Arc::ptr_eq(file, input)))
+        {
+            now.files = replaced(&now.files, inputs, output);
+        }
+        let committed = replaced(&self.committed, inputs, output);
+        self.manifest = Arc::new(manifest);
+        self.version += 1;
+        let before = std::mem::replace(&mut self.committed, committed);
+        self.retire(before);
     }
 
     /// Queues files for removal, but for those that the manifest names.
@@ -208,6 +405,26 @@ impl State {
         let copies = self.exports.extract_if(.., |copy| Arc::strong_count(copy) == 1);
         paths.extend(copies.map(|copy| copy.as_path().to_owned()));
         paths
+    }
+
+    /// Every database by name with what it keeps and the files of its tables: also one that was only
+    /// told what to keep.
+    pub(super) fn databases(&self) -> Vec<(String, Retention, Vec<&FileEntry>)> {
+        let with_tables = self.schemas.databases().map(|(name, _)| name);
+        let names: BTreeSet<&str> = with_tables.chain(self.retentions.iter().map(|(name, _)| name)).collect();
+        let files = |retention: &Retention, name: &str| {
+            let tables = self.databases.get(name).into_iter().flat_map(BTreeMap::values);
+            let there = tables.flat_map(|table| &table.files).map(|file| &file.entry);
+            there.filter(|entry| entry.max_time >= retention.floor_of(entry)).collect()
+        };
+        names
+            .into_iter()
+            .map(|name| {
+                let retention = self.retentions.of(name);
+                let files = files(&retention, name);
+                (name.to_owned(), retention, files)
+            })
+            .collect()
     }
 
     fn table(&mut self, database: &str, name: &str, since: Lsn) -> &mut Table {

@@ -25,6 +25,7 @@ use crate::{
     types::Lsn,
 };
 
+mod replicas;
 #[cfg(feature = "testing")]
 mod sweep;
 

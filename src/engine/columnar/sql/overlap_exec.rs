@@ -1,8 +1,8 @@
 //! Reads parts of a table whose times overlap, so that each point comes once.
 //!
-//! Every input is sorted by time. A row can be given once every other input is past its time; the
+//! Every input is sorted by time, or is by the windows of its file. A row can be given once every other input is past its time; the
 //! rows up to there are merged in the order of the inputs, which is the order of writing. Memory
-//! is bounded by the inputs' batches, not by the stretch of time.
+//! is bounded by the inputs' batches and windows, not by the stretch of time.
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
@@ -22,7 +22,10 @@ use datafusion::{
 use futures::StreamExt;
 
 use super::guard::pieces;
-use crate::engine::columnar::merge::{merge, times};
+use crate::engine::columnar::{
+    merge::{Windows, merge, times},
+    retention::{BEGINNING, not_before},
+};
 
 /// A stretch of time, both ends included, and what has rows in it.
 #[derive(Debug, Clone)]
@@ -39,11 +42,18 @@ pub(super) struct Step {
     pub(super) wanted: Vec<usize>,
 }
 
-/// Points by time, each once; also outside of the stretch.
+/// Points by time, or by windows of it, each once; also outside of the stretch.
 #[derive(Debug, Clone)]
 pub(super) enum Input {
-    /// The one partition of a plan.
-    Plan(Arc<dyn ExecutionPlan>),
+    /// A file.
+    File {
+        /// The one partition of this reads it.
+        plan: Arc<dyn ExecutionPlan>,
+        /// First times of its windows: within one its rows are not by time.
+        windows: Vec<i64>,
+        /// Its rows before this time are gone, whatever the stretch.
+        floor: i64,
+    },
     /// Batches in memory.
     Rows(Vec<RecordBatch>),
 }
@@ -162,16 +172,27 @@ impl Run {
 struct Cursor {
     /// `None` after its end.
     rest: Option<SendableRecordBatchStream>,
+    floor: i64,
+    /// What is in a window of which not everything was read.
+    windows: Windows,
     read: VecDeque<RecordBatch>,
 }
 
 impl Cursor {
     fn new(input: &Input, context: &Arc<TaskContext>) -> Result<Self> {
         match input {
-            Input::Plan(plan) => {
-                Ok(Self { rest: Some(plan.execute(0, context.clone())?), read: VecDeque::new() })
-            }
-            Input::Rows(rows) => Ok(Self { rest: None, read: rows.iter().cloned().collect() }),
+            Input::File { plan, windows, floor } => Ok(Self {
+                rest: Some(plan.execute(0, context.clone())?),
+                floor: *floor,
+                windows: Windows::new(windows),
+                read: VecDeque::new(),
+            }),
+            Input::Rows(rows) => Ok(Self {
+                rest: None,
+                floor: BEGINNING,
+                windows: Windows::new(&[]),
+                read: rows.iter().cloned().collect(),
+            }),
         }
     }
 
@@ -179,8 +200,11 @@ impl Cursor {
     async fn read(&mut self) -> Result<()> {
         if let Some(rest) = &mut self.rest {
             match rest.next().await.transpose()? {
-                Some(batch) => self.read.push_back(batch),
-                None => self.rest = None,
+                Some(batch) => self.windows.push(not_before(&batch, self.floor)?, &mut self.read)?,
+                None => {
+                    self.rest = None;
+                    self.windows.finish(&mut self.read)?;
+                }
             }
         }
         Ok(())

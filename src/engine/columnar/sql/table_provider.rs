@@ -36,7 +36,8 @@ use super::{
 use crate::{
     disk::Disk,
     engine::columnar::{
-        data_file::DataFile, memtable::Rows, merge::tags, overlap::stretches, schema::TIME, state::TableView,
+        data_file::DataFile, memtable::Rows, merge::tags, overlap::stretches, retention::not_before,
+        schema::TIME, state::TableView,
     },
 };
 
@@ -51,17 +52,31 @@ pub(super) struct SqlTable {
 
 /// A file or a batch in memory: each holds a point once, by time.
 #[derive(Debug, Clone)]
-enum Part {
+struct Part {
+    source: Source,
+    /// Rows before this time are gone.
+    floor: i64,
+}
+
+#[derive(Debug, Clone)]
+enum Source {
     File(Arc<DataFile>),
     Rows(Arc<Rows>),
 }
 
 impl Part {
-    fn range(&self) -> (i64, i64) {
-        match self {
-            Self::File(file) => (file.entry.min_time, file.entry.max_time),
-            Self::Rows(rows) => rows.range(),
+    /// First and last time of all its rows.
+    fn whole(&self) -> (i64, i64) {
+        match &self.source {
+            Source::File(file) => (file.entry.min_time, file.entry.max_time),
+            Source::Rows(rows) => rows.range(),
         }
+    }
+
+    /// First and last time of those that are not gone.
+    fn range(&self) -> (i64, i64) {
+        let (first, last) = self.whole();
+        (first.max(self.floor), last)
     }
 }
 
@@ -125,8 +140,14 @@ impl TableProvider for SqlTable {
             limit,
             partitions: state.config().target_partitions().max(1),
         };
-        let files = view.files.iter().cloned().map(Part::File);
-        let parts: Vec<Part> = files.chain(view.rows.iter().cloned().map(Part::Rows)).collect();
+        let keeps = &view.retention;
+        let file = |file: &Arc<DataFile>| Part {
+            source: Source::File(file.clone()),
+            floor: keeps.floor_of(&file.entry),
+        };
+        let rows =
+            |rows: &Arc<Rows>| Part { source: Source::Rows(rows.clone()), floor: keeps.floor_of_rows() };
+        let parts: Vec<Part> = view.files.iter().map(file).chain(view.rows.iter().map(rows)).collect();
         scan.plan(&scan.needed(parts))
     }
 }
@@ -154,9 +175,9 @@ impl Scan<'_> {
             let here: Vec<&Part> = stretch.parts.iter().filter_map(|&part| parts.get(part)).collect();
             match here.as_slice() {
                 // Alone for all of its time: read as it is.
-                [part] if part.range() == (stretch.from, stretch.to) => match part {
-                    Part::File(file) => files.push(file.clone()),
-                    Part::Rows(part) => rows.push(part.points(&self.table.schema)?),
+                [part] if part.whole() == (stretch.from, stretch.to) => match &part.source {
+                    Source::File(file) => files.push(file.clone()),
+                    Source::Rows(part) => rows.push(part.points(&self.table.schema)?),
                 },
                 here => steps.push(self.step(stretch.from, stretch.to, here)?),
             }
@@ -200,13 +221,15 @@ impl Scan<'_> {
         let predicate = conjunction(self.identity.iter().cloned().chain(between));
         let mut inputs = Vec::with_capacity(parts.len());
         for part in parts {
-            inputs.push(match part {
-                Part::File(file) => {
-                    Input::Plan(self.files(std::slice::from_ref(file), &columns, Some(&predicate), None)?)
+            inputs.push(match &part.source {
+                Source::File(file) => {
+                    let plan = self.files(std::slice::from_ref(file), &columns, Some(&predicate), None)?;
+                    Input::File { plan, windows: file.entry.windows.clone(), floor: part.floor }
                 }
-                Part::Rows(rows) => {
-                    let points = rows.points(schema)?.into_iter().map(|batch| batch.project(&columns));
-                    Input::Rows(points.collect::<Result<Vec<RecordBatch>, _>>()?)
+                Source::Rows(rows) => {
+                    let points = rows.points(schema)?.into_iter();
+                    let there = points.map(|batch| not_before(&batch, part.floor)?.project(&columns));
+                    Input::Rows(there.collect::<Result<Vec<RecordBatch>, _>>()?)
                 }
             });
         }

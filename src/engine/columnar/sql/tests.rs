@@ -115,6 +115,51 @@ async fn only_what_overlaps_is_merged() {
     assert!(plan.contains("PlaceholderRowExec"), "{plan}");
 }
 
+/// Of how many of them a plan that has run has read how many, by one of its metrics.
+fn read_of(plan: &str, metric: &str) -> (u64, u64) {
+    let (_, after) = plan.split_once(&format!("{metric}=")).unwrap_or_else(|| panic!("{metric}: {plan}"));
+    let number = |text: &str| -> u64 {
+        let digits: String = text.trim_start().chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().unwrap_or_else(|_| panic!("{metric}: {plan}"))
+    };
+    let (total, read) = after.split_once('→').unwrap_or_else(|| panic!("{metric}: {plan}"));
+    (number(total), number(read))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn time_and_tags_leave_out_files_and_parts_of_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path()).await;
+    let hosts = ["h0", "h1", "h2", "h3", "h4", "h5", "h6", "h7"];
+    for day in 0..3 {
+        let rows: Vec<Row> = (0..16_000)
+            .map(|n| (day * DAY + n * 1_000_000_000, hosts[n as usize % 8], Some(n as f64), None))
+            .collect();
+        engine.apply(at(day as u64 + 1), &batch("db", &rows)).unwrap();
+    }
+    engine.checkpoint(Bytes::new()).await.unwrap();
+    while engine.maintain().await.unwrap() {}
+    let files = |plan: &str| plan.matches(".parquet").count();
+    let all = csv(&engine, "explain select a from cpu").await;
+    assert_eq!(files(&all), 3, "{all}");
+    let second = format!(
+        "from cpu where time >= to_timestamp_nanos({}) and time < to_timestamp_nanos({})",
+        DAY,
+        DAY + 500_000_000_000
+    );
+    let plan = csv(&engine, &format!("explain select a {second}")).await;
+    assert_eq!(files(&plan), 1, "{plan}");
+    let plan = csv(&engine, &format!("explain analyze select a {second}")).await;
+    let (windows, read) = read_of(&plan, "row_groups_pruned_statistics");
+    assert!(windows > 10 && read == 1, "{read} of {windows}: {plan}");
+    // In the days that are over rows lie by host; in the last one every page has every host.
+    let sql = format!("select a from cpu where time < to_timestamp_nanos({}) and host = 'h3'", 2 * DAY);
+    let plan = csv(&engine, &format!("explain analyze {sql}")).await;
+    let (rows, read) = read_of(&plan, "page_index_rows_pruned");
+    assert!(rows == 32_000 && read < rows / 4, "{read} of {rows}: {plan}");
+    assert_eq!(csv(&engine, &format!("select count(*) as n from ({sql}) as q")).await, "n\n4000\n");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn agrees_with_a_map_of_points_however_it_is_flushed() {
     let mut rng = StdRng::seed_from_u64(11);

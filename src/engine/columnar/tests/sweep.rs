@@ -7,7 +7,8 @@ use crate::testing::{Fault, SimDisk};
 
 const DIR: &str = "node/engine";
 
-/// The log: the point at time 1 in three records, two days, a dropped database.
+/// The log: the point at time 1 in three records, two days, a dropped database, one whose first day is
+/// too old by the end.
 fn log() -> Vec<Operation> {
     vec![
         batch("db", &[(1, "x", Some(1.0), Some(1.0)), (DAY, "x", Some(1.0), None)]),
@@ -15,6 +16,9 @@ fn log() -> Vec<Operation> {
         batch("db", &[(1, "x", None, Some(3.0)), (2, "y", Some(3.0), None)]),
         Operation::DropDatabase { database: "gone".into() },
         batch("db", &[(1, "x", Some(5.0), None)]),
+        batch("old", &[(1, "x", Some(1.0), None), (3 * DAY, "x", Some(1.0), None)]),
+        Operation::SetRetention { database: "old".into(), keep_ns: Some(DAY) },
+        Operation::Expire { now_ns: 3 * DAY },
         Operation::Nothing,
     ]
 }
@@ -73,12 +77,18 @@ async fn check(disk: &SimDisk, confirmed: Lsn, what: &str) {
         (DAY, host("x"), Some(1.0), None),
     ];
     assert_eq!(points(&engine).await, wanted, "{what}");
-    assert_eq!(engine.databases(), ["db"], "{what}");
-    engine.checkpoint(sidecar(at(6))).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+    assert_eq!(engine.databases(), ["db", "old"], "{what}");
+    let last = at(log().len() as u64);
+    engine.checkpoint(sidecar(last)).await.unwrap_or_else(|e| panic!("{what}: {e}"));
     assert_eq!(points(&engine).await, wanted, "{what}");
     drop(engine);
     let again = ColumnarEngine::open(Arc::new(booted), DIR.into(), ColumnarConfig::default()).await.unwrap();
     assert_eq!(points(&again).await, wanted, "{what}");
+    let old = again.scan("old", "cpu").await.unwrap().unwrap().1;
+    assert_eq!(old.iter().map(RecordBatch::num_rows).sum::<usize>(), 1, "{what}");
+    let named = again.survey_databases().iter().map(|db| db.files as usize).sum::<usize>();
+    let there = disk.files().iter().filter(|path| path.extension().is_some_and(|e| e == "parquet")).count();
+    assert_eq!(there, named, "{what}: {:?}", disk.files());
     let stray =
         |path: &PathBuf| path.extension().is_some_and(|e| e == "tmp") && path != Path::new("MANIFEST.tmp");
     assert!(!disk.files().iter().any(stray), "{what}: {:?}", disk.files());
@@ -118,7 +128,7 @@ async fn a_failed_call_is_made_good_by_the_next_checkpoint() {
             let (confirmed, result) = run(&disk.boot(), 3).await;
             let what = format!("{fault:?} at call {call}");
             result.unwrap_or_else(|e| panic!("{what}: {e}"));
-            assert_eq!(confirmed, at(6), "{what}");
+            assert_eq!(confirmed, at(log().len() as u64), "{what}");
             disk.crash(call);
             check(&disk, confirmed, &what).await;
         }
