@@ -196,6 +196,8 @@ fn routes() -> Vec<Route<Handler>> {
             post("/api/v3/query_sql", Data, on(MethodFilter::POST, query::influx3)),
             post("/api/v1/query", Data, on(MethodFilter::POST, query::arc)),
             post("/api/v1/query/arrow", Data, on(MethodFilter::POST, query::arc_arrow)),
+            post("/api/v1/query/msgpack", Data, on(MethodFilter::POST, query::arc_msgpack)),
+            post("/api/v1/query/estimate", Data, on(MethodFilter::POST, query::arc_estimate)),
         ]);
         table
     };
