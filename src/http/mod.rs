@@ -8,6 +8,8 @@ mod body;
 mod cluster;
 mod databases;
 mod error;
+#[cfg(feature = "sql")]
+mod flight;
 mod health;
 mod influx;
 mod params;
@@ -198,6 +200,7 @@ fn routes() -> Vec<Route<Handler>> {
             post("/api/v1/query/arrow", Data, on(MethodFilter::POST, query::arc_arrow)),
             post("/api/v1/query/msgpack", Data, on(MethodFilter::POST, query::arc_msgpack)),
             post("/api/v1/query/estimate", Data, on(MethodFilter::POST, query::arc_estimate)),
+            post(flight::SERVICE, Data, on(MethodFilter::POST, flight::call)),
         ]);
         table
     };
@@ -229,12 +232,15 @@ fn mount<S: Clone + Send + Sync + 'static>(
         let guarded = route.handler.layer(middleware::from_fn_with_state(Arc::new(door), Door::pass));
         router = router.route(route.path, guarded);
     }
-    router
+    let router = router
         .fallback(|| async { ApiError::new(Fault::NotFound, "there is no such path here") })
         .method_not_allowed_fallback(|| async {
             ApiError::new(Fault::Method, "this path does not take this method")
         })
-        .layer(middleware::from_fn_with_state(gate, check_source))
+        .layer(middleware::from_fn_with_state(gate, check_source));
+    #[cfg(feature = "sql")]
+    let router = router.layer(middleware::from_fn(flight::answer_in_grpc));
+    router
 }
 
 /// How the client came; a request that no listener marked came over TCP.

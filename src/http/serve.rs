@@ -1,4 +1,5 @@
-//! The listeners: accepts connections on TCP and on the unix socket and runs HTTP/1 on them.
+//! The listeners: accepts connections on TCP and on the unix socket and runs HTTP/1 on them, or HTTP/2
+//! where a client begins with it (h2c with prior knowledge, as gRPC does).
 
 use std::{
     convert::Infallible,
@@ -12,9 +13,10 @@ use std::{
 };
 
 use axum::{Router, body::Body};
-use hyper::{body::Incoming, server::conn::http1, service::Service};
+use hyper::{body::Incoming, service::Service};
 use hyper_util::{
-    rt::{TokioIo, TokioTimer},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
     service::TowerToHyperService,
 };
 use tokio::{
@@ -22,6 +24,7 @@ use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
+    time::{Instant, sleep_until},
 };
 
 use super::{AppState, auth::Peer, router};
@@ -42,6 +45,12 @@ const DRAIN: Duration = Duration::from_secs(10);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Longest request head, in bytes.
 const HEAD_LIMIT: usize = 64 * 1024;
+/// Requests at once on one HTTP/2 connection; further ones wait in the client.
+const STREAMS: u32 = 64;
+/// Bytes of answers that wait for one stream of HTTP/2.
+const STREAM_BUFFER: usize = 128 * 1024;
+/// An HTTP/2 client is asked so often whether it lives, and has as long to say so.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 /// Makes the unix socket at `path`, mode 0600, in place of one that a dead process left. The caller
 /// holds the lock of the data directory, so that no living process listens there.
@@ -136,17 +145,28 @@ async fn accept_failed(error: &io::Error) {
 
 /// What all connections share.
 struct Connections {
-    http: http1::Builder,
+    http: auto::Builder<TokioExecutor>,
     router: Router,
     places: Arc<Semaphore>,
+    header_timeout: Duration,
 }
 
 impl Connections {
     fn new(config: &config::Http, router: Router) -> Self {
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new()).header_read_timeout(config.header_timeout).max_buf_size(HEAD_LIMIT);
+        let mut http = auto::Builder::new(TokioExecutor::new());
+        http.http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(config.header_timeout)
+            .max_buf_size(HEAD_LIMIT);
+        http.http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .max_concurrent_streams(STREAMS)
+            .max_send_buf_size(STREAM_BUFFER)
+            .max_header_list_size(HEAD_LIMIT as u32);
         let places = Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS));
-        Self { http, router, places: Arc::new(places) }
+        Self { http, router, places: Arc::new(places), header_timeout: config.header_timeout }
     }
 
     /// Runs one connection to its end; `_place` is free again after it.
@@ -158,7 +178,9 @@ impl Connections {
         mut stopped: watch::Receiver<bool>,
     ) {
         let service = TowerToHyperService::new(self.router.clone());
+        let (heard, mut hears) = watch::channel(None);
         let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+            heard.send_replace(Some(Instant::now()));
             request.extensions_mut().insert(peer);
             let answer = service.call(request.map(Body::new));
             async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
@@ -172,6 +194,14 @@ impl Connections {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
+            silent = silence(&mut hears, self.header_timeout) => match silent {
+                Silent::FromTheStart => return tracing::debug!("an HTTP connection brought no request"),
+                // What runs is answered. HTTP/1 has seen to this itself by now.
+                Silent::Since => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            }
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "an HTTP connection ended early");
@@ -179,9 +209,33 @@ impl Connections {
     }
 }
 
+/// How long a client has said nothing.
+enum Silent {
+    FromTheStart,
+    Since,
+}
+
+/// Resolves when no request has begun for so long. HTTP/2 has no such limit of its own, nor has the
+/// time until it is known which of the two a client speaks.
+async fn silence(hears: &mut watch::Receiver<Option<Instant>>, longest: Duration) -> Silent {
+    let began = Instant::now();
+    loop {
+        let heard = *hears.borrow_and_update();
+        sleep_until(heard.unwrap_or(began) + longest).await;
+        match (heard, hears.has_changed()) {
+            (_, Ok(true)) => {}
+            (None, _) => return Silent::FromTheStart,
+            (Some(_), _) => return Silent::Since,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use axum::{Extension, routing::get};
+    use bytes::Bytes;
+    use http_body_util::{BodyExt, Empty};
+    use hyper::client::conn::http2::{SendRequest, handshake};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -265,6 +319,55 @@ mod tests {
         let next = ask(TcpStream::connect(edge.tcp).await.unwrap(), WHO).await;
         assert!(next.ends_with("Tcp"), "{next}");
         assert!(!holder.await.unwrap().contains("200 OK"));
+    }
+
+    /// A connection of HTTP/2, and its end.
+    async fn http2(
+        tcp: std::net::SocketAddr,
+    ) -> (SendRequest<Empty<Bytes>>, tokio::task::JoinHandle<hyper::Result<()>>) {
+        let stream = TokioIo::new(TcpStream::connect(tcp).await.unwrap());
+        let (send, connection) = handshake(TokioExecutor::new(), stream).await.unwrap();
+        (send, tokio::spawn(connection))
+    }
+
+    async fn ask_http2(mut send: SendRequest<Empty<Bytes>>, path: &str) -> String {
+        let request = hyper::Request::get(format!("http://localhost{path}")).body(Empty::new()).unwrap();
+        let answer = send.send_request(request).await.unwrap();
+        assert_eq!(answer.version(), hyper::Version::HTTP_2);
+        String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().into()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn one_port_speaks_both_and_cuts_who_is_silent() {
+        let config = config::Http { header_timeout: Duration::from_millis(200), ..config::Http::default() };
+        let edge = running(config).await;
+        let (send, ended) = http2(edge.tcp).await;
+        // What is under way when the time is over is answered.
+        let (slow, who) = tokio::join!(ask_http2(send.clone(), "/slow"), ask_http2(send.clone(), "/who"));
+        assert_eq!((slow.as_str(), who.as_str()), ("done", "Tcp"));
+        ended.await.unwrap().unwrap();
+        assert!(send.is_closed());
+        assert!(ask(TcpStream::connect(edge.tcp).await.unwrap(), WHO).await.ends_with("Tcp"));
+        // Nothing, the first letter of both, and all that HTTP/2 begins with.
+        for said in ["", "P", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+            let mut stream = TcpStream::connect(edge.tcp).await.unwrap();
+            stream.write_all(said.as_bytes()).await.unwrap();
+            let mut rest = Vec::new();
+            // Cut, in whatever way.
+            let _ = stream.read_to_end(&mut rest).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_runs_over_http2_ends_when_the_edge_does() {
+        let edge = running(config::Http::default()).await;
+        let (send, ended) = http2(edge.tcp).await;
+        let slow = tokio::spawn(ask_http2(send.clone(), "/slow"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        edge.stop.send(()).unwrap();
+        assert_eq!(slow.await.unwrap(), "done");
+        edge.done.await.unwrap();
+        ended.await.unwrap().unwrap();
     }
 
     #[tokio::test]

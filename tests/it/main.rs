@@ -22,6 +22,8 @@ mod failover;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod feed;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod flight;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod graceful;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod http;
