@@ -46,4 +46,6 @@ mod single_node;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod snapshot;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod telegraf;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod tokens_and_removal;
