@@ -24,6 +24,14 @@ pub(super) struct ApiError {
     headers: Box<HeaderMap>,
 }
 
+/// What an answer says is wrong; kept beside it for who says it in other words.
+#[cfg(feature = "sql")]
+#[derive(Debug, Clone)]
+pub(super) struct Told {
+    pub(super) fault: Fault,
+    pub(super) message: String,
+}
+
 /// Who is at fault, and whether a retry helps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -163,6 +171,11 @@ impl ApiError {
     pub(super) fn fault(&self) -> Fault {
         self.fault
     }
+
+    #[cfg(feature = "sql")]
+    pub(super) fn told(self) -> Told {
+        Told { fault: self.fault, message: self.message }
+    }
 }
 
 impl IntoResponse for ApiError {
@@ -182,6 +195,8 @@ impl IntoResponse for ApiError {
         if self.fault == Fault::Unauthorized {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"skein\""));
         }
+        #[cfg(feature = "sql")]
+        response.extensions_mut().insert(Told { fault: self.fault, message: self.message });
         response
     }
 }
@@ -273,8 +288,16 @@ pub(super) fn health(pass: bool, body: serde_json::Value) -> Response {
     (status, Json(body)).into_response()
 }
 
-/// Class of a status (`2xx`) for metrics.
+/// Class of a status (`2xx`) for metrics. gRPC has a status of its own, and HTTP's is then 200.
 pub(super) fn class(response: &Response) -> &'static str {
+    if let Some(status) = response.headers().get("grpc-status") {
+        return match status.as_bytes() {
+            b"0" => "2xx",
+            // Unknown, internal, unavailable, lost.
+            b"2" | b"13" | b"14" | b"15" => "5xx",
+            _ => "4xx",
+        };
+    }
     match response.status().as_u16() / 100 {
         1 => "1xx",
         2 => "2xx",

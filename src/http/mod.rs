@@ -11,6 +11,8 @@ mod connection;
 mod databases;
 mod error;
 mod events;
+#[cfg(feature = "sql")]
+mod flight;
 mod guesses;
 mod health;
 mod influx;
@@ -249,6 +251,9 @@ fn routes() -> Vec<Route<Handler>> {
             post("/api/v3/query_sql", Read, on(MethodFilter::POST, query::influx3)),
             post("/api/v1/query", Read, on(MethodFilter::POST, query::arc)),
             post("/api/v1/query/arrow", Read, on(MethodFilter::POST, query::arc_arrow)),
+            post("/api/v1/query/msgpack", Read, on(MethodFilter::POST, query::arc_msgpack)),
+            post("/api/v1/query/estimate", Read, on(MethodFilter::POST, query::arc_estimate)),
+            post(flight::SERVICE, Read, on(MethodFilter::POST, flight::call)),
         ]);
         table
     };
@@ -280,12 +285,15 @@ fn mount<S: Clone + Send + Sync + 'static>(
         let guarded = route.handler.layer(middleware::from_fn_with_state(Arc::new(door), Door::pass));
         router = router.route(route.path, guarded);
     }
-    router
+    let router = router
         .fallback(|| async { ApiError::new(Fault::NotFound, "there is no such path here") })
         .method_not_allowed_fallback(|| async {
             ApiError::new(Fault::Method, "this path does not take this method")
         })
-        .layer(middleware::from_fn_with_state(gate, check_source))
+        .layer(middleware::from_fn_with_state(gate, check_source));
+    #[cfg(feature = "sql")]
+    let router = router.layer(middleware::from_fn(flight::answer_in_grpc));
+    router
 }
 
 async fn check_source(

@@ -1,11 +1,14 @@
 //! SQL queries: at the consistency asked for, answered from this node's own data as rows come.
 
 mod consistency;
+mod estimate;
+mod packed;
 mod rows;
-mod stream;
+pub(super) mod stream;
 
 use std::{sync::Arc, time::Duration};
 
+use arrow_schema::SchemaRef;
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, Method, header, request},
@@ -39,8 +42,10 @@ pub(super) async fn influx3(State(edge): State<Arc<Edge>>, request: Request) -> 
     let format = params.get("format").unwrap_or("json");
     let format: output::Format =
         format.parse().map_err(|e: output::FormatParseError| ApiError::invalid(e.to_string()))?;
-    let asked = Asked::of(&edge, &head, &params, "q", (params.get("db"), None))?;
-    let (rows, head) = asked.run(&edge).await?;
+    let sql = statement(&params, "q")?;
+    let caller = Principal::of(&head.extensions)?;
+    let asked = Asked::of(&edge, &caller, &head.headers, &params, (params.get("db"), None))?;
+    let (rows, head) = asked.run(&edge, sql).await?;
     respond(&edge, format.content_type(), head, output::encode(rows, format)).await
 }
 
@@ -57,12 +62,41 @@ pub(super) async fn arc_arrow(State(edge): State<Arc<Edge>>, request: Request) -
     respond(&edge, format.content_type(), head, output::encode(rows, format)).await
 }
 
+/// `POST /api/v1/query/msgpack` of Arc.
+pub(super) async fn arc_msgpack(
+    State(edge): State<Arc<Edge>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (rows, head, started) = run_arc(&edge, request).await?;
+    respond(&edge, "application/msgpack", head, packed::encode(rows, started, edge.app.now_ns)).await
+}
+
+/// `POST /api/v1/query/estimate` of Arc: how many rows the statement would give.
+pub(super) async fn arc_estimate(
+    State(edge): State<Arc<Edge>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (asked, sql) = ask_arc(&edge, request).await?;
+    let (count, head) = estimate::count(&edge, &asked, &sql).await?;
+    Ok(error::ok("application/json", head.headers, estimate::answer(count, asked.started.elapsed()).into()))
+}
+
 async fn run_arc(edge: &Edge, request: Request) -> Result<(QueryStream, Head, Instant), ApiError> {
+    let (asked, sql) = ask_arc(edge, request).await?;
+    let (rows, head) = asked.run(edge, &sql).await?;
+    Ok((rows, head, asked.started))
+}
+
+async fn ask_arc(edge: &Edge, request: Request) -> Result<(Asked, String), ApiError> {
     let (head, params) = parameters(edge, request).await?;
     let database = params::text_header(&head.headers, "x-arc-database")?;
-    let asked = Asked::of(edge, &head, &params, "sql", (database, Some("default")))?;
-    let (rows, head) = asked.run(edge).await?;
-    Ok((rows, head, asked.started))
+    let caller = Principal::of(&head.extensions)?;
+    let asked = Asked::of(edge, &caller, &head.headers, &params, (database, Some("default")))?;
+    Ok((asked, statement(&params, "sql")?.to_owned()))
+}
+
+fn statement<'a>(params: &'a Params, name: &str) -> Result<&'a str, ApiError> {
+    params.get(name).ok_or_else(|| ApiError::invalid(format!("a query is required: {name}=SELECT ...")))
 }
 
 /// Parameters of the query string, and behind them those of a form or a JSON object in the body.
@@ -98,9 +132,8 @@ fn body_parameters(headers: &HeaderMap, body: &[u8]) -> Result<Params, ApiError>
     Ok(params)
 }
 
-/// What a query asks for.
-struct Asked {
-    sql: String,
+/// What a query asks for besides its statement.
+pub(super) struct Asked {
     database: Option<String>,
     /// What it may see.
     databases: Databases,
@@ -110,55 +143,62 @@ struct Asked {
 }
 
 /// What is known of an answer ahead of its rows.
-struct Head {
-    headers: HeaderMap,
-    permits: Permits,
+pub(super) struct Head {
+    pub(super) headers: HeaderMap,
+    pub(super) permits: Permits,
     deadline: Instant,
     timeout: Duration,
 }
 
+impl Head {
+    pub(super) fn bounds(&self, edge: &Edge) -> Bounds {
+        let bytes = edge.app.config.query_bytes.as_usize();
+        Bounds { deadline: self.deadline, timeout: self.timeout, bytes }
+    }
+}
+
 impl Asked {
-    fn of(
+    pub(super) fn of(
         edge: &Edge,
-        head: &request::Parts,
+        caller: &Principal,
+        headers: &HeaderMap,
         params: &Params,
-        name: &str,
         (database, default): (Option<&str>, Option<&str>),
     ) -> Result<Self, ApiError> {
-        let Some(sql) = params.get(name) else {
-            return Err(ApiError::invalid(format!("a query is required: {name}=SELECT ...")));
-        };
-        let caller = Principal::of(&head.extensions)?;
         // The one that nobody named matters only to a statement that needs it.
         caller.check(Scope::Read, database)?;
         let longest = edge.app.config.query_timeout;
         Ok(Self {
-            sql: sql.to_owned(),
             database: database.or(default).map(str::to_owned),
             databases: caller.databases(),
-            consistency: consistency::asked(params, &head.headers)?,
+            consistency: consistency::asked(params, headers)?,
             started: Instant::now(),
-            timeout: params::timeout(params, &head.headers, longest, longest)?,
+            timeout: params::timeout(params, headers, longest, longest)?,
         })
     }
 
     /// Waits for a place and for the read point, then starts.
-    async fn run(&self, edge: &Edge) -> Result<(QueryStream, Head), ApiError> {
+    pub(super) async fn run(&self, edge: &Edge, sql: &str) -> Result<(QueryStream, Head), ApiError> {
+        let mut head = self.enter(edge).await?;
+        let rows = edge.app.engine.query(sql, self.options(edge)).await?;
+        edge.queries_answered.add(1);
+        error::set(&mut head.headers, "x-skein-lsn", rows.applied());
+        Ok((rows, head))
+    }
+
+    /// As [`Self::run`], but only as far as the columns of the answer.
+    pub(super) async fn describe(&self, edge: &Edge, sql: &str) -> Result<(SchemaRef, Head), ApiError> {
+        let head = self.enter(edge).await?;
+        Ok((edge.app.engine.describe(sql, self.options(edge)).await?, head))
+    }
+
+    /// Waits for a place and for the read point.
+    pub(super) async fn enter(&self, edge: &Edge) -> Result<Head, ApiError> {
         let permits = edge.query_permits(self.left()).await?;
         let node = &edge.app.node;
-        let point = node.read_point(self.consistency, self.left()).await?;
-        let options = SqlOptions {
-            database: self.database.clone(),
-            databases: self.databases.clone(),
-            timeout: self.left(),
-            max_rows: Some(edge.app.config.query_rows),
-            memory_limit: edge.app.config.query_memory.as_usize(),
-        };
-        let rows = edge.app.engine.query(&self.sql, options).await?;
-        edge.queries_answered.add(1);
+        let ReadPoint { applied, staleness } = node.read_point(self.consistency, self.left()).await?;
         let mut headers = HeaderMap::new();
-        let ReadPoint { staleness, .. } = point;
-        error::set(&mut headers, "x-skein-lsn", rows.applied());
+        error::set(&mut headers, "x-skein-lsn", applied);
         error::set(&mut headers, "x-skein-node", node.id());
         if let Some(writer) = node.view().borrow().writer {
             error::set(&mut headers, "x-skein-writer", writer.node);
@@ -166,8 +206,17 @@ impl Asked {
         if let Some(age) = staleness {
             error::set(&mut headers, "x-skein-staleness-ms", age.as_millis());
         }
-        let deadline = self.started + self.timeout;
-        Ok((rows, Head { headers, permits, deadline, timeout: self.timeout }))
+        Ok(Head { headers, permits, deadline: self.started + self.timeout, timeout: self.timeout })
+    }
+
+    fn options(&self, edge: &Edge) -> SqlOptions {
+        SqlOptions {
+            database: self.database.clone(),
+            databases: self.databases.clone(),
+            timeout: self.left(),
+            max_rows: Some(edge.app.config.query_rows),
+            memory_limit: edge.app.config.query_memory.as_usize(),
+        }
     }
 
     /// Time that is left for it.
@@ -184,13 +233,9 @@ async fn respond(
     answer: Head,
     pieces: impl Stream<Item = Result<Bytes, QueryError>> + Send + 'static,
 ) -> Result<Response, ApiError> {
-    let mut pieces: Pieces = Box::pin(pieces);
+    let mut pieces: Pieces<Bytes> = Box::pin(pieces);
     let first = pieces.next().await.transpose()?.unwrap_or_default();
-    let bounds = Bounds {
-        deadline: answer.deadline,
-        timeout: answer.timeout,
-        bytes: edge.app.config.query_bytes.as_usize(),
-    };
+    let bounds = answer.bounds(edge);
     Ok(error::ok(content_type, answer.headers, stream::body(first, pieces, bounds, answer.permits)))
 }
 

@@ -132,6 +132,10 @@ fn tries() -> Vec<Try> {
             line("GET /api/v3/query_sql", "/api/v3/query_sql?q=select+*+from+home.cpu", "", Asks::Read, 200),
             line("POST /api/v3/query_sql", "/api/v3/query_sql", r#"{"db":"home","q":"select * from cpu"}"#, Asks::Read, 200),
             line("POST /api/v1/query", "/api/v1/query", r#"{"sql":"select * from cpu"}"#, Asks::Read, 200),
+            line("POST /api/v1/query/msgpack", "/api/v1/query/msgpack", r#"{"sql":"select * from cpu"}"#, Asks::Read, 200),
+            line("POST /api/v1/query/estimate", "/api/v1/query/estimate", r#"{"sql":"select * from cpu"}"#, Asks::Read, 200),
+            // gRPC needs HTTP/2, which is said only to whoever may ask.
+            line("POST /arrow.flight.protocol.FlightService/{call}", "/arrow.flight.protocol.FlightService/DoGet", "", Asks::Status, 400),
             line("POST /api/v1/query/arrow", "/api/v1/query/arrow", r#"{"sql":"show tables"}"#, Asks::Read, 200),
         ]);
         table

@@ -2,6 +2,8 @@
 
 use std::{io::Write, time::Duration};
 
+use serde::Deserialize;
+use serde_bytes::ByteBuf;
 use serde_json::{Value, json};
 
 use crate::{
@@ -66,4 +68,76 @@ fn message_pack_in_every_shape_and_line_protocol_by_header() {
     let answer =
         post(edge, "/api/v1/query/arrow", &[HOME, ("content-type", "application/json")], sql.as_bytes());
     assert_eq!(answer.expect(200).header("content-type"), Some("application/vnd.apache.arrow.stream"));
+}
+
+/// Arc's answer in MessagePack: values column by column, times as the specification's extension.
+#[derive(Debug, Deserialize, PartialEq)]
+struct Packed {
+    success: bool,
+    columns: Vec<String>,
+    types: Vec<String>,
+    data: (Vec<Extension>, Vec<Option<String>>, Vec<f64>, Vec<i64>, Vec<Option<u64>>, Vec<bool>, Vec<String>),
+    row_count: u64,
+}
+
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(rename = "_ExtStruct")]
+struct Extension((i8, ByteBuf));
+
+#[test]
+fn answers_in_message_pack_and_estimates() {
+    let cluster = Cluster::of(1);
+    let node = &cluster[0];
+    node.write(
+        "every,host=a f=0.5,i=-9223372036854775808i,u=18446744073709551615u,b=t,s=\"x\" 1700000000000000001\n\
+         every f=2,i=1i,b=f,s=\"y\" 1700000001000000000",
+    );
+    let ask = |path: &str, sql: &str| post(node, path, &[HOME], json!({ "sql": sql }).to_string().as_bytes());
+    let sql = "SELECT time, host, f, i, u, b, s FROM every ORDER BY time";
+    let answer = ask("/api/v1/query/msgpack", sql).expect(200);
+    assert_eq!(answer.header("content-type"), Some("application/msgpack"));
+    assert!(answer.header("x-skein-lsn").is_some());
+    let time = |bytes: &[u8]| Extension((-1, ByteBuf::from(bytes.to_vec())));
+    let second = 1_700_000_000u64;
+    let packed: Packed = rmp_serde::from_slice(&answer.bytes).unwrap();
+    let wanted = Packed {
+        success: true,
+        columns: ["time", "host", "f", "i", "u", "b", "s"].map(str::to_owned).to_vec(),
+        types: ["timestamp[ns]", "utf8", "float64", "int64", "uint64", "bool", "utf8"]
+            .map(str::to_owned)
+            .to_vec(),
+        data: (
+            vec![time(&(1 << 34 | second).to_be_bytes()), time(&(second as u32 + 1).to_be_bytes())],
+            vec![Some("a".into()), None],
+            vec![0.5, 2.0],
+            vec![i64::MIN, 1],
+            vec![Some(u64::MAX), None],
+            vec![true, false],
+            vec!["x".into(), "y".into()],
+        ),
+        row_count: 2,
+    };
+    assert_eq!(packed, wanted);
+    // No more than fits is kept, whatever the answer would be.
+    let text = "x".repeat(20_000);
+    node.write(&(0..100).map(|n| format!("long s=\"{text}\" {n}")).collect::<Vec<_>>().join("\n"));
+    let times = |n: usize| {
+        let columns: Vec<String> = (0..n).map(|n| format!("s AS c{n}")).collect();
+        format!("SELECT {} FROM long", columns.join(", "))
+    };
+    assert_eq!(ask("/api/v1/query/msgpack", &times(40)).status, 422, "80 MB");
+    assert_eq!(ask("/api/v1/query/msgpack", &times(4)).status, 200, "8 MB");
+
+    let estimate = |sql: &str| ask("/api/v1/query/estimate", sql);
+    for sql in [sql, "SELECT * FROM every;", "SELECT * FROM every -- all"] {
+        let answer = estimate(sql).expect(200).json();
+        assert_eq!((&answer["estimated_rows"], &answer["warning_level"]), (&json!(2), &json!("none")));
+    }
+    // What is a statement only together with what counts it is none.
+    for wrong in
+        ["SELECT 1) t UNION ALL SELECT count(*) FROM (SELECT 2", "DROP TABLE every", "SELECT nope FROM every"]
+    {
+        estimate(wrong).expect(400);
+    }
+    estimate("").expect(400);
 }

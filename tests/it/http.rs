@@ -23,6 +23,8 @@ pub struct Answer {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: String,
+    /// The body as it came.
+    pub bytes: Vec<u8>,
 }
 
 impl Answer {
@@ -145,7 +147,7 @@ fn parse(all: &[u8]) -> Option<Answer> {
             _ => rest.to_vec(),
         }
     };
-    Some(Answer { status, body: String::from_utf8_lossy(&body).into_owned(), headers })
+    Some(Answer { status, body: String::from_utf8_lossy(&body).into_owned(), bytes: body, headers })
 }
 
 fn unchunk(mut rest: &[u8]) -> Option<Vec<u8>> {

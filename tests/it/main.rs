@@ -31,6 +31,8 @@ mod failover;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod feed;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod flight;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod full_disk;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod graceful;
@@ -56,6 +58,8 @@ mod roles;
 mod single_node;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod snapshot;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod telegraf;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod tls;
 #[cfg(all(feature = "server", feature = "sql"))]

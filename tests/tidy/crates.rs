@@ -7,13 +7,16 @@ use super::{
 };
 
 /// A crate (or the beginning of its name, if it ends in `*`) and the only places that may name it.
-const CONFINED: [(&str, &[&str]); 15] = [
+const CONFINED: [(&str, &[&str]); 18] = [
+    ("arrow_flight", &["http/flight"]),
     ("arrow", &["engine/columnar/", "http/query"]),
-    ("arrow_*", &["engine/columnar/", "http/query"]),
+    ("arrow_*", &["engine/columnar/", "http/query", "http/flight"]),
     ("parquet", &["engine/columnar/", "http/query"]),
     ("datafusion*", &["engine/columnar/sql", "http/query"]),
     ("axum*", &["http/", "cli/"]),
     ("hyper", &["http/", "cli/", "chaos/"]),
+    ("prost", &["http/flight"]),
+    ("tonic", &["http/flight"]),
     ("hyper_util", &["http/", "cli/", "chaos/"]),
     ("http_body_util", &["http/", "cli/", "chaos/"]),
     ("clap", &["cli/", "chaos/"]),

@@ -58,9 +58,13 @@ fn head(schema: &SchemaRef) -> Bytes {
 }
 
 fn tail(rows: usize, took_ms: f64, now_ns: i64) -> Bytes {
-    let now = OffsetDateTime::from_unix_timestamp_nanos(now_ns.into()).ok();
-    let now = now.and_then(|at| at.format(&Rfc3339).ok());
-    format!("],\"row_count\":{rows},\"execution_time_ms\":{took_ms:.3},\"timestamp\":{}}}", json!(now)).into()
+    let now = json!(now_text(now_ns));
+    format!("],\"row_count\":{rows},\"execution_time_ms\":{took_ms:.3},\"timestamp\":{now}}}").into()
+}
+
+/// When that was, as RFC 3339 has it.
+pub(super) fn now_text(now_ns: i64) -> Option<String> {
+    OffsetDateTime::from_unix_timestamp_nanos(now_ns.into()).ok()?.format(&Rfc3339).ok()
 }
 
 /// The rows as arrays, separated by commas; `first` says that none stand before them.

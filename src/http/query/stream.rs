@@ -1,12 +1,12 @@
-//! The body of an answer. A task of its own makes the pieces and holds the query's places: it ends
-//! with the answer, with the client or with the query's time, whichever is first. A client that
+//! What an answer is made of. A task of its own makes the pieces and holds the query's places: it
+//! ends with the answer, with the client or with the query's time, whichever is first. A client that
 //! stops reading keeps a connection, not a place.
 
-use std::{io, pin::Pin, time::Duration};
+use std::{io, pin::Pin, task::Poll, time::Duration};
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout_at},
@@ -15,11 +15,23 @@ use tokio::{
 use crate::engine::columnar::sql::QueryError;
 
 /// Pieces of an answer as they come.
-pub(super) type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, QueryError>> + Send>>;
+pub(in crate::http) type Pieces<T> = Pin<Box<dyn Stream<Item = Result<T, QueryError>> + Send>>;
+
+/// What is sent at once.
+pub(in crate::http) trait Piece: Send + 'static {
+    /// Bytes of it.
+    fn bytes(&self) -> usize;
+}
+
+impl Piece for Bytes {
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+}
 
 /// When and how much at most.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
+pub(in crate::http) struct Bounds {
     /// What is not read by then is not given.
     pub(super) deadline: Instant,
     /// How long the query had until then.
@@ -29,41 +41,56 @@ pub(super) struct Bounds {
 }
 
 /// A body of these pieces; `held` is dropped when the last is given, or none will be any more.
-pub(super) fn body(first: Bytes, rest: Pieces, bounds: Bounds, held: impl Send + 'static) -> Body {
+pub(super) fn body(first: Bytes, rest: Pieces<Bytes>, bounds: Bounds, held: impl Send + 'static) -> Body {
+    let all = Box::pin(futures::stream::iter([Ok(first)]).chain(rest));
+    Body::from_stream(bounded(all, bounds, held).map_err(io::Error::other))
+}
+
+/// These pieces within bounds; `held` is dropped when the last is given, or none will be any more. An
+/// error is the last item, and says that the answer is not whole.
+pub(in crate::http) fn bounded<T: Piece>(
+    pieces: Pieces<T>,
+    bounds: Bounds,
+    held: impl Send + 'static,
+) -> impl Stream<Item = Result<T, QueryError>> + Send {
     // One piece waits while the one before it is sent.
     let (give, mut take) = mpsc::channel(1);
-    let pieces = Box::pin(futures::stream::iter([Ok(first)]).chain(rest));
     tokio::spawn(produce(pieces, give, bounds, held));
     let mut ended = false;
-    Body::from_stream(futures::stream::poll_fn(move |cx| {
+    futures::stream::poll_fn(move |cx| {
         if ended {
-            return std::task::Poll::Ready(None);
+            return Poll::Ready(None);
         }
         take.poll_recv(cx).map(|piece| match piece {
-            Some(Piece::Bytes(bytes)) => Some(Ok(bytes)),
-            Some(Piece::End) => None,
-            Some(Piece::Cut(error)) => {
+            Some(Given::Piece(piece)) => Some(Ok(piece)),
+            Some(Given::End) => None,
+            Some(Given::Cut(error)) => {
                 ended = true;
-                Some(Err(io::Error::other(error)))
+                Some(Err(error))
             }
             // The task has ended, but not the answer.
             None => {
                 ended = true;
-                Some(Err(io::Error::other(QueryError::TimedOut(bounds.timeout))))
+                Some(Err(QueryError::TimedOut(bounds.timeout)))
             }
         })
-    }))
+    })
 }
 
-enum Piece {
-    Bytes(Bytes),
+enum Given<T> {
+    Piece(T),
     /// The answer is whole.
     End,
     /// The answer is not whole.
     Cut(QueryError),
 }
 
-async fn produce(mut pieces: Pieces, give: mpsc::Sender<Piece>, bounds: Bounds, held: impl Send) {
+async fn produce<T: Piece>(
+    mut pieces: Pieces<T>,
+    give: mpsc::Sender<Given<T>>,
+    bounds: Bounds,
+    held: impl Send,
+) {
     let all = async {
         let mut given = 0;
         // Room first: what nobody reads is not made.
@@ -73,22 +100,22 @@ async fn produce(mut pieces: Pieces, give: mpsc::Sender<Piece>, bounds: Bounds, 
                 () = give.closed() => return,
             };
             let piece = match piece {
-                None => Piece::End,
-                Some(Err(error)) => Piece::Cut(error),
-                Some(Ok(bytes)) => {
-                    given += bytes.len();
+                None => Given::End,
+                Some(Err(error)) => Given::Cut(error),
+                Some(Ok(piece)) => {
+                    given += piece.bytes();
                     if given > bounds.bytes {
                         let limit = bounds.bytes;
-                        Piece::Cut(QueryError::TooLarge(format!("the answer has more than {limit} bytes")))
+                        Given::Cut(QueryError::TooLarge(format!("the answer has more than {limit} bytes")))
                     } else {
-                        Piece::Bytes(bytes)
+                        Given::Piece(piece)
                     }
                 }
             };
-            if let Piece::Cut(error) = &piece {
+            if let Given::Cut(error) = &piece {
                 tracing::info!(%error, "a query ended within its answer");
             }
-            let last = !matches!(piece, Piece::Bytes(_));
+            let last = !matches!(piece, Given::Piece(_));
             place.send(piece);
             if last {
                 return;
@@ -122,7 +149,7 @@ mod tests {
     }
 
     /// A place that is held, and an answer without end that counts its pieces.
-    fn endless() -> (Arc<Semaphore>, Arc<AtomicUsize>, Pieces) {
+    fn endless() -> (Arc<Semaphore>, Arc<AtomicUsize>, Pieces<Bytes>) {
         let made = Arc::new(AtomicUsize::new(0));
         let counted = made.clone();
         let pieces = futures::stream::repeat_with(move || {
@@ -158,7 +185,7 @@ mod tests {
     async fn a_client_that_goes_frees_its_place_at_once() {
         let (places, _, _) = endless();
         let held = places.clone().try_acquire_owned().unwrap();
-        let never: Pieces = Box::pin(futures::stream::pending());
+        let never: Pieces<Bytes> = Box::pin(futures::stream::pending());
         let body = body(Bytes::from_static(b"head\n"), never, bounds(1 << 20), held);
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert_eq!(places.available_permits(), 0);
@@ -171,14 +198,14 @@ mod tests {
     async fn whole_answers_end_and_others_do_not() {
         let (places, _, pieces) = endless();
         let held = places.clone().try_acquire_owned().unwrap();
-        let some: Pieces = Box::pin(pieces.take(3));
+        let some: Pieces<Bytes> = Box::pin(pieces.take(3));
         let whole = body(Bytes::from_static(b"head\n"), some, bounds(17), held);
         assert_eq!(whole.collect().await.unwrap().to_bytes(), "head\nrow\nrow\nrow\n");
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert_eq!(places.available_permits(), 1);
         let (_, _, pieces) = endless();
         assert!(body(Bytes::new(), Box::pin(pieces.take(3)), bounds(11), ()).collect().await.is_err());
-        let failing: Pieces = Box::pin(futures::stream::iter([Err(QueryError::Invalid("x".into()))]));
+        let failing: Pieces<Bytes> = Box::pin(futures::stream::iter([Err(QueryError::Invalid("x".into()))]));
         assert!(body(Bytes::new(), failing, bounds(11), ()).collect().await.is_err());
     }
 }

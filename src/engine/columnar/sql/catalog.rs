@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Name of the one catalog.
-pub(super) const CATALOG: &str = "skein";
+pub const CATALOG: &str = "skein";
 
 /// All databases, with what the tables of this query hold.
 #[derive(Clone)]

@@ -26,7 +26,7 @@ use futures::{Stream, StreamExt};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use self::{
-    catalog::{CATALOG, Databases},
+    catalog::Databases,
     guard::guard,
     reader::only_ours,
     show::Show,
@@ -53,6 +53,7 @@ mod weight;
 #[cfg(test)]
 mod tests;
 
+pub use catalog::CATALOG;
 pub use error::QueryError;
 
 /// Stack of the thread that plans: deep expressions recurse, and a build without optimisation
@@ -122,8 +123,7 @@ impl ColumnarEngine {
         let timeout = options.timeout;
         let deadline = Instant::now() + timeout;
         let max_rows = options.max_rows;
-        let planned = on_large_stack(plan(self.clone(), sql.to_owned(), options));
-        let planned = timeout_at(deadline, planned).await.map_err(|_| QueryError::TimedOut(timeout))??;
+        let planned = self.planned(sql, options, deadline).await?;
         let (schema, rows) = match planned.answer {
             Answer::Plan(plan, context) => (plan.schema(), execute_stream(plan, context)?),
             Answer::Rows(batch) => {
@@ -145,6 +145,29 @@ impl ColumnarEngine {
             given: 0,
             ended: false,
         })
+    }
+
+    /// The columns that the answer of one statement would have. Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`ColumnarEngine::query`].
+    pub async fn describe(self: &Arc<Self>, sql: &str, options: SqlOptions) -> Result<SchemaRef, QueryError> {
+        let deadline = Instant::now() + options.timeout;
+        Ok(match self.planned(sql, options, deadline).await?.answer {
+            Answer::Plan(plan, _) => plan.schema(),
+            Answer::Rows(batch) => batch.schema(),
+        })
+    }
+
+    async fn planned(
+        self: &Arc<Self>,
+        sql: &str,
+        options: SqlOptions,
+        deadline: Instant,
+    ) -> Result<Planned, QueryError> {
+        let timeout = options.timeout;
+        let planned = on_large_stack(plan(self.clone(), sql.to_owned(), options));
+        timeout_at(deadline, planned).await.map_err(|_| QueryError::TimedOut(timeout))?
     }
 }
 
