@@ -330,6 +330,8 @@ mod tests {
         assert_eq!(asked(&gate, "reader", Access::Read, None), Ok(()));
         tokio::time::advance(std::time::Duration::from_secs(5)).await;
         assert_eq!(asked(&gate, "guess", Access::Read, None), Err(Fault::Unauthorized));
+    }
+
     #[test]
     fn a_page_elsewhere_may_link_here_and_nothing_else() {
         let asked = |method: Method, path: &'static str, dest: &str| {

@@ -63,7 +63,8 @@ pub(super) async fn call(State(edge): State<Arc<Edge>>, request: Request) -> Res
     let caller = Principal::of(&head.extensions)?;
     // In whole, within the limits of every body. No call here takes more than one message.
     let Taken { bytes, share } = body::take(body, &head.headers, &edge.app.config, &edge.bodies).await?;
-    let mut server = FlightServiceServer::new(Flight { edge, caller }).max_decoding_message_size(MESSAGE_LIMIT);
+    let mut server =
+        FlightServiceServer::new(Flight { edge, caller }).max_decoding_message_size(MESSAGE_LIMIT);
     let answer = server.call(Request::from_parts(head, Full::new(bytes))).await;
     drop(share);
     Ok(answer.unwrap_or_else(|never| match never {}).map(Body::new))

@@ -16,7 +16,6 @@ use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
-    time::{Instant, sleep_until},
 };
 
 use super::{AppState, connection::Connections, router, tls::EdgeTls};

@@ -251,6 +251,7 @@ mod tests {
             lag_ms: Some(3),
             rtt_ms: None,
             cert_days_left: Some(29),
+            snapshot: None,
             is_leader: n == 1,
             is_writer: n == 1,
             silent_ms: None,

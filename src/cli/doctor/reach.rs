@@ -113,6 +113,7 @@ mod tests {
             lag_ms: None,
             rtt_ms: None,
             cert_days_left: None,
+            snapshot: None,
             is_leader: false,
             is_writer: false,
             silent_ms: Some(12_300),

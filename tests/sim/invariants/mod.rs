@@ -84,6 +84,12 @@ pub(crate) mod sample {
             draining: false,
             repairing: None,
             quarantined: 0,
+            fetching: None,
+            rtt_us: Vec::new(),
+            stale_ms: None,
+            unix_ms: 0,
+            points: 0,
+            queries: 0,
         }
     }
 

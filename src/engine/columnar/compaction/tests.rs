@@ -181,10 +181,10 @@ async fn exports_of_one_position_are_each_whole() {
     for export in [before, after] {
         let other = tempfile::tempdir().unwrap();
         let incoming = other.path().join("incoming");
-        for (name, path, len) in &export.files {
-            let copy = incoming.join(name);
+        for file in &export.files {
+            let copy = incoming.join(&file.name);
             std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
-            assert_eq!(std::fs::copy(path, copy).unwrap(), *len, "{name}");
+            assert_eq!(std::fs::copy(&file.path, copy).unwrap(), file.len, "{}", file.name);
         }
         let target = open(Arc::new(RealDisk), &other.path().join("engine")).await;
         assert_eq!(target.install(incoming).await.unwrap(), export.position);

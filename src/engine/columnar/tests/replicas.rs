@@ -154,10 +154,10 @@ impl Replica {
     /// Everything of another replica's last checkpoint.
     async fn copy_of(&self, other: &Self) {
         let incoming = self.dir.path().join("incoming");
-        for (name, path, _) in &other.engine.export().await.unwrap().files {
-            let copy = incoming.join(name);
+        for file in &other.engine.export().await.unwrap().files {
+            let copy = incoming.join(&file.name);
             std::fs::create_dir_all(copy.parent().unwrap()).unwrap();
-            std::fs::copy(path, copy).unwrap();
+            std::fs::copy(&file.path, copy).unwrap();
         }
         self.engine.install(incoming).await.unwrap();
     }
