@@ -87,7 +87,9 @@ impl WalDriver {
 
     pub(super) fn new(parts: Parts, commands: mpsc::Receiver<Command>) -> Self {
         let Parts { shared, disk, config, cluster, watermark, promise, spare, nonce } = parts;
-        let (watermark_at, retry_at) = (None, None);
+        // A log that was opened without a spare must look for space as one that ran out of it does.
+        let retry_at = shared.full.borrow().then(Instant::now);
+        let watermark_at = None;
         Self {
             shared,
             disk,
