@@ -29,6 +29,8 @@ fn a_node_behind_retention_fetches_a_snapshot() {
         let token = cluster[first].token(1);
         cluster[node].start(&["--join", &token, "--seed", &seed]);
         eventually("the newcomer has everything", || holds(&cluster[node], rows));
+        // Its rows are seen a moment before its log begins behind it.
+        eventually("it says so", || (snapshots(&cluster[node]) > 0).then_some(()));
         assert_eq!(snapshots(&cluster[node]), 1, "{}", cluster[node].said());
         newcomers.push(node);
     }
