@@ -12,8 +12,8 @@ section! {
         /// Age of the oldest row in memory from which on they are flushed.
         #[serde(with = "duration_text")]
         flush_age: Duration = Duration::from_secs(60),
-        /// Memory that the compaction of small files in the background may take, about; 0 turns it off.
-        compaction_memory: ByteSize = ByteSize::mib(256),
+        /// Memory that the compaction of small files in the background may take, about; 0 for no compaction.
+        compaction_memory: ByteSize = ByteSize(0),
         /// Length of a WAL segment file.
         wal_segment: ByteSize = ByteSize::mib(64),
         /// Flushed WAL kept for replicas that were away: one that is further behind fetches a snapshot.
