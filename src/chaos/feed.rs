@@ -184,7 +184,7 @@ impl Feed {
         let newest = bucket(self.ledger.last());
         let recent = newest.saturating_sub(self.rng.random_range(0..=RECENT));
         let node = self.home.unwrap_or_else(|| self.anywhere());
-        let (bucket, mode) = match (self.rng.random_range(0..5), self.weak.take()) {
+        let (bucket, mode) = match (self.rng.random_range(0..5), self.weak) {
             (0, _) => (recent, Mode::Local),
             (1, _) => (recent, Mode::MinLsn(self.session)),
             (2, _) => {
