@@ -30,7 +30,11 @@ use axum::{
 use futures::{Stream, TryStreamExt};
 use http_body_util::Full;
 use prost::Message;
-use tonic::{Status, Streaming, codegen::Service, metadata::MetadataMap};
+use tonic::{
+    Status, Streaming,
+    codegen::Service,
+    metadata::{AsciiMetadataValue, MetadataMap},
+};
 
 use self::{ask::Ask, status::status};
 pub(super) use self::{ask::SERVICE, status::answer_in_grpc};
@@ -99,7 +103,10 @@ impl FlightService for Flight {
         let mut answer = tonic::Response::new(only(HandshakeResponse::default()));
         if let Some(secret) = secret {
             let wrong = |_| status(ApiError::invalid("the credentials are not text"));
-            answer.metadata_mut().insert("authorization", format!("Bearer {secret}").parse().map_err(wrong)?);
+            let mut bearer: AsciiMetadataValue = format!("Bearer {secret}").parse().map_err(wrong)?;
+            // Neither to be shown nor to be kept in a table of headers.
+            bearer.set_sensitive(true);
+            answer.metadata_mut().insert("authorization", bearer);
         }
         Ok(answer)
     }

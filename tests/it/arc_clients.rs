@@ -70,13 +70,16 @@ fn message_pack_in_every_shape_and_line_protocol_by_header() {
     assert_eq!(answer.expect(200).header("content-type"), Some("application/vnd.apache.arrow.stream"));
 }
 
+type Columns =
+    (Vec<Extension>, Vec<Option<String>>, Vec<f64>, Vec<i64>, Vec<Option<u64>>, Vec<bool>, Vec<String>);
+
 /// Arc's answer in MessagePack: values column by column, times as the specification's extension.
 #[derive(Debug, Deserialize, PartialEq)]
 struct Packed {
     success: bool,
     columns: Vec<String>,
     types: Vec<String>,
-    data: (Vec<Extension>, Vec<Option<String>>, Vec<f64>, Vec<i64>, Vec<Option<u64>>, Vec<bool>, Vec<String>),
+    data: Columns,
     row_count: u64,
 }
 

@@ -143,7 +143,7 @@ fn append_column(to: &mut Vec<u8>, column: &ArrayRef) -> Result<(), ArrowError> 
         DataType::Null => each(to, (0..column.len()).map(|_| None::<()>), |_, ()| Ok(())),
         DataType::Boolean => {
             let column = cast(column, &DataType::Boolean)?;
-            each(to, column.as_boolean().iter(), |to, value| encode::write_bool(to, value))
+            each(to, column.as_boolean().iter(), encode::write_bool)
         }
         number if number.is_unsigned_integer() => {
             let column = cast(column, &DataType::UInt64)?;
