@@ -155,8 +155,8 @@ async fn time_and_tags_leave_out_files_and_parts_of_files() {
     // In the days that are over rows lie by host; in the last one every page has every host.
     let sql = format!("select a from cpu where time < to_timestamp_nanos({}) and host = 'h3'", 2 * DAY);
     let plan = csv(&engine, &format!("explain analyze {sql}")).await;
-    let (rows, read) = read_of(&plan, "page_index_rows_pruned");
-    assert!(rows == 32_000 && read < rows / 4, "{read} of {rows}: {plan}");
+    let (pages, read) = read_of(&plan, "page_index_pages_pruned");
+    assert!(pages > 100 && read < pages / 4, "{read} of {pages}: {plan}");
     assert_eq!(csv(&engine, &format!("select count(*) as n from ({sql}) as q")).await, "n\n4000\n");
 }
 
