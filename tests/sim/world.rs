@@ -77,6 +77,8 @@ pub(crate) struct World {
     pub(crate) active: Vec<Fault>,
     /// The change of membership that is under way.
     pub(crate) churning: Option<Churn>,
+    /// The last write of the schedule, by place.
+    last_writes: Vec<usize>,
     acks: usize,
     epoch: Epoch,
     cluster: Option<ClusterId>,
@@ -106,6 +108,7 @@ impl World {
             counts: Counts::default(),
             active: Vec::new(),
             churning: None,
+            last_writes: Vec::new(),
             acks: 0,
             epoch: 0,
             cluster: None,
@@ -184,15 +187,34 @@ impl World {
         if !self.until("convergence", i10::SETTLE, converged) {
             return false;
         }
-        let acked =
-            |world: &Self| world.common.ledger.lock().unwrap().count(|outcome| outcome.lasting().is_some());
-        let want = acked(self) + self.stations.len();
-        for place in 0..self.stations.len() {
-            let write = self.common.ledger.lock().unwrap().write(None, false, 10);
-            self.send(write, place);
-        }
-        self.until("writes on every node", i10::ACCEPT, |world| acked(world) >= want)
+        self.last_writes = (0..self.stations.len()).map(|place| self.last_write(place)).collect();
+        self.until("writes on every node", i10::ACCEPT, |world| world.takes_writes())
             && self.until("convergence after the last writes", i10::SETTLE, converged)
+    }
+
+    fn last_write(&mut self, place: usize) -> usize {
+        let write = self.common.ledger.lock().unwrap().write(None, false, 10);
+        self.send(write, place);
+        write
+    }
+
+    /// Every node has taken a write. One that is refused is followed by another: a disk on which there
+    /// is space again is looked at once a second.
+    fn takes_writes(&mut self) -> bool {
+        let mut all = true;
+        for place in 0..self.stations.len() {
+            let outcome = {
+                let ledger = self.common.ledger.lock().unwrap();
+                ledger.writes[self.last_writes[place]].attempts.last().map(|sent| sent.outcome.clone())
+            };
+            match outcome {
+                Some(outcome) if outcome.lasting().is_some() => continue,
+                None | Some(Outcome::Refused(_)) => self.last_writes[place] = self.last_write(place),
+                Some(_) => {}
+            }
+            all = false;
+        }
+        all
     }
 
     /// No client waits, nobody is about to stop, and every engine has applied the same, what is
@@ -323,6 +345,10 @@ impl World {
             Ended::Stopped => (it.stopping, "stopped"),
             Ended::Removed => (removed, "told-removed"),
             Ended::Disk(_) if it.rotten => (true, "rot-refused"),
+            // Without space for its first files a node cannot begin.
+            Ended::Disk(why) if it.known_as.is_none() && why.contains("no storage space") => {
+                (true, "no-space-to-begin")
+            }
             Ended::Disk(_) => (it.disk_fails, "fail-stop"),
             Ended::Failed(_) => (false, "failed"),
         };
