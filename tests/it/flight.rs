@@ -199,6 +199,41 @@ fn a_token_is_asked_for_where_others_can_reach_it() {
 }
 
 #[test]
+fn a_token_for_one_database_sees_no_other() {
+    let mut cluster = Cluster::empty();
+    let node = cluster.add();
+    cluster[node].listen = "0.0.0.0:0".into();
+    cluster[node].start(&["--new-cluster"]);
+    cluster.settled();
+    let node = &cluster[node];
+    let admin = std::fs::read_to_string(node.dir.join("admin.token")).unwrap();
+    let admin = format!("Bearer {}", admin.trim());
+    for database in ["it", "other"] {
+        let path = format!("/write?db={database}");
+        send(&node.tcp(), "POST", &path, &[("authorization", &admin)], b"cpu v=1i 1", REQUEST)
+            .unwrap()
+            .expect(204);
+    }
+    let limited = node.skein_says(&["auth", "create", "--scope", "read", "--database", "it"]);
+    let limited = format!("Bearer {}", limited.trim());
+    let fresh = ("x-skein-consistency", "linearizable");
+    run(async {
+        let mut one = client(node, &[("authorization", &limited), ("database", "it"), fresh]).await;
+        assert_eq!(numbers(&ask(&mut one, "SELECT v FROM cpu").await.unwrap(), 0), [1]);
+        refused(ask(&mut one, "SELECT v FROM other.cpu").await, Code::PermissionDenied, "other");
+        let ticket = json!({ "database": "other", "sql_query": "SELECT v FROM cpu" });
+        refused(redeem(&mut one, Ticket::new(ticket.to_string())).await, Code::PermissionDenied, "other");
+        let mut all = client(node, &[("authorization", &admin), fresh]).await;
+        for (client, wanted) in [(&mut one, vec!["it"]), (&mut all, vec!["it", "other"])] {
+            let info = client.get_db_schemas(CommandGetDbSchemas::default()).await.unwrap();
+            assert_eq!(texts(&fetch(client, info).await.unwrap(), 1), wanted);
+            let info = client.get_tables(CommandGetTables::default()).await.unwrap();
+            assert_eq!(texts(&fetch(client, info).await.unwrap(), 1), wanted);
+        }
+    });
+}
+
+#[test]
 fn a_client_that_stops_reading_holds_a_place_until_it_goes() {
     let mut cluster = Cluster::empty();
     let node = cluster.add();
