@@ -139,7 +139,7 @@ async fn queries_are_the_same_before_and_after() {
         assert!(files.len() <= 12, "{} files of three days", files.len());
         assert!(scanned(&open(Arc::new(RealDisk), dir.path()).await.clone()).await == wanted, "seed {seed}");
     }
-    assert!(runs > 20 && by_tags >= 6, "{runs} compactions, {by_tags} files of several windows");
+    assert!(runs > 10 && by_tags > 2, "{runs} compactions, {by_tags} files of several windows");
 }
 
 /// Three files of the first day, which is over.
