@@ -3,6 +3,7 @@
 //! Known differences, where one takes what the other does not, or reads it otherwise:
 //! - a doubled backslash in a measurement, key or tag value: there one backslash, here two;
 //! - a backslash before a line break outside of a string: there it protects the break;
+//! - a carriage return before the measurement: there a part of its name, here space as others;
 //! - refused here: a repeated tag, an infinite float (`1e999`), a comma in a key, a control character
 //!   in a name, a column called `time`, another type than before, names and numbers beyond limits;
 //! - refused there: CRLF, spaces at the end of a line without timestamp, `.5` and `1.`, a tab in
@@ -152,9 +153,12 @@ fn ours(parsed: &Parsed) -> Vec<Point> {
     points
 }
 
-/// Neither a doubled backslash nor one before a line break: see above.
+/// A doubled backslash, one before a line break, or a carriage return where a line begins: see above.
 fn is_known_difference(body: &str) -> bool {
-    body.contains("\\\\") || body.contains("\\\n")
+    let returns = |line: &str| {
+        line.trim_start_matches([' ', '\t', '\r']).len() < line.trim_start_matches([' ', '\t']).len()
+    };
+    body.contains("\\\\") || body.contains("\\\n") || body.split('\n').any(returns)
 }
 
 proptest! {
