@@ -7,11 +7,12 @@
 # $SKEIN names another program than target/debug/skein. Clients come from PyPI and npm at the
 # versions of requirements.txt and package-lock.json and are kept below target/clients.
 set -euo pipefail
-cd "$(dirname "$0")"
-root=$(cd ../.. && pwd)
+# What the caller names relative to where it stands is resolved before this goes elsewhere.
+root=$(cd "$(dirname "$0")/../.." && pwd)
 target=$(realpath -m "${CARGO_TARGET_DIR:-$root/target}")
 home=$target/clients
 SKEIN=$(realpath -m "${SKEIN:-$target/debug/skein}")
+cd "$root/tests/clients"
 export SKEIN
 unset SKEIN_URL SKEIN_DATA_DIR SKEIN_API_TOKEN PYTHONPATH
 
