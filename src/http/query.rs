@@ -144,7 +144,7 @@ impl Asked {
             max_rows: Some(edge.app.config.query_rows),
             memory_limit: edge.app.config.query_memory.as_usize(),
         };
-        let rows = edge.app.engine.query(&self.sql, options).await?;
+        let rows = edge.app.engine.query(&self.sql, options).await.map_err(|error| explain(edge, error))?;
         let mut headers = HeaderMap::new();
         let ReadPoint { staleness, .. } = point;
         error::set(&mut headers, "x-skein-lsn", rows.applied());
@@ -174,13 +174,32 @@ async fn respond(
     pieces: impl Stream<Item = Result<Bytes, QueryError>> + Send + 'static,
 ) -> Result<Response, ApiError> {
     let mut pieces: Pieces = Box::pin(pieces);
-    let first = pieces.next().await.transpose()?.unwrap_or_default();
+    let first = pieces.next().await.transpose().map_err(|error| explain(edge, error))?.unwrap_or_default();
     let bounds = Bounds {
         deadline: answer.deadline,
         timeout: answer.timeout,
         bytes: edge.app.config.query_bytes.as_usize(),
     };
     Ok(error::ok(content_type, answer.headers, stream::body(first, pieces, bounds, answer.permits)))
+}
+
+/// Says also where the damage is, and what becomes of it.
+fn explain(edge: &Edge, error: QueryError) -> ApiError {
+    let QueryError::Damaged { .. } = error else { return error.into() };
+    let node = edge.app.node.id();
+    if edge.app.node.view().borrow().members.len() > 1 {
+        return ApiError::new(
+            Fault::Unavailable,
+            format!("{error} ({node}): it is replaced from another node; ask that one meanwhile"),
+        );
+    }
+    ApiError::new(
+        Fault::Internal,
+        format!(
+            "{error} ({node}), and there is no other node to replace it from: stop the node and restore the file \
+             from a copy; what does not need it can still be queried"
+        ),
+    )
 }
 
 impl From<QueryError> for ApiError {
@@ -190,6 +209,7 @@ impl From<QueryError> for ApiError {
             QueryError::TimedOut(_) => Fault::Slow,
             QueryError::TooLarge(_) => Fault::Limit,
             QueryError::UnknownDatabase(_) | QueryError::UnknownTable { .. } => Fault::NotFound,
+            QueryError::Damaged { .. } | QueryError::Mending { .. } => Fault::Unavailable,
             QueryError::Internal(_) => Fault::Internal,
         };
         Self::new(fault, error.to_string())
@@ -229,6 +249,7 @@ mod tests {
         assert_eq!(fault(QueryError::TimedOut(Duration::from_secs(1))), Fault::Slow);
         assert_eq!(fault(QueryError::TooLarge("x".into())), Fault::Limit);
         assert_eq!(fault(QueryError::UnknownDatabase("x".into())), Fault::NotFound);
+        assert_eq!(fault(QueryError::Damaged { file: "x".into() }), Fault::Unavailable);
         assert_eq!(fault(QueryError::Internal("x".into())), Fault::Internal);
     }
 }
