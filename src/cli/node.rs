@@ -88,6 +88,7 @@ mod tests {
             lag_ms: None,
             rtt_ms: None,
             cert_days_left: None,
+            scrubbed: None,
             is_leader: false,
             is_writer: false,
         }

@@ -156,6 +156,7 @@ mod tests {
             lag_ms: None,
             rtt_ms: Some(0.25),
             cert_days_left: Some(29),
+            scrubbed: None,
             is_leader: false,
             is_writer: false,
         }

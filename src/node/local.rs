@@ -8,6 +8,7 @@ use std::sync::{
 use futures::future::BoxFuture;
 
 use crate::{
+    engine::StorageEngine,
     identity::{Identity, SealKey, seal},
     protocol::{
         frame::MAX_MESSAGE,
@@ -22,7 +23,7 @@ use crate::{
 };
 use tokio::{sync::watch, time::Instant};
 
-use super::surroundings::Surroundings;
+use super::{damage::Findings, surroundings::Surroundings};
 
 /// Software version, as in hello and status.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -35,11 +36,13 @@ pub(super) struct ThisNode {
     pub(super) replica: Arc<Replica>,
     pub(super) apply: Arc<Apply>,
     pub(super) writer: Arc<Writer>,
+    pub(super) engine: Arc<dyn StorageEngine>,
     pub(super) identity: Arc<Identity>,
     pub(super) seal_key: Arc<SealKey>,
     pub(super) addresses: watch::Receiver<Addresses>,
     pub(super) flushed: watch::Receiver<Lsn>,
     pub(super) surroundings: Surroundings,
+    pub(super) findings: Findings,
     /// True while a record has waited too long for its fsync.
     pub(super) disk_is_slow: AtomicBool,
     /// Turns true when the node is asked to hand over.
@@ -81,6 +84,8 @@ impl Local for ThisNode {
         let commit = self.replica.commit();
         // Looked up here: the values below that are borrowed stay so until all of them are read.
         let debt = self.replica.wal.debt();
+        let damaged_files = self.engine.damaged().len() as u64;
+        let damaged = self.replica.wal.watch_damage().borrow().as_ref().map(|found| found.seq);
         let links = self.mesh.links().borrow().clone();
         let now = i64::try_from(self.surroundings.unix_seconds()).unwrap_or(i64::MAX);
         let not_after = i64::try_from(self.identity.certificate().not_after).unwrap_or(i64::MAX);
@@ -104,6 +109,9 @@ impl Local for ThisNode {
             draining: self.resigning.load(Ordering::Acquire) || self.writer.is_draining(),
             repairing: debt.map(|debt| debt.lost_from),
             quarantined: self.replica.wal.quarantined(),
+            damaged,
+            damaged_files,
+            scrubbed: self.findings.scrub.finished(),
         }
     }
 

@@ -71,6 +71,9 @@ pub struct NodeReport {
     pub rtt_ms: Option<f64>,
     /// Days until its certificate expires; negative when it has.
     pub cert_days_left: Option<i64>,
+    /// When it last had read and verified everything it stores, in seconds since 1970.
+    #[serde(default)]
+    pub scrubbed: Option<i64>,
     /// True for the raft leader.
     pub is_leader: bool,
     /// True for the writer.
@@ -153,6 +156,7 @@ mod tests {
                 lag_ms: None,
                 rtt_ms: None,
                 cert_days_left: Some(-1),
+                scrubbed: None,
                 is_leader: true,
                 is_writer: false,
             }],

@@ -454,6 +454,9 @@ mod tests {
             draining: false,
             repairing: None,
             quarantined: 0,
+            damaged: None,
+            damaged_files: 0,
+            scrubbed: None,
         }
     }
 

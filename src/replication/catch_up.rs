@@ -27,11 +27,11 @@ use crate::{
 use super::{Applier, Replica, fence::FenceError};
 
 /// For so long the log behind a snapshot is kept while it is sent...
-const SENDING: Duration = Duration::from_secs(3600);
+pub(super) const SENDING: Duration = Duration::from_secs(3600);
 /// ...and after, until the follower has installed it and subscribes.
 const INSTALLING: Duration = Duration::from_secs(120);
 /// Most files of one snapshot.
-const MAX_FILES: usize = 100_000;
+pub(super) const MAX_FILES: usize = 100_000;
 
 /// Where the files of a snapshot are put while they are fetched.
 #[derive(Debug, Clone)]
@@ -44,12 +44,12 @@ pub struct Fetch {
 
 /// First frame of the answer: what follows.
 #[derive(Debug, Serialize, Deserialize)]
-struct Offer {
-    position: Lsn,
+pub(super) struct Offer {
+    pub(super) position: Lsn,
     /// Chain value at `position`.
-    chain: u32,
+    pub(super) chain: u32,
     epochs: EpochTable,
-    files: Vec<(String, u64)>,
+    pub(super) files: Vec<(String, u64)>,
 }
 
 /// Why a snapshot was not installed.
@@ -82,6 +82,8 @@ impl CatchUpError {
             }
             // An engine that failed half-way through an installation starts anew.
             Self::Disk(error) => full(error),
+            // What came was damaged where it comes from, and nothing was changed: that node finds out.
+            Self::Engine(EngineError::Damaged(..)) => true,
             Self::Engine(_) | Self::Fence(_) => false,
         }
     }
@@ -122,6 +124,24 @@ pub async fn fetch(
         tracing::info!(position = %offer.position, "the log begins behind the writer's snapshot");
         return Ok(());
     }
+    fetch_files(into, &offer, &mut stream).await?;
+    let installed = applier.install(into.dir.clone()).await?;
+    if installed != offer.position {
+        return Err(CatchUpError::Retry(format!("installed {installed}, offered {}", offer.position)));
+    }
+    replica.fence.reset(office.epoch, offer.position, offer.chain, offer.epochs).await?;
+    replica.note_commit(offer.position);
+    clear(into).await?;
+    tracing::info!(position = %offer.position, "snapshot installed");
+    Ok(())
+}
+
+/// Puts the files that are offered under `into`, durably, and nothing else.
+pub(super) async fn fetch_files(
+    into: &Fetch,
+    offer: &Offer,
+    stream: &mut Stream,
+) -> Result<(), CatchUpError> {
     tracing::info!(position = %offer.position, files = offer.files.len(), "fetching a snapshot");
     clear(into).await?;
     for (name, len) in &offer.files {
@@ -146,18 +166,10 @@ pub async fn fetch(
             into.disk.sync_dir(parent).await?;
         }
     }
-    let installed = applier.install(into.dir.clone()).await?;
-    if installed != offer.position {
-        return Err(CatchUpError::Retry(format!("installed {installed}, offered {}", offer.position)));
-    }
-    replica.fence.reset(office.epoch, offer.position, offer.chain, offer.epochs).await?;
-    replica.note_commit(offer.position);
-    clear(into).await?;
-    tracing::info!(position = %offer.position, "snapshot installed");
     Ok(())
 }
 
-async fn clear(into: &Fetch) -> std::io::Result<()> {
+pub(super) async fn clear(into: &Fetch) -> std::io::Result<()> {
     into.disk.create_dir(&into.dir).await?;
     remove_files_below(&*into.disk, &into.dir).await
 }

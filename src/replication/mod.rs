@@ -5,11 +5,13 @@
 //! - [`acks`]: the commit position and the lease, from what followers acknowledge;
 //! - [`sender`] and [`receiver`]: the two ends of an `Append` stream;
 //! - [`catch_up`]: an engine snapshot for a follower that is behind retention;
+//! - [`mend`]: the same for an engine whose files are damaged;
 //! - [`read_index`]: the position a linearizable read must reach.
 
 pub mod acks;
 pub mod catch_up;
 pub mod fence;
+pub mod mend;
 pub mod read_index;
 pub mod receiver;
 pub mod sender;
@@ -93,6 +95,15 @@ pub trait Applier: fmt::Debug + Send + Sync + 'static {
     fn applied(&self) -> Lsn;
     /// Replaces everything applied by an engine snapshot whose files lie under `from`.
     fn install(&self, from: PathBuf) -> Pin<Box<dyn Future<Output = Result<Lsn, EngineError>> + Send>>;
+    /// Replaces everything applied by the engine snapshot at `at` whose files lie under `from`, which may
+    /// be behind what is applied: the log of `replica` has what follows. False, and nothing is changed,
+    /// if it has not, or if this process is the writer.
+    fn mend(
+        &self,
+        from: PathBuf,
+        at: Lsn,
+        replica: Arc<Replica>,
+    ) -> Pin<Box<dyn Future<Output = Result<bool, EngineError>> + Send>>;
     /// Files of the newest checkpoint.
     fn export(&self) -> Pin<Box<dyn Future<Output = Result<Export, EngineError>> + Send>>;
 }
@@ -124,6 +135,11 @@ impl Replica {
     /// Last position known committed.
     pub fn commit(&self) -> Lsn {
         *self.commit.borrow()
+    }
+
+    /// True if there is a voter beside this node: one that may hold what this node lacks.
+    pub fn has_peers(&self) -> bool {
+        self.view.borrow().all_voters().iter().any(|voter| *voter != self.node)
     }
 
     /// Follows the commit position.

@@ -18,6 +18,8 @@ mod bootstrap;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod cluster;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod damage;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod failover;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod feed;

@@ -126,6 +126,8 @@ async fn without_space_for_the_copy_nothing_changes_until_there_is_some() {
     assert!(names.iter().all(|path| !path.to_string_lossy().contains(".wal@")), "{names:?}");
     disk.set_limit(None);
     assert_eq!(wal.set_aside(3).await.unwrap().unwrap().lost_from, 3);
+    // The spare segment went for the copy; it is tried again soon.
+    tokio::time::sleep(Duration::from_secs(2)).await;
     send_rest(&wal, &records).await;
     assert_eq!(all(&wal).await, records);
 }
