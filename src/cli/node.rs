@@ -137,6 +137,7 @@ mod tests {
             rtt_ms: None,
             cert_days_left: None,
             snapshot: None,
+            scrubbed: None,
             is_leader: false,
             is_writer: false,
             silent_ms: None,

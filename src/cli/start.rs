@@ -20,7 +20,7 @@ use crate::{
     engine::columnar::{ColumnarConfig, ColumnarEngine},
     http::{self, AppState, CertificateFiles, EdgeTls, Listeners},
     identity::{DataDir, JoinToken},
-    node::{ADMIN_TOKEN_FILE, MdnsConfig, Node, NodeConfig, NodeError, Surroundings, come_back},
+    node::{ADMIN_TOKEN_FILE, MdnsConfig, Node, NodeConfig, NodeError, ScrubConfig, Surroundings, come_back},
     telemetry::{Logging, Registry},
     transport::Socket,
 };
@@ -131,6 +131,7 @@ fn node_config(config: &Config, dir: DataDir, join: Option<JoinToken>, http: Soc
         }),
         segment_bytes: config.storage.wal_segment.0,
         keep_bytes: config.storage.wal_keep_bytes.0,
+        scrub: ScrubConfig { interval: config.storage.scrub_interval, max_rate: config.storage.scrub_rate.0 },
     }
 }
 

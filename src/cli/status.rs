@@ -168,6 +168,7 @@ mod tests {
             rtt_ms: Some(0.25),
             cert_days_left: Some(29),
             snapshot: None,
+            scrubbed: None,
             is_leader: false,
             is_writer: false,
             silent_ms: None,

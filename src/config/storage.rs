@@ -18,6 +18,11 @@ section! {
         wal_segment: ByteSize = ByteSize::mib(64),
         /// Flushed WAL kept for replicas that were away: one that is further behind fetches a snapshot.
         wal_keep_bytes: ByteSize = ByteSize::mib(1024),
+        /// In this time everything stored is read again and verified, over and over; 0s for never.
+        #[serde(with = "duration_text")]
+        scrub_interval: Duration = Duration::from_secs(7 * 24 * 3600),
+        /// Bytes per second that this reads at most.
+        scrub_rate: ByteSize = ByteSize::mib(16),
     }
 }
 
@@ -38,6 +43,11 @@ impl Storage {
             let given = self.compaction_memory;
             return Err(format!("storage.compaction_memory: 0 or from {COMPACTION_MIN}, not {given}"));
         }
+        if self.scrub_rate.0 == 0 {
+            return Err(
+                "storage.scrub_rate: more than 0; storage.scrub_interval = 0s switches it off".to_owned()
+            );
+        }
         Ok(())
     }
 }
@@ -53,5 +63,6 @@ mod tests {
         assert!(Storage { flush_bytes: ByteSize(0), ..Storage::default() }.check().is_err());
         assert!(Storage { compaction_memory: ByteSize(1), ..Storage::default() }.check().is_err());
         assert!(Storage { compaction_memory: ByteSize(0), ..Storage::default() }.check().is_ok());
+        assert!(Storage { scrub_rate: ByteSize(0), ..Storage::default() }.check().is_err());
     }
 }

@@ -76,6 +76,11 @@ pub trait DiskFile: fmt::Debug + Send + Sync + 'static {
     fn resize(&self, len: u64) -> Io<()>;
 }
 
+/// True for an error that says that the device cannot give back what lies there: EIO.
+pub fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
 /// Whether a write is durable when it resolves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {

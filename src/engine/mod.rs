@@ -3,7 +3,7 @@
 //! An engine does not know that there is a network, a WAL or raft. It is handed committed records
 //! in order and answers how far it has applied and made durable.
 
-use std::{fmt, future::Future, pin::Pin};
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 
@@ -17,6 +17,9 @@ pub use memory::MemoryEngine;
 
 /// A boxed future, as the methods of [`StorageEngine`] return it.
 pub type Work<T> = Pin<Box<dyn Future<Output = Result<T, EngineError>> + Send>>;
+
+/// Awaited ahead of a read of so many bytes: whoever reads in the background waits there until it may.
+pub type Pace = Arc<dyn Fn(u64) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// What a committed record asks of the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,9 +112,28 @@ pub trait StorageEngine: fmt::Debug + Send + Sync + 'static {
     }
     /// Replaces all content by an export whose files the caller has put under `from` (same names).
     ///
-    /// Without space for it (an [`EngineError::Io`] that says so) the content stays what it was, and the
-    /// caller may try again. After any other error the engine must be opened anew.
+    /// The export may be of an earlier position than what is applied, to mend damage; the caller then
+    /// applies the records behind it again, and until that is done no query is answered.
+    ///
+    /// Without space for it (an [`EngineError::Io`] that says so) or if the export is damaged the content
+    /// stays what it was, and the caller may try again. After any other error the engine must be opened
+    /// anew.
     fn install(&self, from: std::path::PathBuf) -> Work<Lsn>;
+    /// Name and length of each file of the last finished checkpoint that can be verified.
+    fn files(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+    /// Reads a file of that name and compares it with what was written; `pace` is awaited ahead of each
+    /// piece. True also if there is no such file any more; false if it is damaged, and then
+    /// [`Self::damaged`] names it.
+    fn verify(&self, name: &str, pace: Pace) -> Work<bool> {
+        let _ = (name, pace);
+        Box::pin(std::future::ready(Ok(true)))
+    }
+    /// The files that are known to be damaged: what needs one fails, until [`Self::install`].
+    fn damaged(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// A consistent set of files that holds all records up to `position`.

@@ -45,7 +45,7 @@ use super::{
     error::{ApiError, Fault},
     params::{self, Params},
     query::{
-        Asked, Head,
+        Asked, Head, explain,
         stream::{self, Piece},
     },
 };
@@ -142,7 +142,9 @@ impl FlightService for Flight {
         let messages = FlightDataEncoderBuilder::new().with_schema(columns).build(rows).map_err(broken);
         let answer = with_head((), &head);
         let bounded = stream::bounded(Box::pin(messages), head.bounds(&self.edge), head.permits);
-        let bounded: Self::DoGetStream = Box::pin(bounded.map_err(|error| status(error.into())));
+        let edge = self.edge.clone();
+        let bounded: Self::DoGetStream =
+            Box::pin(bounded.map_err(move |error| status(explain(&edge, error))));
         Ok(answer.map(|()| bounded))
     }
 

@@ -180,7 +180,8 @@ impl Asked {
     /// Waits for a place and for the read point, then starts.
     pub(super) async fn run(&self, edge: &Edge, sql: &str) -> Result<(QueryStream, Head), ApiError> {
         let mut head = self.enter(edge).await?;
-        let rows = edge.app.engine.query(sql, self.options(edge)).await?;
+        let rows = edge.app.engine.query(sql, self.options(edge)).await;
+        let rows = rows.map_err(|error| explain(edge, error))?;
         edge.queries_answered.add(1);
         error::set(&mut head.headers, "x-skein-lsn", rows.applied());
         Ok((rows, head))
@@ -189,7 +190,8 @@ impl Asked {
     /// As [`Self::run`], but only as far as the columns of the answer.
     pub(super) async fn describe(&self, edge: &Edge, sql: &str) -> Result<(SchemaRef, Head), ApiError> {
         let head = self.enter(edge).await?;
-        Ok((edge.app.engine.describe(sql, self.options(edge)).await?, head))
+        let columns = edge.app.engine.describe(sql, self.options(edge)).await;
+        Ok((columns.map_err(|error| explain(edge, error))?, head))
     }
 
     /// Waits for a place and for the read point.
@@ -234,9 +236,28 @@ async fn respond(
     pieces: impl Stream<Item = Result<Bytes, QueryError>> + Send + 'static,
 ) -> Result<Response, ApiError> {
     let mut pieces: Pieces<Bytes> = Box::pin(pieces);
-    let first = pieces.next().await.transpose()?.unwrap_or_default();
+    let first = pieces.next().await.transpose().map_err(|error| explain(edge, error))?.unwrap_or_default();
     let bounds = answer.bounds(edge);
     Ok(error::ok(content_type, answer.headers, stream::body(first, pieces, bounds, answer.permits)))
+}
+
+/// Says also where the damage is, and what becomes of it.
+pub(super) fn explain(edge: &Edge, error: QueryError) -> ApiError {
+    let QueryError::Damaged { .. } = error else { return error.into() };
+    let node = edge.app.node.id();
+    if edge.app.node.view().borrow().members.len() > 1 {
+        return ApiError::new(
+            Fault::Unavailable,
+            format!("{error} ({node}): it is replaced from another node; ask that one meanwhile"),
+        );
+    }
+    ApiError::new(
+        Fault::Internal,
+        format!(
+            "{error} ({node}), and there is no other node to replace it from: stop the node and restore the file \
+             from a copy; what does not need it can still be queried"
+        ),
+    )
 }
 
 impl From<QueryError> for ApiError {
@@ -247,6 +268,7 @@ impl From<QueryError> for ApiError {
             QueryError::TooLarge(_) => Fault::Limit,
             QueryError::Forbidden(_) => Fault::Forbidden,
             QueryError::UnknownDatabase(_) | QueryError::UnknownTable { .. } => Fault::NotFound,
+            QueryError::Damaged { .. } | QueryError::Mending { .. } => Fault::Unavailable,
             QueryError::Internal(_) => Fault::Internal,
         };
         Self::new(fault, error.to_string())
@@ -287,6 +309,7 @@ mod tests {
         assert_eq!(fault(QueryError::TooLarge("x".into())), Fault::Limit);
         assert_eq!(fault(QueryError::UnknownDatabase("x".into())), Fault::NotFound);
         assert_eq!(fault(QueryError::Forbidden("x".into())), Fault::Forbidden);
+        assert_eq!(fault(QueryError::Damaged { file: "x".into() }), Fault::Unavailable);
         assert_eq!(fault(QueryError::Internal("x".into())), Fault::Internal);
     }
 }

@@ -40,6 +40,7 @@ use super::{
     NodeError,
     addresses::Listen,
     become_member::{self, Place, Settled},
+    damage::Findings,
     handle::{Inner, Node},
     heard::LastHeard,
     late::LateHandlers,
@@ -48,6 +49,7 @@ use super::{
     peers::Peers,
     reads::Reads,
     recover,
+    scrub::ScrubConfig,
     surroundings::Surroundings,
     tasks::Tasks,
     traffic::Traffic,
@@ -85,6 +87,8 @@ pub struct NodeConfig {
     pub segment_bytes: u64,
     /// Bytes of the log kept behind a checkpoint, for followers that were away.
     pub keep_bytes: u64,
+    /// How often what is stored is read again and verified.
+    pub scrub: ScrubConfig,
 }
 
 impl NodeConfig {
@@ -106,6 +110,7 @@ impl NodeConfig {
             mdns: Some(MdnsConfig::default()),
             segment_bytes: 64 << 20,
             keep_bytes: 1 << 30,
+            scrub: ScrubConfig::default(),
         }
     }
 }
@@ -235,7 +240,7 @@ pub(super) async fn assemble(
         timing,
         &control,
         &saved_voters,
-        engine,
+        engine.clone(),
         &tasks,
     )
     .await?;
@@ -247,11 +252,13 @@ pub(super) async fn assemble(
         replica: data.replica.clone(),
         apply: data.apply.clone(),
         writer: data.writer.clone(),
+        engine,
         identity: identity.clone(),
         seal_key: Arc::new(seal_key),
         addresses: addresses.clone(),
         flushed: data.flushed.clone(),
         surroundings: surroundings.clone(),
+        findings: Findings::default(),
         disk_is_slow: AtomicBool::new(false),
         resigning: AtomicBool::new(false),
         heard: LastHeard::default(),
@@ -294,7 +301,7 @@ pub(super) async fn assemble(
         keeper.run().await;
         Ok(())
     });
-    upkeep::spawn(&tasks, &this, &store);
+    upkeep::spawn(&tasks, &this, &store, config.scrub);
 
     let (stopping_out, stopping) = watch::channel(false);
     let submitter = Submitter::new(data.replica.clone(), data.writer, mesh.clone(), stopping);

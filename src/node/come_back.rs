@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What is put aside: everything but who this node is.
-const HISTORY: [&str; 4] = ["raft", "wal", "engine", "incoming"];
+const HISTORY: [&str; 5] = ["raft", "wal", "engine", "incoming", "mending"];
 
 /// What is added to the names of directories that are put aside.
 pub(super) fn suffix(recovery: &Recovery) -> String {

@@ -11,6 +11,7 @@ use std::{
 use futures::future::BoxFuture;
 
 use crate::{
+    engine::StorageEngine,
     identity::{Identity, SealKey, seal},
     protocol::{
         frame::MAX_MESSAGE,
@@ -25,7 +26,9 @@ use crate::{
 };
 use tokio::{sync::watch, time::Instant};
 
-use super::{heard::LastHeard, reads::staleness, surroundings::Surroundings, traffic::Traffic};
+use super::{
+    damage::Findings, heard::LastHeard, reads::staleness, surroundings::Surroundings, traffic::Traffic,
+};
 
 /// Software version, as in hello and status.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -38,11 +41,13 @@ pub(super) struct ThisNode {
     pub(super) replica: Arc<Replica>,
     pub(super) apply: Arc<Apply>,
     pub(super) writer: Arc<Writer>,
+    pub(super) engine: Arc<dyn StorageEngine>,
     pub(super) identity: Arc<Identity>,
     pub(super) seal_key: Arc<SealKey>,
     pub(super) addresses: watch::Receiver<Addresses>,
     pub(super) flushed: watch::Receiver<Lsn>,
     pub(super) surroundings: Surroundings,
+    pub(super) findings: Findings,
     /// True while a record has waited too long for its fsync.
     pub(super) disk_is_slow: AtomicBool,
     /// Turns true when the node is asked to hand over.
@@ -89,6 +94,8 @@ impl Local for ThisNode {
         // Looked up here: the values below that are borrowed stay so until all of them are read.
         let (debt, fetching) = (self.replica.wal.debt(), self.replica.meter.progress());
         let stale = staleness(&self.replica, &self.apply);
+        let damaged_files = self.engine.damaged().len() as u64;
+        let damaged = self.replica.wal.watch_damage().borrow().as_ref().map(|found| found.seq);
         let links = self.mesh.links().borrow().clone();
         let now = i64::try_from(self.surroundings.unix_seconds()).unwrap_or(i64::MAX);
         let not_after = i64::try_from(self.identity.certificate().not_after).unwrap_or(i64::MAX);
@@ -118,6 +125,9 @@ impl Local for ThisNode {
             points: self.traffic.points.get(),
             queries: self.traffic.queries.get(),
             fetching,
+            damaged,
+            damaged_files,
+            scrubbed: self.findings.scrub.finished(),
         }
     }
 

@@ -1,6 +1,8 @@
 //! What a node counts of itself, for `/metrics`. Read when asked, so that nothing has to be kept
 //! in step.
 
+use std::sync::atomic::Ordering;
+
 use crate::{raft::failover::Local, replication::snapshot_meter::SnapshotMeter, telemetry::Registry};
 
 use super::Node;
@@ -67,6 +69,41 @@ impl Node {
             "skein_repairing",
             "1 while this node fetches records that were damaged here, and answers no seal.",
             Box::new(|node| f64::from(u8::from(node.own_status().repairing.is_some()))),
+        );
+        gauge(
+            "skein_log_damaged",
+            "1 while a record of this node's log is known to be damaged and not mended yet.",
+            Box::new(|node| f64::from(u8::from(node.own_status().damaged.is_some()))),
+        );
+        gauge(
+            "skein_log_damage_found",
+            "Damaged records that were met in this node's log since the start.",
+            Box::new(|node| node.this().findings.records.load(Ordering::Acquire) as f64),
+        );
+        gauge(
+            "skein_damage_replaced",
+            "How often since the start damaged data files were replaced from another node.",
+            Box::new(|node| node.this().findings.replaced.load(Ordering::Acquire) as f64),
+        );
+        gauge(
+            "skein_scrubbed_bytes",
+            "Bytes of log and data files that were read again and verified since the start.",
+            Box::new(|node| node.this().findings.scrub.bytes.load(Ordering::Acquire) as f64),
+        );
+        gauge(
+            "skein_scrub_passes",
+            "How often since the start everything that is stored was read again.",
+            Box::new(|node| node.this().findings.scrub.passes.load(Ordering::Acquire) as f64),
+        );
+        gauge(
+            "skein_scrub_findings",
+            "Data files and sections of the log that a scrub found damaged or unreadable since the start.",
+            Box::new(|node| node.this().findings.scrub.findings.load(Ordering::Acquire) as f64),
+        );
+        gauge(
+            "skein_scrub_finished_timestamp_seconds",
+            "When the last scrub came to its end, in seconds since 1970; 0 if none has since the start.",
+            Box::new(|node| node.own_status().scrubbed.unwrap_or(0) as f64),
         );
         gauge(
             "skein_quarantined_bytes",

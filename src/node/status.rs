@@ -64,6 +64,7 @@ pub(super) async fn gather(this: &Arc<ThisNode>) -> ClusterStatus {
                 rtt_ms: links.get(&member.id).map(|link| link.rtt().as_secs_f64() * 1e3),
                 cert_days_left: status.map(|s| s.cert_days_left),
                 snapshot: status.and_then(|s| s.fetching).map(SnapshotReport::from),
+                scrubbed: status.and_then(|s| s.scrubbed),
                 is_leader: view.leader == Some(member.id),
                 is_writer: view.writer.is_some_and(|office| office.node == member.id),
                 silent_ms: match status {
@@ -174,6 +175,20 @@ fn warnings(
         }
         if status.disk_troubled {
             warnings.push(format!("The log's disk on {} is full.", id.short()));
+        }
+        if let Some(seq) = status.damaged {
+            warnings.push(format!(
+                "The log of {} is damaged at record {seq}, and that is not mended yet; its own log says why.",
+                id.short()
+            ));
+        }
+        if status.damaged_files > 0 {
+            warnings.push(format!(
+                "{} data files of {} are damaged: queries that need one fail there until it is replaced from \
+                 another node; its own log says what it waits for.",
+                status.damaged_files,
+                id.short()
+            ));
         }
         if let Some(first) = status.repairing {
             warnings.push(format!(

@@ -80,6 +80,9 @@ pub struct NodeReport {
     /// The engine snapshot it fetches.
     #[serde(default)]
     pub snapshot: Option<SnapshotReport>,
+    /// When it last had read and verified everything it stores, in seconds since 1970.
+    #[serde(default)]
+    pub scrubbed: Option<i64>,
     /// True for the raft leader.
     pub is_leader: bool,
     /// True for the writer.
@@ -242,6 +245,7 @@ mod tests {
                     bytes_done: 1,
                     bytes_total: 4,
                 }),
+                scrubbed: None,
                 is_leader: true,
                 is_writer: false,
                 silent_ms: None,

@@ -13,13 +13,16 @@ use crate::{
     identity::Store,
     join::{Door, Renewal, Signer},
     raft::{Command, MeshSlot},
+    replication::catch_up::Fetch,
     transport::Handler,
     types::{ClusterId, ClusterView},
 };
 
 use super::{
-    NodeError, heard,
+    NodeError, damage, heard,
     local::{ThisNode, VERSION},
+    scrub,
+    scrub::ScrubConfig,
     tasks::Tasks,
 };
 
@@ -81,7 +84,7 @@ fn signer(this: &ThisNode) -> Signer {
 }
 
 /// Spawns the rest.
-pub(super) fn spawn(tasks: &Tasks, this: &Arc<ThisNode>, store: &Store) {
+pub(super) fn spawn(tasks: &Tasks, this: &Arc<ThisNode>, store: &Store, scrubbing: ScrubConfig) {
     let renewal = Renewal {
         signer: signer(this),
         control: Some(this.control.clone()),
@@ -101,6 +104,10 @@ pub(super) fn spawn(tasks: &Tasks, this: &Arc<ThisNode>, store: &Store) {
     tasks.spawn("last-heard", heard::watch_links(this.clone()));
     tasks.spawn("disk", watch_disk(this.clone()));
     tasks.spawn("fail-stop", fail_stop(this.clone()));
+    tasks.spawn("mend-log", damage::mend_log(this.clone()));
+    let into = Fetch::new(this.surroundings.disk.clone(), store.dir().join("mending"));
+    tasks.spawn("mend-files", damage::mend_files(this.clone(), into));
+    tasks.spawn("scrub", scrub::scrub(this.clone(), scrubbing));
 }
 
 /// Keeps the member record true: addresses, version, features.

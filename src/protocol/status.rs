@@ -75,6 +75,15 @@ pub struct NodeStatus {
     /// Queries that its HTTP edge has answered since it started.
     #[serde(default)]
     pub queries: u64,
+    /// A record of its log that does not verify and has not been mended yet.
+    #[serde(default)]
+    pub damaged: Option<u64>,
+    /// Data files that are damaged and have not been replaced yet.
+    #[serde(default)]
+    pub damaged_files: u64,
+    /// When everything it stores was last read and verified, in seconds since 1970; none since its start.
+    #[serde(default)]
+    pub scrubbed: Option<i64>,
 }
 
 /// How far a node is that fetches an engine snapshot.

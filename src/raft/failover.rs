@@ -488,6 +488,9 @@ mod tests {
             points: 0,
             queries: 0,
             fetching: None,
+            damaged: None,
+            damaged_files: 0,
+            scrubbed: None,
         }
     }
 

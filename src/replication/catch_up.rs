@@ -30,16 +30,16 @@ use super::{
 };
 
 /// For so long the log behind a snapshot is kept while one of its files is sent...
-const SENDING: Duration = Duration::from_secs(3600);
+pub(super) const SENDING: Duration = Duration::from_secs(3600);
 /// ...and after, until the follower has installed it and subscribes.
 const INSTALLING: Duration = Duration::from_secs(120);
 
 /// Where the files of a snapshot are put while they are fetched, by one at a time.
 #[derive(Debug, Clone)]
 pub struct Fetch {
-    incoming: Incoming,
+    pub(super) incoming: Incoming,
     /// Held from the offer until everything is installed, also by whoever no longer waits for that.
-    busy: Arc<AsyncMutex<()>>,
+    pub(super) busy: Arc<AsyncMutex<()>>,
 }
 
 impl Fetch {
@@ -82,8 +82,8 @@ pub enum CatchUpError {
 }
 
 impl CatchUpError {
-    /// True for what goes away by itself: a seal in between, a cut under way, a full disk.
-    pub(super) fn passes(&self) -> bool {
+    /// True for what goes away by itself: a seal in between, a cut under way, a full disk, damage elsewhere.
+    pub fn passes(&self) -> bool {
         match self {
             Self::Retry(_)
             | Self::Fence(FenceError::Fenced { .. } | FenceError::Wal(WalError::Full | WalError::Closed)) => {
@@ -91,8 +91,11 @@ impl CatchUpError {
             }
             // An engine without space for what it is given has what it had.
             Self::Disk(error) | Self::Engine(EngineError::Io(error)) => is_full(error),
+            // What came was damaged where it comes from, and nothing was changed: that node finds out, and a
+            // damaged disk there is no reason to end here.
+            Self::Damaged { .. } | Self::Engine(EngineError::Damaged(..)) => true,
             // One that failed half-way through an installation starts anew.
-            Self::Damaged { .. } | Self::Engine(_) | Self::Fence(_) => false,
+            Self::Engine(_) | Self::Fence(_) => false,
         }
     }
 }
@@ -150,7 +153,7 @@ pub async fn fetch(
 
 /// Brings the offered files to where they are installed from: those that are not there, and the rest
 /// of the one that was under way.
-async fn receive(
+pub(super) async fn receive(
     incoming: &Incoming,
     replica: &Replica,
     source: NodeId,
@@ -179,6 +182,7 @@ async fn receive(
         if let Some(file) = files.get(at as usize) {
             let whole = incoming.take(file, from, &mut stream.recv, |bytes| fetched.came(bytes)).await?;
             if !whole && from == 0 {
+                tracing::warn!(node = %source, file = file.name, "a file of the snapshot is damaged there");
                 return Err(CatchUpError::Damaged { file: file.name.clone(), node: source });
             } else if !whole {
                 // A beginning that a power cut left in pieces is no fault of the source.
@@ -204,6 +208,8 @@ pub(super) async fn install(
     offer: SnapshotOffer,
 ) -> Result<(), CatchUpError> {
     let SnapshotOffer { position, chain, epochs, .. } = offer;
+    // Between engine and log a mending would take the engine back below where the log is to begin.
+    let _alone = replica.installing.lock().await;
     let admitted = replica.fence.admit_snapshot(epoch, position).await?;
     // What is applied is committed, so it is the same history, and the engine goes back for nobody.
     let fresh = applier.applied().seq < position.seq;

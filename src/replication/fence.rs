@@ -4,10 +4,11 @@
 //! may leave, and what a voter answers when it is asked to seal (sections 6.4.2 and 6.4.5). Its
 //! order on disk is: promise, orphan file, watermark, cut, appends.
 //!
-//! Two locks. `steps` (asynchronous) makes seal, adoption of a stream and taking office exclude
-//! each other, because each of them fsyncs. `state` (never held across an await) is what every
-//! append and every ack checks: raising `promised` in it is the moment from which nothing of a
-//! lower stream epoch passes, and it happens before the position that a report states is read.
+//! Two locks. `steps` (asynchronous) makes seal, adoption of a stream, taking office and setting a
+//! damaged log aside exclude each other, because each of them fsyncs. `state` (never held across an
+//! await) is what every append and every ack checks: raising `promised` in it is the moment from
+//! which nothing of a lower stream epoch passes, and it happens before the position that a report
+//! states is read.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -20,7 +21,7 @@ use tokio::{
 use crate::{
     protocol::replication::{Report, Seal, Sealed},
     types::{BootId, ClusterView, Epoch, Lsn, NodeId},
-    wal::{Draft, Record, Wal, WalError},
+    wal::{Debt, Draft, Record, Wal, WalError},
 };
 
 /// Guards the log of this process against messages of past epochs.
@@ -41,6 +42,8 @@ struct State {
     /// The adopted stream; its records alone may enter.
     session: Option<Session>,
     next_session: u64,
+    /// Epoch of the office that this process has taken and not left.
+    office: Option<Epoch>,
     lease: Option<Lease>,
     /// A restarted voter does not know what it granted before.
     hold_off: Option<Instant>,
@@ -89,6 +92,9 @@ pub enum FenceError {
         /// Last applied seq.
         applied: Lsn,
     },
+    /// A writer does not set its own log aside: its followers and its own count rely on it.
+    #[error("this process is the writer of epoch {0}")]
+    InOffice(Epoch),
     /// The log failed.
     #[error(transparent)]
     Wal(#[from] WalError),
@@ -108,6 +114,7 @@ impl Fence {
                 promised,
                 session: None,
                 next_session: 1,
+                office: None,
                 lease: None,
                 hold_off: hold_off.map(|wait| Instant::now() + wait),
                 newest: (0, None),
@@ -135,6 +142,13 @@ impl Fence {
         commit: Lsn,
     ) -> Result<Sealed, WalError> {
         let _step = self.steps.lock().await;
+        // Rule H12: what this node reports would not cover what it has acknowledged. A log is set aside
+        // in a step of its own, so nothing changes behind this look. What is known to be damaged and
+        // still lies there does not count as had. (A lone voter has nobody to be unfair to.)
+        let damaged = self.wal.lacks().is_some() && view.all_voters().len() > 1;
+        if self.wal.debt().is_some() || damaged {
+            return Ok(Sealed::Damaged);
+        }
         if let Some(refusal) = self.judge(from, &seal, view) {
             return Ok(refusal);
         }
@@ -277,7 +291,52 @@ impl Fence {
         self.raise(epoch);
         self.wal.settle().await?;
         self.wal.set_promise(epoch).await?;
-        self.append(epoch, start)
+        let record = self.append(epoch, start)?;
+        self.state().office = Some(epoch);
+        Ok(record)
+    }
+
+    /// The office of `epoch` is over: nothing is appended in it any more.
+    pub fn leave_office(&self, epoch: Epoch) {
+        let mut state = self.state();
+        state.office = state.office.filter(|held| *held != epoch);
+    }
+
+    /// True while this process holds office, or is about to leave it.
+    pub fn in_office(&self) -> bool {
+        self.state().office.is_some()
+    }
+
+    /// Gives up the office of `epoch` as if a leader had sealed it: promises the next one.
+    pub async fn step_down(&self, epoch: Epoch) -> Result<(), WalError> {
+        let _step = self.steps.lock().await;
+        self.raise(epoch + 1);
+        self.wal.settle().await?;
+        self.wal.set_promise(epoch + 1).await
+    }
+
+    /// Sets the damaged record `seq` and all behind it aside ([`Wal::set_aside`]), in no office. The
+    /// stream that is followed ends, and the next one begins with what is left.
+    pub async fn set_aside(&self, seq: u64) -> Result<Option<Debt>, FenceError> {
+        let _step = self.steps.lock().await;
+        {
+            let mut state = self.state();
+            if let Some(epoch) = state.office {
+                return Err(FenceError::InOffice(epoch));
+            }
+            state.session = None;
+        }
+        Ok(self.wal.set_aside(seq).await?)
+    }
+
+    /// The debt of the log is paid by what came in this session; false if the session has ended.
+    pub async fn pay_debt(&self, session: Session) -> Result<bool, WalError> {
+        let _step = self.steps.lock().await;
+        if !self.is_current(session) {
+            return Ok(false);
+        }
+        self.wal.clear_debt().await?;
+        Ok(true)
     }
 
     /// Appends a record of the writer's own, unless its epoch is fenced.

@@ -6,6 +6,7 @@
 //! - [`sender`] and [`receiver`]: the two ends of an `Append` stream;
 //! - `freshness`: how old what comes on it is;
 //! - [`catch_up`]: an engine snapshot for a follower that is behind retention;
+//! - [`mend`]: the same for an engine whose files are damaged;
 //! - [`read_index`]: the position a linearizable read must reach.
 
 pub mod acks;
@@ -13,6 +14,7 @@ pub mod catch_up;
 pub mod fence;
 mod freshness;
 mod incoming;
+pub mod mend;
 pub mod read_index;
 pub mod receiver;
 pub mod sender;
@@ -31,7 +33,7 @@ use std::{
 };
 
 use tokio::{
-    sync::watch,
+    sync::{Mutex as AsyncMutex, watch},
     time::{Duration, Instant},
 };
 
@@ -62,6 +64,8 @@ pub struct Replica {
     pub lease_term: Duration,
     /// What engine snapshots cost.
     pub meter: SnapshotMeter,
+    /// Held while an engine snapshot is installed, until engine and log belong together again.
+    installing: AsyncMutex<()>,
     commit: watch::Sender<Lsn>,
     contact: watch::Sender<Option<Contact>>,
     tenure: watch::Sender<Option<Arc<Tenure>>>,
@@ -99,13 +103,22 @@ pub trait Applier: fmt::Debug + Send + Sync + 'static {
     /// Last applied position.
     fn applied(&self) -> Lsn;
     /// Replaces everything applied by the engine snapshot at `position` whose files lie under `from`,
-    /// unless that much is applied by then: the engine goes back for nobody. Resolves to what is
-    /// applied. Not cancel-safe: engine and position change together or not at all.
+    /// unless that much is applied by then: for catching up the engine goes back for nobody. Resolves to
+    /// what is applied. Not cancel-safe: engine and position change together or not at all.
     fn install(
         &self,
         from: PathBuf,
         position: Lsn,
     ) -> Pin<Box<dyn Future<Output = Result<Lsn, EngineError>> + Send>>;
+    /// Replaces everything applied by the engine snapshot at `at` whose files lie under `from`, which may
+    /// be behind what is applied: the log of `replica` has what follows, and it is applied again. False,
+    /// and nothing is changed, if it has not, or if this process is the writer. Not cancel-safe.
+    fn mend(
+        &self,
+        from: PathBuf,
+        at: Lsn,
+        replica: Arc<Replica>,
+    ) -> Pin<Box<dyn Future<Output = Result<bool, EngineError>> + Send>>;
     /// Files of the newest checkpoint.
     fn export(&self) -> Pin<Box<dyn Future<Output = Result<Export, EngineError>> + Send>>;
 }
@@ -128,6 +141,7 @@ impl Replica {
             view,
             lease_term,
             meter: SnapshotMeter::default(),
+            installing: AsyncMutex::default(),
             commit: watch::Sender::new(commit),
             contact: watch::Sender::new(None),
             tenure: watch::Sender::new(None),
@@ -138,6 +152,11 @@ impl Replica {
     /// Last position known committed.
     pub fn commit(&self) -> Lsn {
         *self.commit.borrow()
+    }
+
+    /// True if there is a voter beside this node: one that may hold what this node lacks.
+    pub fn has_peers(&self) -> bool {
+        self.view.borrow().all_voters().iter().any(|voter| *voter != self.node)
     }
 
     /// Follows the commit position.

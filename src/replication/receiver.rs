@@ -19,7 +19,7 @@ use crate::{
     },
     transport::{LinkInfo, Mesh, OpenError, RecvStream, SendStream, Stream, StreamError},
     types::{Lsn, NodeId, Office},
-    wal::{Wal, WalError},
+    wal::{ReadError, Wal, WalError},
 };
 
 use super::{
@@ -112,8 +112,10 @@ impl From<OpenError> for End {
 impl From<WalError> for End {
     fn from(error: WalError) -> Self {
         match error {
-            // Goes away by itself: space comes back, a cut comes to its end.
-            WalError::Full | WalError::Closed => Self::Retry(error.to_string()),
+            // Goes away by itself: space comes back, a cut comes to its end, damage is set aside.
+            WalError::Full | WalError::Closed | WalError::Read(ReadError::Damaged { .. }) => {
+                Self::Retry(error.to_string())
+            }
             error => Self::Final(error.into()),
         }
     }
@@ -309,10 +311,10 @@ impl Receiver {
         let (Some(debt), Some(end)) = (replica.wal.debt(), end) else { return std::future::pending().await };
         tracing::warn!(lost_from = debt.lost_from, until = %end, "fetching the records that were damaged here");
         let mut durable = replica.wal.watch_durable();
-        if durable.wait_for(|at| at.seq >= end.seq).await.is_err() || !replica.fence.is_current(session) {
+        if durable.wait_for(|at| at.seq >= end.seq).await.is_err() || !replica.fence.pay_debt(session).await?
+        {
             return Err(End::Retry("sealed".into()));
         }
-        replica.wal.clear_debt().await?;
         tracing::warn!(
             lost_from = debt.lost_from,
             end = %replica.wal.durable(),

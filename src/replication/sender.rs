@@ -62,6 +62,10 @@ impl Handler for Sender {
             if let Err(error) = serve(&replica, &*applier, follower, stream).await {
                 match error {
                     SendError::Diverged(..) => tracing::error!(%follower, %error, "follower refused"),
+                    SendError::Read(ReadError::Damaged { .. })
+                    | SendError::Wal(WalError::Read(ReadError::Damaged { .. })) => {
+                        tracing::warn!(%follower, %error, "a follower needs a record that is damaged here");
+                    }
                     _ => tracing::debug!(%follower, %error, "follower's stream ended"),
                 }
             }
@@ -114,6 +118,11 @@ async fn position(
     let keep = epochs.common_prefix(&subscribe.epochs, subscribe.durable.seq);
     if keep + 1 < wal.first_seq() || keep > wal.end().seq {
         return Ok(Subscribed::SnapshotNeeded { first: wal.first_seq() });
+    }
+    // What cannot be sent is in the checkpoint, unless it was never committed.
+    let damaged = wal.watch_damage().borrow().as_ref().map(|found| found.seq);
+    if let Some(damaged) = damaged.filter(|damaged| keep < *damaged && wal.lacks().is_none()) {
+        return Ok(Subscribed::SnapshotNeeded { first: damaged + 1 });
     }
     // Compared only at or below the cut point: every legal divergent tail lies behind it.
     let applied = applier.applied().min(subscribe.applied);

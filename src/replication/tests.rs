@@ -74,6 +74,16 @@ impl Applier for Restored {
         self.0.install(from)
     }
 
+    fn mend(
+        &self,
+        from: PathBuf,
+        _: Lsn,
+        _: Arc<Replica>,
+    ) -> Pin<Box<dyn Future<Output = Result<bool, EngineError>> + Send>> {
+        let installed = self.0.install(from);
+        Box::pin(async move { installed.await.map(|_| true) })
+    }
+
     fn export(&self) -> Pin<Box<dyn Future<Output = Result<Export, EngineError>> + Send>> {
         self.0.export()
     }

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::{
+    fault::{Fault, cut, refuse},
     platter::{Change, Inode},
     space::Space,
 };
@@ -35,19 +36,6 @@ pub struct SimDisk {
     machine: Arc<Mutex<Machine>>,
     /// The process this handle belongs to, or none for the experimenter.
     life: Option<u64>,
-}
-
-/// What goes wrong at a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// EIO. A durable write that meets it is in the page cache, marked clean: a later sync
-    /// succeeds without writing it.
-    Eio,
-    /// ENOSPC. The call has no effect.
-    Enospc,
-    /// The machine stops during the call: what the call writes is not synced, and every later
-    /// call fails until [`SimDisk::crash`] or [`SimDisk::kill`].
-    PowerCut,
 }
 
 /// How long calls take, in (simulated) tokio time.
@@ -352,11 +340,16 @@ impl DiskFile for SimFile {
             if fault == Some(Fault::Enospc) || (fault == Some(Fault::Eio) && !now) {
                 return refuse(fault);
             }
-            let end = offset + parts.iter().map(|p| p.len() as u64).sum::<u64>();
-            machine.room_for(number, end)?;
+            let len = parts.iter().map(|p| p.len() as u64).sum::<u64>();
+            machine.room_for(number, offset + len)?;
             let inode = machine.inode(number)?;
             let mut at = offset;
-            for part in parts.into_iter().filter(|p| !p.is_empty()) {
+            let end = if fault == Some(Fault::Short) { offset + len / 2 } else { offset + len };
+            for mut part in parts {
+                part.truncate(usize::try_from(end - at).unwrap_or(usize::MAX));
+                if part.is_empty() {
+                    continue;
+                }
                 let change = Change::Write(at, part.clone());
                 at += part.len() as u64;
                 change.apply(&mut inode.seen);
@@ -490,23 +483,6 @@ fn apply_names(names: &mut BTreeMap<PathBuf, u64>, change: &[(PathBuf, Option<u6
     }
 }
 
-/// The error of a fault that lets a call have no effect.
-fn refuse(fault: Option<Fault>) -> io::Result<()> {
-    match fault {
-        Some(Fault::Eio) => Err(io::Error::other("simulated EIO")),
-        Some(Fault::Enospc) => Err(io::ErrorKind::StorageFull.into()),
-        Some(Fault::PowerCut) | None => Ok(()),
-    }
-}
-
-/// The error of a power cut, for after what the call leaves behind.
-fn cut(fault: Option<Fault>) -> io::Result<()> {
-    match fault {
-        Some(Fault::PowerCut) => Err(io::Error::other("simulated power cut")),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{super::platter::SECTOR, *};
@@ -580,6 +556,27 @@ mod tests {
         disk.clear_faults();
         assert!(disk.flip(Path::new("/f"), 3, 0));
         assert_eq!(disk.content(Path::new("/f")).unwrap()[3], 0);
+    }
+
+    #[tokio::test]
+    async fn a_short_write_leaves_half_and_is_an_error() {
+        let disk = SimDisk::new();
+        let file = disk.open(Path::new("/f"), Create::New).await.unwrap();
+        for (parts, written) in [(vec![10], 5), (vec![3, 4, 5], 6), (vec![1], 0), (vec![0, 8, 2], 5)] {
+            file.resize(0).await.unwrap();
+            disk.fail_at(disk.calls() + 1, Fault::Short, false);
+            let parts = parts.into_iter().flat_map(|len| bytes(7, len)).collect();
+            let error = file.write(0, parts, Durability::Now).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+            assert_eq!(disk.content(Path::new("/f")).unwrap(), vec![7; written]);
+        }
+        let fork = disk.fork();
+        fork.sync_dir(Path::new("/")).await.unwrap();
+        assert_eq!(
+            fork.platter().content(Path::new("/f")).unwrap(),
+            Vec::<u8>::new(),
+            "nothing of it is synced"
+        );
     }
 
     #[tokio::test]

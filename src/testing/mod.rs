@@ -1,12 +1,15 @@
 //! Simulated twins of the seams, and planted bugs.
 
 mod disk;
+mod fault;
 mod fixture;
 pub mod mutant;
 mod platter;
 mod rot;
 mod space;
+pub mod sweep;
 
-pub use disk::{DiskLatency, Fault, SimDisk};
+pub use disk::{DiskLatency, SimDisk};
+pub use fault::Fault;
 pub use fixture::{fixture, read_fixture};
 pub use rot::Rot;

@@ -164,27 +164,39 @@ impl WalDriver {
         let report =
             report.map_err(|e| if is_full(&e) { WalError::Full } else { failed("saving orphans")(e) })?;
 
-        let new_end = self.shared.lock().lsn_of(keep);
         // Model: cut_durable_before_adoption
+        self.cut_off(keep, tail.first.chain, &tail.segments, tail.offset).await?;
+        tracing::warn!(keep, records = report.records, orphan = ?report.orphan, "cut the tail of the log");
+        Ok(report)
+    }
+
+    /// Removes what lies behind `keep`, whose chain value is `chain`, and has been saved: the first of
+    /// `segments` from `offset` on, if it has records that are kept, and all others.
+    pub(super) async fn cut_off(
+        &mut self,
+        keep: u64,
+        chain: u32,
+        segments: &[Segment],
+        offset: u64,
+    ) -> Result<(), WalError> {
+        let new_end = self.shared.lock().lsn_of(keep);
         self.write_watermark(Some(new_end)).await?;
         let gone = {
             let mut state = self.shared.lock();
-            self.shared.shorten(&mut state, new_end, tail.first.chain);
+            self.shared.shorten(&mut state, new_end, chain);
             let kept = state.segments.partition_point(|s| s.header.first_seq <= keep);
             let gone = state.segments.split_off(kept);
             if let Some(last) = state.segments.back_mut().filter(|s| s.last_seq > keep) {
-                last.cut(keep + 1, tail.offset);
+                last.cut(keep + 1, offset);
             }
             gone
         };
-        if let Some(cut) = tail.segments.first().filter(|s| s.header.first_seq <= keep) {
-            let zeroed = zero(&*cut.file, tail.offset, cut.end, Durability::Now).await;
+        if let Some(cut) = segments.first().filter(|s| s.header.first_seq <= keep) {
+            let zeroed = zero(&*cut.file, offset, cut.end, Durability::Now).await;
             zeroed.map_err(failed("zeroing what was cut"))?;
         }
         self.remove(gone).await?;
-        self.clear_watermark().await?;
-        tracing::warn!(keep, records = report.records, orphan = ?report.orphan, "cut the tail of the log");
-        Ok(report)
+        self.clear_watermark().await
     }
 
     /// Says in both slots that no cut is under way, so that damage to one cannot bring it back.

@@ -9,7 +9,8 @@
 //! - `base`: where the log begins and the epoch starts before that (`base.rs`);
 //! - `spare.wal`: the next segment, allocated in advance; the reserve for a full disk;
 //! - `orphan/`: records that were cut off (`cut.rs`);
-//! - `quarantine/`: bytes that did not verify, and what lay behind them (`quarantine.rs`).
+//! - `quarantine/`: bytes that did not verify, and what lay behind them (`quarantine.rs`,
+//!   `set_aside.rs`).
 //!
 //! Any error of a write or sync is final (fail-stop): the page cache may have dropped the data and
 //! a second fsync would wrongly succeed. Only running out of space while *allocating* is not.
@@ -24,7 +25,9 @@ mod record;
 mod recovery;
 mod retention;
 mod scan;
+mod scrub;
 mod segment;
+mod set_aside;
 mod state;
 mod survey;
 #[cfg(all(test, feature = "testing"))]
@@ -49,6 +52,8 @@ pub use mend::{Loss, accept_loss};
 pub use quarantine::Debt;
 pub use reader::{ReadError, WalReader};
 pub use record::{Draft, RECORD_HEADER, Record, RecordError, RecordKind};
+pub use scrub::Scrubbed;
+pub use set_aside::DamagedRecord;
 pub use survey::{DamageSurvey, SegmentSurvey, Survey, survey};
 pub use writer::WalDriver;
 
@@ -188,9 +193,9 @@ impl Wal {
         self.shared.lock().debt
     }
 
-    /// Bytes under `quarantine/`, as found at start.
+    /// Bytes under `quarantine/`: found at start, and put there since.
     pub fn quarantined(&self) -> u64 {
-        self.shared.quarantined
+        self.shared.quarantined()
     }
 
     /// The debt is paid: this log holds, on disk, all that a writer's log held when this node

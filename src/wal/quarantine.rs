@@ -32,6 +32,10 @@
 //! The position that was known to be reached before (`reach`) is for people: the watermark may be
 //! late by up to a second, so it could not decide. What is applied or flushed may lie above the
 //! cut: it was committed, so the same records come again, and the engine takes none a second time.
+//!
+//! Damage that is met while the log is open takes the same way without a restart (`set_aside.rs`). To
+//! the argument it makes no difference: between two of its steps no seal is answered and no stream
+//! goes on (`replication/fence.rs`), and the writer does not set its own log aside.
 
 use std::{
     io,
@@ -68,7 +72,7 @@ pub struct Debt {
 
 impl Debt {
     /// Both debts.
-    fn and(self, other: Self) -> Self {
+    pub(super) fn and(self, other: Self) -> Self {
         Self { lost_from: self.lost_from.min(other.lost_from), reach: self.reach.max(other.reach) }
     }
 }
@@ -235,8 +239,9 @@ impl Part {
     }
 
     /// Copies it into `aside`, durably, under a name that was free: that of the file, with where
-    /// in it the part begins, and a number. A part that is copied again after a crash is there twice.
-    async fn copy(&self, disk: &dyn Disk, aside: &Path) -> io::Result<()> {
+    /// in it the part begins, and a number; returns that. A part that is copied again after a crash is
+    /// there twice.
+    pub(super) async fn copy(&self, disk: &dyn Disk, aside: &Path) -> io::Result<PathBuf> {
         let name = self.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let names = disk.list(aside).await?;
         let mut free = (0u32..).map(|n| format!("{name}@{}.{n}", self.from));
@@ -263,8 +268,10 @@ impl Part {
             done += len;
         }
         target.write(done, Vec::new(), Durability::Now).await?;
-        disk.rename(&unfinished, &aside.join(&free)).await?;
-        disk.sync_dir(aside).await
+        let copy = aside.join(&free);
+        disk.rename(&unfinished, &copy).await?;
+        disk.sync_dir(aside).await?;
+        Ok(copy)
     }
 }
 

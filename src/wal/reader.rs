@@ -3,6 +3,7 @@
 use std::{io, sync::Arc};
 
 use super::{
+    DamagedRecord,
     record::Record,
     segment::{Cursor, NoRecord},
     state::{Shared, State},
@@ -168,6 +169,8 @@ impl WalReader {
             return Ok(None);
         }
         if let (Err((seq, reason)), true) = (outcome, records.is_empty()) {
+            let found = DamagedRecord { seq, segment: segment.clone(), reason: reason.clone() };
+            shared.note_damage(&state, found);
             return Err(ReadError::Damaged { seq, segment, reason });
         }
         cursor.offset = offset;

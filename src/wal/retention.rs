@@ -29,6 +29,7 @@ impl WalDriver {
         let old: Vec<Segment> = {
             let mut state = self.shared.lock();
             state.base = base;
+            self.shared.forget_damage(&state);
             state.segments.drain(..count).collect()
         };
         let what = failed("retiring a log segment");

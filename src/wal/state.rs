@@ -2,13 +2,16 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::sync::{Notify, watch};
 
 use super::{
-    Debt, WalError,
+    DamagedRecord, Debt, WalError,
     base::Base,
     record::{Record, RecordKind},
     segment::Segment,
@@ -28,8 +31,10 @@ pub(super) struct Shared {
     pub(super) stalled: watch::Sender<bool>,
     /// Wakes the driver: records are queued or the watermark is to be written.
     pub(super) work: Notify,
-    /// Bytes under `quarantine/`, as found at start.
-    pub(super) quarantined: u64,
+    /// The first record that a reader found damaged, while it is still part of the log.
+    pub(super) damage: watch::Sender<Option<DamagedRecord>>,
+    /// Bytes under `quarantine/`: found at start, and put there since.
+    quarantined: AtomicU64,
     tail_limit: usize,
 }
 
@@ -52,6 +57,8 @@ pub(super) struct State {
     pub(super) promise: Epoch,
     pub(super) debt: Option<Debt>,
     pub(super) commit: Lsn,
+    /// Every record up to here is in a checkpoint of the engine.
+    pub(super) checkpoint: u64,
     /// The watermark on disk is behind.
     pub(super) watermark_due: bool,
     /// The `keep` of every cut of this process, so that readers see what they missed.
@@ -69,10 +76,37 @@ impl Shared {
             full: watch::Sender::new(full),
             stalled: watch::Sender::new(false),
             work: Notify::new(),
-            quarantined,
+            damage: watch::Sender::new(None),
+            quarantined: AtomicU64::new(quarantined),
             tail_limit,
             state: Mutex::new(state),
         }
+    }
+
+    pub(super) fn quarantined(&self) -> u64 {
+        self.quarantined.load(Ordering::Acquire)
+    }
+
+    pub(super) fn note_quarantined(&self, bytes: u64) {
+        self.quarantined.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// Notes damage, unless it is known from an earlier record on. Under the lock that showed the record
+    /// to be part of the log, so that no cut comes in between.
+    pub(super) fn note_damage(&self, _state: &State, found: DamagedRecord) {
+        self.damage.send_if_modified(|known| {
+            let news = known.as_ref().is_none_or(|known| known.seq > found.seq);
+            if news {
+                *known = Some(found);
+            }
+            news
+        });
+    }
+
+    /// Forgets damage to records that are not part of the log any more.
+    pub(super) fn forget_damage(&self, state: &State) {
+        let there = state.first_seq()..=state.end.seq;
+        self.damage.send_if_modified(|known| known.take_if(|known| !there.contains(&known.seq)).is_some());
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -152,6 +186,7 @@ impl Shared {
         state.cuts.push(end.seq);
         state.queued = 0;
         (state.end, state.durable, state.digest) = (end, end, digest);
+        self.forget_damage(state);
         self.end.send_replace(end);
         self.durable.send_replace(end);
     }
@@ -164,6 +199,7 @@ impl Shared {
         state.epochs = base.epochs.clone();
         (state.end, state.durable, state.digest) = (base.lsn, base.lsn, base.chain);
         state.base = base;
+        self.forget_damage(state);
         self.end.send_replace(state.end);
         self.durable.send_replace(state.durable);
     }
@@ -185,6 +221,7 @@ impl State {
             promise: 0,
             debt: None,
             commit: Lsn::ZERO,
+            checkpoint: 0,
             watermark_due: false,
             cuts: Vec::new(),
             closed: false,

@@ -3,6 +3,7 @@
 mod bits;
 mod faults;
 mod format;
+mod live;
 mod repair;
 
 use std::{collections::BTreeSet, path::Path, time::Duration};

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    CutReport, WalConfig, WalError,
+    CutReport, Debt, WalConfig, WalError,
     record::Record,
     segment::{LOCAL_PART, SEGMENT_HEADER, Segment, SegmentHeader, segment_name},
     state::Shared,
@@ -59,6 +59,7 @@ pub(super) enum Command {
     Reset { base: Lsn, chain: u32, epochs: EpochTable, reply: Reply<()> },
     Retire { through: u64, reply: Reply<u64> },
     DropQueued { below: Epoch, reply: Reply<u64> },
+    SetAside { seq: u64, reply: Reply<Option<Debt>> },
 }
 
 /// What a driver is made of.
@@ -158,6 +159,10 @@ impl WalDriver {
                 let done = self.drop_queued(below);
                 self.answer(reply, done)
             }
+            Command::SetAside { seq, reply } => {
+                let done = self.set_aside(seq).await;
+                self.answer(reply, done)
+            }
         }
     }
 
@@ -196,7 +201,7 @@ impl WalDriver {
         self.write_promise(Promise { epoch: promised, debt: None }).await
     }
 
-    async fn write_promise(&mut self, promise: Promise) -> Result<(), WalError> {
+    pub(super) async fn write_promise(&mut self, promise: Promise) -> Result<(), WalError> {
         self.promise.write_both(promise.values()).await.map_err(failed("writing the promise"))?;
         let mut state = self.shared.lock();
         (state.promise, state.debt) = (promise.epoch, promise.debt);

@@ -21,7 +21,7 @@ use tokio::{
 use crate::{
     engine::{EngineError, Export, Operation, StorageEngine, Work},
     protocol::{frame, replication::Mark},
-    replication::{Applier, Replica},
+    replication::{Applier, Replica, mend},
     types::{Lsn, MembershipId},
     wal::{ReadError, Record, RecordKind, WalReader},
 };
@@ -34,6 +34,8 @@ use super::{
 
 /// Bytes of records read from the log at a time.
 const BATCH: usize = 4 * 1024 * 1024;
+/// How soon a record that was damaged is looked for again.
+const DAMAGE_LOOK: Duration = Duration::from_millis(100);
 /// How often an idle node asks its engine whether a checkpoint is due.
 const CHECKPOINT_TICK: Duration = Duration::from_secs(1);
 
@@ -143,6 +145,7 @@ impl Apply {
         let (mut commit, mut durable) = (replica.watch_commit(), replica.wal.watch_durable());
         let mut reader: Option<WalReader> = None;
         let mut tick = tokio::time::interval(CHECKPOINT_TICK);
+        replica.wal.note_checkpoint(self.engine.recovered().0.seq);
         loop {
             // The commit position first: it rises only when a cut is done, so the durable position read
             // after it is not that of a log that was still to be cut.
@@ -159,7 +162,7 @@ impl Apply {
                     _ = tick.tick() => {}
                 }
             } else {
-                let _exclusive = self.exclusive.lock().await;
+                let exclusive = self.exclusive.lock().await;
                 // A snapshot may have been installed while this waited.
                 let next = self.applied.borrow().seq + 1;
                 let from_here = reader.take().filter(|reader| reader.position() == next);
@@ -168,6 +171,12 @@ impl Apply {
                     Ok(records) => records,
                     // A cut behind the commit position moved the end: start over from the log.
                     Err(ReadError::Cut { .. }) => continue,
+                    // Set aside by a task of its own, and fetched again, if there is anybody who has it.
+                    Err(ReadError::Damaged { .. }) if replica.has_peers() => {
+                        drop(exclusive);
+                        tokio::time::sleep(DAMAGE_LOOK).await;
+                        continue;
+                    }
                     Err(error) => return Err(ApplyError::Read { seq: next, error }),
                 };
                 let (mut took, all) = (0, records.len());
@@ -279,13 +288,35 @@ impl Apply {
         if applied.seq >= position.seq {
             return Ok(applied);
         }
+        self.install(from).await
+    }
+
+    /// The caller holds what keeps records from being applied and checkpoints from being taken.
+    async fn install(&self, from: PathBuf) -> Result<Lsn, EngineError> {
         let at = self.engine.install(from).await?;
         let (_, sidecar) = self.engine.recovered();
-        let dedup = load_sidecar(&sidecar)?;
+        // The engine has changed already: not the kind of damage that leaves everything as it was.
+        let dedup = load_sidecar(&sidecar).map_err(|e| EngineError::Broken(e.to_string()))?;
         self.marked.send_replace(dedup.marked());
         self.ledger().dedup = Arc::new(dedup);
         self.applied.send_replace(at);
         Ok(at)
+    }
+
+    /// See [`Applier::mend`]. Whoever takes office after the look at it admits nothing before its own
+    /// start is applied, and so everything that is applied again here.
+    async fn mend(&self, from: PathBuf, at: Lsn, replica: &Replica) -> Result<bool, EngineError> {
+        let _permit = self.one_checkpoint.acquire().await;
+        let _exclusive = self.exclusive.lock().await;
+        if replica.fence.in_office() || !mend::reaches(replica, at) {
+            return Ok(false);
+        }
+        let installed = self.install(from).await?;
+        replica.wal.note_checkpoint(installed.seq);
+        if installed == at {
+            return Ok(true);
+        }
+        Err(EngineError::Broken(format!("the snapshot was offered at {at} and is at {installed}")))
     }
 }
 
@@ -316,6 +347,16 @@ impl Applier for AppliedState {
         Box::pin(async move { apply.replace_all(from, position).await })
     }
 
+    fn mend(
+        &self,
+        from: PathBuf,
+        at: Lsn,
+        replica: Arc<Replica>,
+    ) -> Pin<Box<dyn Future<Output = Result<bool, EngineError>> + Send>> {
+        let apply = self.0.clone();
+        Box::pin(async move { apply.mend(from, at, &replica).await })
+    }
+
     fn export(&self) -> Pin<Box<dyn Future<Output = Result<Export, EngineError>> + Send>> {
         self.0.engine.export()
     }
@@ -343,6 +384,7 @@ impl Checkpointer {
             match job.await {
                 Ok(at) => {
                     self.flushed.send_replace(at);
+                    replica.wal.note_checkpoint(at.seq);
                     tracing::info!(flushed = %at, millis = started.elapsed().as_millis() as u64, "checkpoint");
                     if let Err(error) =
                         replica.wal.retire_keeping(at.seq.min(replica.free_through()), keep_bytes).await

@@ -292,10 +292,15 @@ impl Writer {
                     Err(FenceError::Wal(error @ (WalError::Full | WalError::Closed))) => {
                         tracing::warn!(epoch = office.epoch, %error, "cannot hold office");
                     }
+                    // Its log was damaged after it had reported: the leader names another.
+                    Err(FenceError::Wal(error @ WalError::Refused(_))) => {
+                        tracing::warn!(epoch = office.epoch, %error, "cannot take office");
+                    }
                     Err(FenceError::Wal(error)) => return Err(error),
                     Err(error) => tracing::warn!(epoch = office.epoch, %error, "could not take office"),
                 }
                 self.replica.end_tenure(office.epoch);
+                self.replica.fence.leave_office(office.epoch);
                 self.apply.ledger().abandon();
                 self.stop_draining();
                 continue;

@@ -16,6 +16,7 @@ use super::{
     outcome,
 };
 use crate::{
+    disk::Disk,
     engine::{MemoryEngine, Operation, StorageEngine},
     protocol::forward::{AckLevel, BatchId, Progress},
     replication::{Applier, Replica, Tenure, fence::Fence},
@@ -454,6 +455,40 @@ async fn a_snapshot_below_what_is_applied_changes_nothing() {
     checkpointed(&source, 6..=12).await;
     let applied = applier.install("/source".into(), Lsn::new(1, 12)).await.unwrap();
     assert_eq!((applied, engine.applied(), engine.contents().len()), (Lsn::new(1, 12), Lsn::new(1, 12), 12));
+}
+
+#[tokio::test(start_paused = true)]
+async fn to_mend_the_engine_goes_back_and_applies_again_and_never_the_writers() {
+    let disk = SimDisk::new();
+    let engine = MemoryEngine::open(Arc::new(disk.boot()), "/engine".into()).await.unwrap();
+    let engine = Arc::new(engine);
+    let rig = Rig::of(&[1], disk.clone(), engine.clone()).await;
+    let write = async |counters: std::ops::RangeInclusive<u64>| {
+        for counter in counters {
+            rig.commit(batch(counter, AckLevel::Quorum)).await.unwrap();
+        }
+    };
+    write(1..=2).await;
+    let at = rig.apply.checkpoint_now().await.unwrap();
+    let image = disk.content("/engine/IMAGE".as_ref()).unwrap();
+    disk.create_dir("/mending".as_ref()).await.unwrap();
+    crate::disk::replace_file(&disk, "/mending/IMAGE".as_ref(), image.into()).await.unwrap();
+    write(3..=4).await;
+    let (last, all) = (engine.applied(), engine.contents().len());
+    assert_eq!((at.seq, last.seq), (3, 5));
+
+    let applier = AppliedState(rig.apply.clone());
+    let mend = || applier.mend("/mending".into(), at, rig.replica.clone());
+    assert_eq!(applier.install("/mending".into(), at).await.unwrap(), last, "catching up never goes back");
+    assert!(!mend().await.unwrap(), "what the writer answers with must stay");
+    assert_eq!((engine.applied(), applier.applied()), (last, last));
+    rig.writes(None);
+    while rig.replica.fence.in_office() {
+        sleep(HEARTBEAT).await;
+    }
+    assert!(mend().await.unwrap());
+    rig.apply.watch().wait_for(|applied| *applied == last).await.unwrap();
+    assert_eq!((engine.applied(), engine.contents().len()), (last, all));
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use skeinmesh::{
     engine::{MemoryEngine, Operation, StorageEngine},
     identity::{DataDir, JoinToken},
-    node::{Consistency, Node, NodeConfig, Surroundings, Write},
+    node::{Consistency, Node, NodeConfig, ScrubConfig, Surroundings, Write},
     transport::Socket,
     types::{Role, TimingProfile},
 };
@@ -53,6 +53,7 @@ pub async fn start_with(
         mdns: None,
         segment_bytes: 1 << 20,
         keep_bytes: 1 << 20,
+        scrub: ScrubConfig::default(),
     };
     let node = Node::start(config, surroundings, engine.clone()).await.unwrap();
     Running { node, engine }

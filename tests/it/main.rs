@@ -21,6 +21,8 @@ mod bootstrap;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod cluster;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod damage;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod databases;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod doctor;

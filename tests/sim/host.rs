@@ -14,7 +14,7 @@ use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use skeinmesh::{
     engine::MemoryEngine,
     identity::{DataDir, JoinToken},
-    node::{Node, NodeConfig, NodeError, Surroundings},
+    node::{Node, NodeConfig, NodeError, ScrubConfig, Surroundings},
     protocol::status::NodeStatus,
     testing::SimDisk,
     transport::Socket,
@@ -180,6 +180,8 @@ impl Host {
             mdns: None,
             segment_bytes: SEGMENT_BYTES,
             keep_bytes: SEGMENT_BYTES,
+            // A storm is too short for one; every read of a file would only move the schedules.
+            scrub: ScrubConfig { interval: Duration::ZERO, max_rate: 1 },
         };
         let surroundings = self.surroundings(disk.clone(), random);
         let engine = MemoryEngine::open(disk, self.dir().join("engine")).await.map_err(NodeError::from)?;

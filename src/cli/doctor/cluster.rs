@@ -252,6 +252,7 @@ mod tests {
             rtt_ms: None,
             cert_days_left: Some(29),
             snapshot: None,
+            scrubbed: None,
             is_leader: n == 1,
             is_writer: n == 1,
             silent_ms: None,

@@ -114,6 +114,7 @@ mod tests {
             rtt_ms: None,
             cert_days_left: None,
             snapshot: None,
+            scrubbed: None,
             is_leader: false,
             is_writer: false,
             silent_ms: Some(12_300),

@@ -1,5 +1,6 @@
 //! `skein inspect manifest`.
 
+use clap::Args;
 use serde::Serialize;
 
 use super::PlaceArgs;
@@ -11,14 +12,25 @@ use crate::{
     engine::columnar::survey::{ManifestSurvey, survey},
 };
 
-pub(super) async fn run(args: PlaceArgs) -> Result<(), Failure> {
-    let (dir, disk) = args.open()?;
-    let survey =
-        survey(&*disk, &dir.path().join("engine")).await.map_err(|e| Failure::disk(e.to_string()))?;
+/// What to look at, and how closely.
+#[derive(Debug, Args)]
+pub(super) struct ManifestArgs {
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// Read every data file and compare it with its checksum, not only its length
+    #[arg(long)]
+    verify: bool,
+}
+
+pub(super) async fn run(args: ManifestArgs) -> Result<(), Failure> {
+    let (dir, disk) = args.place.open()?;
+    let survey = survey(&*disk, &dir.path().join("engine"), args.verify)
+        .await
+        .map_err(|e| Failure::disk(e.to_string()))?;
     let Some(survey) = survey else {
-        return output::print(if args.json { "null\n" } else { "no checkpoint yet\n" });
+        return output::print(if args.place.json { "null\n" } else { "no checkpoint yet\n" });
     };
-    if args.json {
+    if args.place.json {
         output::json(&Report::of(&survey))?;
     } else {
         output::print(&show(&survey))?;

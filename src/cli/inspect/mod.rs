@@ -32,7 +32,7 @@ enum What {
     /// The raft log: entries, vote, members, who writes
     Raft(PlaceArgs),
     /// The checkpoint: tables, files, rows, up to where the log is in it
-    Manifest(PlaceArgs),
+    Manifest(manifest::ManifestArgs),
     /// The raft snapshot, and an engine snapshot that is being fetched
     Snapshot(PlaceArgs),
 }

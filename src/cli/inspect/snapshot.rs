@@ -17,7 +17,7 @@ pub(super) async fn run(args: PlaceArgs) -> Result<(), Failure> {
         true => survey(disk.clone(), &raft).await.map_err(|e| Failure::disk(e.to_string()))?.snapshot,
         false => None,
     };
-    let fetched = checkpoint(&*disk, &incoming).await.map_err(|e| Failure::disk(e.to_string()))?;
+    let fetched = checkpoint(&*disk, &incoming, false).await.map_err(|e| Failure::disk(e.to_string()))?;
     if args.json {
         output::json(&Report::of(taken.as_ref(), fetched.as_ref()))
     } else {

@@ -59,7 +59,7 @@ pub(super) async fn run(args: WalArgs) -> Result<(), Failure> {
 
 async fn repair(args: &WalArgs, dir: &Path, disk: std::sync::Arc<dyn Disk>) -> Result<(), Failure> {
     // What is in a checkpoint is not lost with the log.
-    let engine = checkpoint::survey(&*disk, &dir.join("engine")).await;
+    let engine = checkpoint::survey(&*disk, &dir.join("engine"), false).await;
     let engine = engine.map_err(|e| Failure::disk(format!("{e}; the log is left as it is")))?;
     let flushed = engine.map_or(Lsn::ZERO, |manifest| manifest.position);
     let mut random = Surroundings::real().rng();

@@ -2,6 +2,8 @@
 //!
 //! A file is never changed. Its name holds its positions and a part of its content hash, so two
 //! files with different content never have one name. Layout: `data/DATABASE/TABLE/DAY-LSN-HASH.parquet`.
+//!
+//! Nothing of a file is believed that was not compared with what was written (`verify.rs`).
 
 use std::{
     collections::BTreeSet,
@@ -13,10 +15,13 @@ use std::{
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use parquet::file::FOOTER_SIZE;
-use ring::digest::{Context, SHA256, digest};
+use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-use super::parquet::{tail_len, tail_rows};
+use super::{
+    parquet::{tail_len, tail_rows},
+    verify::block_sums,
+};
 use crate::{
     disk::{Create, Disk, Durability},
     engine::EngineError,
@@ -29,8 +34,6 @@ pub(super) const DATA: &str = "data";
 const UNFINISHED: &str = ".tmp";
 /// Nanoseconds of a day.
 pub(super) const DAY: i64 = 86_400_000_000_000;
-/// Bytes hashed at a time.
-const HASH_STEP: usize = 1 << 20;
 
 /// What the manifest says of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +74,8 @@ pub(super) struct DataFile {
     /// A compaction reads it, or has found that it is better left alone: nobody else puts it together
     /// with others.
     pub(super) claimed: AtomicBool,
+    /// CRC-32C of each block of its content, once that was whole as this process saw it.
+    pub(super) sums: tokio::sync::OnceCell<Vec<u32>>,
     /// Its Parquet metadata, once read.
     #[cfg(feature = "sql")]
     pub(super) metadata: tokio::sync::OnceCell<Arc<parquet::file::metadata::ParquetMetaData>>,
@@ -100,6 +105,7 @@ impl DataFile {
             path,
             damaged: OnceLock::new(),
             claimed: AtomicBool::new(false),
+            sums: tokio::sync::OnceCell::new(),
             #[cfg(feature = "sql")]
             metadata: tokio::sync::OnceCell::new(),
         }
@@ -117,7 +123,8 @@ impl DataFile {
         bytes: Bytes,
     ) -> Result<Self, EngineError> {
         let hash = sha256(&bytes);
-        let file = Self::new(dir, FileEntry { size: bytes.len() as u64, hash, ..entry });
+        let mut file = Self::new(dir, FileEntry { size: bytes.len() as u64, hash, ..entry });
+        file.sums = tokio::sync::OnceCell::new_with(Some(block_sums(&bytes)));
         let Some(parent) = file.path.parent() else {
             return Err(EngineError::Broken("a data file has no directory".into()));
         };
@@ -139,29 +146,6 @@ impl DataFile {
             return Err(error);
         }
         Ok(file)
-    }
-
-    /// Compares the whole content of a copy at `path` with length and hash.
-    ///
-    /// # Errors
-    /// The disk fails; [`EngineError::Damaged`] if the content is another.
-    pub(super) async fn check_content(&self, disk: &dyn Disk, path: &Path) -> Result<(), EngineError> {
-        let open = disk.open(path, Create::No).await?;
-        let mut hash = Context::new(&SHA256);
-        let mut at = 0;
-        while at < self.entry.size {
-            let part = open.read(at, HASH_STEP).await?;
-            if part.is_empty() {
-                break;
-            }
-            at += part.len() as u64;
-            hash.update(&part);
-        }
-        if at != self.entry.size || hash.finish().as_ref() != self.entry.hash {
-            let name = path.display().to_string();
-            return Err(EngineError::Damaged(name, "its content is not what the manifest says".into()));
-        }
-        Ok(())
     }
 
     /// Checks that the file is there with its length.

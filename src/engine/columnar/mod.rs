@@ -21,7 +21,7 @@ use self::{
     schema::{SchemaError, Schemas},
     state::State,
 };
-use super::{EngineError, Export, Operation, Refused, StorageEngine, Work};
+use super::{EngineError, Export, Operation, Pace, Refused, StorageEngine, Work};
 use crate::{disk::Disk, types::Lsn};
 
 mod absorbed;
@@ -48,6 +48,7 @@ mod state;
 pub mod survey;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 /// Time from a failed checkpoint to the next try.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
@@ -196,7 +197,7 @@ impl ColumnarEngine {
     /// How many data files were found to be damaged since this process has them: queries that need
     /// one fail, and it has to be replaced from another node.
     pub fn damaged_files(&self) -> usize {
-        self.inner.state().committed.iter().filter(|file| file.damaged.get().is_some()).count()
+        self.damaged().len()
     }
 
     /// What compactions have done since this process began.
@@ -232,7 +233,7 @@ impl ColumnarEngine {
         let mut all = Vec::new();
         for file in &view.files {
             let damaged = |e: String| EngineError::Damaged(file.path.display().to_string(), e);
-            let bytes = file.read(&*self.inner.disk).await?;
+            let bytes = file.read_checked(&*self.inner.disk).await?;
             let floor = view.retention.floor_of(&file.entry);
             for batch in parquet::decode(bytes).map_err(|e| damaged(e.to_string()))? {
                 all.push(retention::not_before(&batch, floor).map_err(unreadable)?);
@@ -365,6 +366,30 @@ impl StorageEngine for ColumnarEngine {
             let busy = busy?;
             snapshot::install(&busy.0, &from).await
         })
+    }
+
+    fn files(&self) -> Vec<(String, u64)> {
+        let state = self.inner.state();
+        state.committed.iter().map(|file| (file.entry.name(), file.entry.size)).collect()
+    }
+
+    fn verify(&self, name: &str, pace: Pace) -> Work<bool> {
+        let inner = self.inner.clone();
+        let file = inner.state().committed.iter().find(|file| file.entry.name() == name).cloned();
+        Box::pin(async move {
+            let Some(file) = file else { return Ok(true) };
+            match file.verify(&*inner.disk, Some(&pace)).await {
+                Ok(_) => Ok(true),
+                Err(EngineError::Damaged(..)) => Ok(false),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    fn damaged(&self) -> Vec<String> {
+        let state = self.inner.state();
+        let damaged = state.committed.iter().filter(|file| file.damaged.get().is_some());
+        damaged.map(|file| file.entry.name()).collect()
     }
 }
 

@@ -12,14 +12,18 @@ use crate::{disk::Disk, engine::EngineError};
 /// How the name of a manifest's copy for an export starts.
 pub(super) const EXPORT: &str = "export-";
 
-/// Reads the manifest, checks that its files are there, and removes everything of a checkpoint
+/// Reads the manifest, marks files that are not there with their length, and removes everything of a checkpoint
 /// that did not finish.
 pub(super) async fn recover(disk: &dyn Disk, dir: &Path) -> Result<State, EngineError> {
     disk.create_dir(&dir.join(DATA)).await?;
     let manifest = Manifest::read(disk, dir).await?.unwrap_or_default();
     let state = State::of(dir, manifest);
     for file in &state.committed {
-        file.check_len(disk).await?;
+        match file.check_len(disk).await {
+            // Only what needs it fails, and other nodes may have its points.
+            Err(EngineError::Damaged(_, why)) => drop(file.damage(&why)),
+            checked => checked?,
+        }
     }
     remove_strays(disk, dir, &state).await?;
     Ok(state)

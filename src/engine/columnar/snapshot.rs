@@ -5,6 +5,8 @@ use std::{
     sync::Arc,
 };
 
+use tokio::time::{Duration, Instant};
+
 use super::{
     Inner,
     data_file::{DataFile, sha256, sync_names},
@@ -17,20 +19,37 @@ use crate::{
     types::Lsn,
 };
 
+/// How often files are read again because a checkpoint is asked for again.
+const REVERIFY: Duration = Duration::from_secs(600);
+
 /// The files of the last finished checkpoint. The manifest goes along as a copy, since the next
 /// checkpoint replaces the original.
 pub(super) async fn export(inner: &Inner) -> Result<Export, EngineError> {
-    let (manifest, files, copy) = {
+    let (manifest, files, copy, again) = {
         let mut state = inner.state();
+        if let Some(file) = state.committed.iter().find(|file| file.damaged.get().is_some()) {
+            let why = "it has to be replaced before this node can give a snapshot";
+            return Err(EngineError::Damaged(file.path.display().to_string(), why.into()));
+        }
         let path = inner.dir.join(format!("{EXPORT}{}-{}", state.manifest.position, state.version));
         let known = state.exports.iter().find(|copy| ***copy == path).cloned();
+        let again = known.is_some() && state.reverified.is_none_or(|at| at.elapsed() > REVERIFY);
+        if again {
+            state.reverified = Some(Instant::now());
+        }
         let copy = known.unwrap_or_else(|| {
             let copy = Arc::new(path);
             state.exports.push(copy.clone());
             copy
         });
-        (state.manifest.clone(), state.committed.clone(), copy)
+        (state.manifest.clone(), state.committed.clone(), copy, again)
     };
+    if again {
+        // Perhaps because what was given before did not verify where it came to.
+        for file in &files {
+            file.verify(&*inner.disk, None).await?;
+        }
+    }
     let bytes = manifest.write(&*inner.disk, &copy).await?;
     let mut listed = vec![ExportFile {
         name: manifest::NAME.to_owned(),
@@ -86,6 +105,8 @@ pub(super) async fn install(inner: &Inner, from: &Path) -> Result<Lsn, EngineErr
     {
         let mut state = inner.state();
         let before = std::mem::replace(&mut *state, State::of(&inner.dir, manifest));
+        // What was shown stays: no query is answered before it is applied again.
+        state.floor = before.floor.max(before.applied);
         state.exports = before.exports;
         state.version = before.version + 1;
         state.removable = before.removable;

@@ -25,6 +25,8 @@ use crate::{engine::EngineError, types::Lsn};
 pub(super) struct State {
     /// Last applied record.
     pub(super) applied: Lsn,
+    /// Queries have been answered up to here: none is while less is applied.
+    pub(super) floor: Lsn,
     /// The columns of every table at that record.
     pub(super) schemas: Schemas,
     /// What databases were told to keep.
@@ -40,6 +42,8 @@ pub(super) struct State {
     pub(super) removable: Vec<Arc<DataFile>>,
     /// Copies of manifests that were handed out, removed likewise.
     pub(super) exports: Vec<Arc<PathBuf>>,
+    /// When files were last read again because somebody asked for a checkpoint again.
+    pub(super) reverified: Option<Instant>,
     /// When the first record was applied that no checkpoint was asked to hold.
     pub(super) oldest: Option<Instant>,
     /// Something was dropped that takes space until the next checkpoint.

@@ -14,7 +14,7 @@ pub struct ManifestSurvey {
     pub sidecar: u64,
     /// Every table that has files, by database and name.
     pub tables: BTreeMap<(String, String), TableSurvey>,
-    /// Files that are missing or not as long as they were.
+    /// Files that are missing, not as long as they were or, if that was looked at, of other content.
     pub damage: Vec<String>,
 }
 
@@ -31,11 +31,16 @@ pub struct TableSurvey {
     pub times: Option<(i64, i64)>,
 }
 
-/// Looks at the manifest in `dir`; `None` if there is none. The engine must not be open.
+/// Looks at the manifest in `dir`; `None` if there is none. The engine must not be open. `verify`: reads
+/// every file and compares it with what was written, not only its length.
 ///
 /// # Errors
 /// The disk fails, or the manifest does not verify.
-pub async fn survey(disk: &dyn Disk, dir: &Path) -> Result<Option<ManifestSurvey>, EngineError> {
+pub async fn survey(
+    disk: &dyn Disk,
+    dir: &Path,
+    verify: bool,
+) -> Result<Option<ManifestSurvey>, EngineError> {
     let Some(manifest) = Manifest::read(disk, dir).await? else { return Ok(None) };
     let (mut tables, mut damage) = (BTreeMap::<_, TableSurvey>::new(), Vec::new());
     for entry in &manifest.files {
@@ -45,9 +50,12 @@ pub async fn survey(disk: &dyn Disk, dir: &Path) -> Result<Option<ManifestSurvey
         table.bytes += entry.size;
         let (from, to) = table.times.unwrap_or((entry.min_time, entry.max_time));
         table.times = Some((from.min(entry.min_time), to.max(entry.max_time)));
-        if let Err(error) = DataFile::new(dir, entry.clone()).check_len(disk).await {
-            damage.push(error.to_string());
+        let file = DataFile::new(dir, entry.clone());
+        let mut checked = file.check_len(disk).await;
+        if verify && checked.is_ok() {
+            checked = file.check_content(disk, &file.path).await;
         }
+        damage.extend(checked.err().map(|error| error.to_string()));
     }
     let sidecar = manifest.sidecar.len() as u64;
     Ok(Some(ManifestSurvey { position: manifest.position, sidecar, tables, damage }))

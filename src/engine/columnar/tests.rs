@@ -25,6 +25,8 @@ use crate::{
     types::Lsn,
 };
 
+#[cfg(feature = "testing")]
+mod bits;
 mod replicas;
 #[cfg(feature = "testing")]
 mod sweep;
@@ -239,20 +241,32 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[tokio::test]
-async fn a_missing_or_cut_file_is_noticed_at_open() {
+async fn a_missing_or_cut_file_is_noticed_at_open_and_only_what_needs_it_fails() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(real(), dir.path()).await;
     engine.apply(at(1), &batch("db", &[(1, "x", Some(1.0), None)])).unwrap();
+    engine.apply(at(2), &table_batch("db", "other", &[(1, "x", Some(1.0), None)])).unwrap();
     engine.checkpoint(Bytes::new()).await.unwrap();
     let file = files(&dir.path().join("data")).remove(0);
+    assert!(file.parent().unwrap().ends_with("cpu"));
     let bytes = std::fs::read(&file).unwrap();
-    let reopen = || ColumnarEngine::open(real(), dir.path().to_owned(), ColumnarConfig::default());
+    let damaged = async || {
+        let engine = open(real(), dir.path()).await;
+        assert!(engine.scan("db", "other").await.unwrap().is_some());
+        let names = engine.damaged();
+        if let [name] = &names[..] {
+            assert!(file.ends_with(name), "{name}");
+            assert!(engine.scan("db", "cpu").await.is_err());
+            assert!(matches!(engine.export().await, Err(EngineError::Damaged(..))), "nobody else gets it");
+        }
+        names.len()
+    };
     std::fs::write(&file, &bytes[1..]).unwrap();
-    assert!(matches!(reopen().await, Err(EngineError::Damaged(..))));
+    assert_eq!(damaged().await, 1);
     std::fs::remove_file(&file).unwrap();
-    assert!(matches!(reopen().await, Err(EngineError::Damaged(..))));
+    assert_eq!(damaged().await, 1);
     std::fs::write(&file, &bytes).unwrap();
-    reopen().await.unwrap();
+    assert_eq!(damaged().await, 0);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use arrow_array::{RecordBatch, cast::AsArray, types::Int64Type};
 use futures::StreamExt;
 use serde_json::json;
 
-use super::{Asked, Head};
+use super::{Asked, Head, explain};
 use crate::{
     engine::columnar::sql::{QueryError, QueryStream},
     http::{Edge, error::ApiError},
@@ -20,7 +20,7 @@ pub(super) async fn count(edge: &Edge, asked: &Asked, sql: &str) -> Result<(i64,
     let sql = sql.trim_end().trim_end_matches(';');
     // A comment may be the last thing in it.
     let (rows, head) = asked.run(edge, &format!("SELECT count(*) FROM ({sql}\n) AS counted")).await?;
-    Ok((only_number(rows).await?, head))
+    Ok((only_number(rows).await.map_err(|error| explain(edge, error))?, head))
 }
 
 async fn only_number(mut rows: QueryStream) -> Result<i64, QueryError> {

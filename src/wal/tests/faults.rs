@@ -36,6 +36,11 @@ async fn an_input_output_error_loses_nothing_also_if_it_stays() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_write_that_is_cut_short_loses_nothing_at_whichever_call() {
+    fail_at_every_call(Fault::Short).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_disk_loses_nothing_at_whichever_call_it_fills() {
     fail_at_every_call(Fault::Enospc).await;
 }

@@ -3,20 +3,20 @@
 use super::*;
 
 /// Opens as a node with peers does.
-async fn open_with_peers(disk: &SimDisk) -> Result<(Wal, Recovered), WalError> {
+pub(super) async fn open_with_peers(disk: &SimDisk) -> Result<(Wal, Recovered), WalError> {
     let config = WalConfig { quarantine: true, ..config() };
     open_with(disk, config).await.map(|(wal, _, recovered)| (wal, recovered))
 }
 
 /// The segment files, oldest first.
-fn segments(disk: &SimDisk) -> Vec<PathBuf> {
+pub(super) fn segments(disk: &SimDisk) -> Vec<PathBuf> {
     let files = disk.files().into_iter();
     let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
     files.filter(|path| segment::parse_segment_name(&name(path)).is_some()).collect()
 }
 
 /// File and offset of a record's replicated part.
-fn place(disk: &SimDisk, record: &Record) -> (PathBuf, u64) {
+pub(super) fn place(disk: &SimDisk, record: &Record) -> (PathBuf, u64) {
     for path in segments(disk) {
         let content = disk.content(&path).unwrap();
         if let Some(at) = content.windows(record.raw.len()).position(|w| w == record.raw) {
@@ -27,23 +27,23 @@ fn place(disk: &SimDisk, record: &Record) -> (PathBuf, u64) {
 }
 
 /// Flips a bit of a record's payload.
-fn spoil(disk: &SimDisk, record: &Record) {
+pub(super) fn spoil(disk: &SimDisk, record: &Record) {
     let (path, at) = place(disk, record);
     assert!(disk.flip(&path, at + RECORD_HEADER as u64, 1));
 }
 
 /// Everything in quarantine, one file behind the other.
-fn quarantined(disk: &SimDisk) -> Vec<u8> {
+pub(super) fn quarantined(disk: &SimDisk) -> Vec<u8> {
     let dir = Path::new(DIR).join("quarantine");
     disk.files().iter().filter(|path| path.starts_with(&dir)).flat_map(|p| disk.content(p).unwrap()).collect()
 }
 
-fn contains(bytes: &[u8], record: &Record) -> bool {
+pub(super) fn contains(bytes: &[u8], record: &Record) -> bool {
     bytes.windows(record.raw.len()).any(|w| w == record.raw)
 }
 
 /// What the writer would send.
-async fn send_rest(wal: &Wal, records: &[Record]) {
+pub(super) async fn send_rest(wal: &Wal, records: &[Record]) {
     for record in records.iter().skip_while(|record| record.lsn.seq <= wal.end().seq) {
         wal.append_replica(record.raw.clone()).unwrap();
     }
@@ -167,7 +167,9 @@ async fn an_error_while_damage_is_set_aside_changes_nothing_for_the_next_start()
         let before = undisturbed.calls();
         open_with_peers(&undisturbed).await.unwrap();
         let calls = undisturbed.calls() - before;
-        for (stop, fault) in (1..=calls).flat_map(|stop| [(stop, Fault::Eio), (stop, Fault::Enospc)]) {
+        for (stop, fault) in
+            (1..=calls).flat_map(|stop| [Fault::Eio, Fault::Enospc, Fault::Short].map(|fault| (stop, fault)))
+        {
             for persistent in [false, true] {
                 let disk = damaged.fork();
                 disk.fail_at(disk.calls() + stop, fault, persistent);

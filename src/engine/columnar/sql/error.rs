@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use datafusion::error::DataFusionError;
 
-use crate::engine::EngineError;
+use crate::{engine::EngineError, types::Lsn};
 
 /// A query failed.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,20 @@ pub enum QueryError {
         database: String,
         /// The table that it does not have.
         table: String,
+    },
+    /// A file of this node that the query needs is not what was written. Other nodes have its rows.
+    #[error("data file {file} is damaged on this node")]
+    Damaged {
+        /// Its path under the engine's directory.
+        file: String,
+    },
+    /// Data of this node was damaged and has been replaced; it has not applied again what it had shown.
+    #[error("this node replaces damaged data, and has applied {applied} again, not yet {shown}")]
+    Mending {
+        /// What it has.
+        applied: Lsn,
+        /// What it had shown.
+        shown: Lsn,
     },
     /// Not the query's fault.
     #[error("the query failed: {0}")]

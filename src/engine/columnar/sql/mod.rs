@@ -33,7 +33,7 @@ use self::{
     text::{Concatenation, bound_functions},
     weight::{batch_rows, check_weight},
 };
-use super::{ColumnarEngine, merge::bytes};
+use super::{ColumnarEngine, data_file::DataFile, merge::bytes, state::State};
 use crate::types::{Databases as Visible, Lsn};
 
 mod catalog;
@@ -104,6 +104,8 @@ pub struct QueryStream {
     schema: SchemaRef,
     applied: Lsn,
     rows: SendableRecordBatchStream,
+    /// The files it may read.
+    files: Vec<Arc<DataFile>>,
     /// What was read and not given: pieces to be cut further, the next one last.
     ready: Vec<RecordBatch>,
     deadline: Pin<Box<Sleep>>,
@@ -138,6 +140,7 @@ impl ColumnarEngine {
             schema,
             applied: planned.applied,
             rows,
+            files: planned.files,
             ready: Vec::new(),
             deadline: Box::pin(sleep_until(deadline)),
             timeout,
@@ -220,7 +223,7 @@ impl Stream for QueryStream {
                     self.ready.push(batch);
                     self.next_piece()
                 }
-                Poll::Ready(next) => next.map(|batch| batch.map_err(QueryError::from)),
+                Poll::Ready(next) => next.map(|batch| batch.map_err(|error| self.blame(error.into()))),
             }
         };
         let next = match (next, self.max_rows) {
@@ -238,6 +241,15 @@ impl Stream for QueryStream {
 }
 
 impl QueryStream {
+    /// Errors lose their kind on their way through the readers of Parquet; which file is damaged, and
+    /// named by the error, is known all the same.
+    fn blame(&self, error: QueryError) -> QueryError {
+        let text = error.to_string();
+        let damaged = self.files.iter().filter(|file| file.damaged.get().is_some());
+        let mut named = damaged.map(|file| file.entry.name()).filter(|name| text.contains(name.as_str()));
+        named.next().map_or(error, |file| QueryError::Damaged { file })
+    }
+
     /// The first part of what was read that is short enough to be written at once. A batch may have
     /// one column many times, which takes no memory until it is written.
     fn next_piece(&mut self) -> Option<Result<RecordBatch, QueryError>> {
@@ -262,6 +274,7 @@ impl QueryStream {
 
 struct Planned {
     applied: Lsn,
+    files: Vec<Arc<DataFile>>,
     answer: Answer,
 }
 
@@ -276,16 +289,17 @@ async fn plan(engine: Arc<ColumnarEngine>, sql: String, options: SqlOptions) -> 
     if let Some(show) = Show::recognize(&statement)? {
         let (applied, schemas) = {
             let state = engine.inner.state();
+            check_mended(&state)?;
             (state.applied, state.schemas.clone())
         };
         if let Some(database) = show.database(options.database.as_deref()) {
             check_visible(&options.databases, database)?;
         }
         let rows = show.rows(&schemas.only(&options.databases), options.database.as_deref())?;
-        return Ok(Planned { applied, answer: Answer::Rows(rows) });
+        return Ok(Planned { applied, files: Vec::new(), answer: Answer::Rows(rows) });
     }
     sandbox::check_statement(&statement)?;
-    let databases = databases(&engine, &statement, &options)?;
+    let (databases, files) = databases(&engine, &statement, &options)?;
     let applied = databases.applied();
     let pool: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(options.memory_limit));
     let mut state = session(databases, &options, &pool)?;
@@ -301,15 +315,15 @@ async fn plan(engine: Arc<ColumnarEngine>, sql: String, options: SqlOptions) -> 
     let rows = ConfigNonZeroUsize::try_new(batch_rows(&plan, rows)?)?;
     state.config_mut().options_mut().execution.batch_size = rows;
     let plan = state.query_planner().create_physical_plan(&plan, &state).await?;
-    Ok(Planned { applied, answer: Answer::Plan(guard(plan, &pool)?, state.task_ctx()) })
+    Ok(Planned { applied, files, answer: Answer::Plan(guard(plan, &pool)?, state.task_ctx()) })
 }
 
-/// The tables a statement names as they are now, all at one position.
+/// The tables a statement names as they are now, all at one position, and their files.
 fn databases(
     engine: &ColumnarEngine,
     statement: &Statement,
     options: &SqlOptions,
-) -> Result<Databases, QueryError> {
+) -> Result<(Databases, Vec<Arc<DataFile>>), QueryError> {
     let database = options.database.as_deref();
     let (tables, _) = datafusion::sql::resolve::resolve_table_references(statement, false)?;
     let mut names = Vec::with_capacity(tables.len());
@@ -327,6 +341,8 @@ fn databases(
         check_visible(&options.databases, database)?;
     }
     let mut state = engine.inner.state();
+    check_mended(&state)?;
+    let mut files = Vec::new();
     // What is not in these schemas is not there for any part of the query.
     let schemas = state.schemas.only(&options.databases);
     let mut databases = Databases::new(engine.inner.disk.clone(), state.applied, schemas);
@@ -340,11 +356,22 @@ fn databases(
             return Err(QueryError::UnknownDatabase(database));
         }
         match state.view(&database, &table).map_err(|e| QueryError::Internal(e.to_string()))? {
-            Some(view) => databases.add(database, table, view),
+            Some(view) => {
+                files.extend(view.files.iter().cloned());
+                databases.add(database, table, view);
+            }
             None => return Err(QueryError::UnknownTable { database, table }),
         }
     }
-    Ok(databases)
+    Ok((databases, files))
+}
+
+/// Refuses while less is applied than was shown, because damaged data is being replaced.
+fn check_mended(state: &State) -> Result<(), QueryError> {
+    if state.applied.seq < state.floor.seq {
+        return Err(QueryError::Mending { applied: state.applied, shown: state.floor });
+    }
+    Ok(())
 }
 
 /// Refuses a database that the query may not see, whether it is there or not.

@@ -69,18 +69,15 @@ impl Reader {
     async fn read(&mut self, range: Range<u64>) -> Result<Bytes, ParquetError> {
         let open = match &self.open {
             Some(open) => open.clone(),
-            None => {
-                let open = self.disk.open(&self.file.path, Create::No).await?;
-                self.open.insert(open).clone()
-            }
+            None => match self.disk.open(&self.file.path, Create::No).await {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(ParquetError::External(Box::new(self.file.damage("it is not there"))));
+                }
+                open => self.open.insert(open?).clone(),
+            },
         };
-        let outside = || ParquetError::EOF(format!("{} ends before {}", self.file.path.display(), range.end));
-        if range.end > self.file.entry.size {
-            return Err(outside());
-        }
-        let len = usize::try_from(range.end.saturating_sub(range.start)).map_err(|_| outside())?;
-        let bytes = open.read(range.start, len).await?;
-        if bytes.len() == len { Ok(bytes) } else { Err(outside()) }
+        let read = self.file.read_range(&*self.disk, &*open, range).await;
+        read.map_err(|error| ParquetError::External(Box::new(error)))
     }
 }
 

@@ -121,7 +121,7 @@ async fn a_failed_call_is_made_good_by_the_next_checkpoint() {
         run(&disk.boot(), 0).await.1.unwrap();
         disk.calls()
     };
-    for fault in [Fault::Enospc, Fault::Eio] {
+    for fault in [Fault::Enospc, Fault::Eio, Fault::Short] {
         for call in 0..=calls {
             let disk = SimDisk::new();
             disk.fail_at(call, fault, false);
