@@ -482,7 +482,7 @@ async fn to_mend_the_engine_goes_back_and_applies_again_and_never_the_writers() 
     assert_eq!(applier.install("/mending".into(), at).await.unwrap(), last, "catching up never goes back");
     assert!(!mend().await.unwrap(), "what the writer answers with must stay");
     assert_eq!((engine.applied(), applier.applied()), (last, last));
-    rig.writes(None);
+    rig.writes(office(2, 2));
     while rig.replica.fence.in_office() {
         sleep(HEARTBEAT).await;
     }
