@@ -113,7 +113,8 @@ async fn power_may_go_at_every_call_of_an_installation() {
     let (disk, offer) = fetched().await;
     let position = offer.position;
     let mut seen = BTreeSet::new();
-    for call in 1.. {
+    // What the call was about to write may be there or not.
+    for (call, seed) in (1..).flat_map(|call| (0..16).map(move |seed| (call, seed))) {
         let disk = disk.fork();
         let (replica, engine) = (replica(&disk).await, Restored::open(&disk).await);
         let incoming = Incoming { disk: Arc::new(disk.boot()), dir: "/incoming".into() };
@@ -121,7 +122,7 @@ async fn power_may_go_at_every_call_of_an_installation() {
         // Of an office that its node had long lost when it took the snapshot.
         let whole = install(&incoming, &replica, &engine, 1, offer.clone()).await.is_ok();
         let promised = replica.wal.promise();
-        disk.crash(call);
+        disk.crash(seed);
         let (replica, engine) = (self::replica(&disk).await, Restored::open(&disk).await);
         let (log, held, promise) = (replica.wal.end(), engine.applied(), replica.wal.promise());
         assert!(promise >= promised, "call {call}: a promise was forgotten");

@@ -265,11 +265,19 @@ mod crash {
         }
     }
 
-    /// More than a reserve of entries, each life of the log on a disk without a byte to give.
+    /// With a reserve that the entries reach into.
     #[tokio::test(start_paused = true)]
     async fn a_full_disk_takes_votes_and_entries_also_after_a_restart() {
+        const RESERVE: u64 = 32 << 10;
         let (disk, dir) = (SimDisk::new(), Path::new("/raft"));
-        let mut store = open(Arc::new(disk.boot()), dir).await.unwrap();
+        let open = async || {
+            let opened =
+                LogStore::open_with(Arc::new(disk.boot()), dir, RESERVE, watch::Sender::new(None)).await;
+            let (store, writer) = opened.unwrap();
+            tokio::spawn(writer.run());
+            store
+        };
+        let mut store = open().await;
         store.save_vote(&RaftVote::new(1, NodeId::from(1))).await.unwrap();
         append(&mut store, vec![blank(1, 0)]).await.unwrap();
         disk.set_limit(Some(disk.used()));
@@ -287,10 +295,13 @@ mod crash {
             store.memory().written += 2 * GARBAGE;
             store.purge(id(term, index - 1)).await.unwrap();
             disk.kill();
-            store = open(Arc::new(disk.boot()), dir).await.unwrap();
+            store = open().await;
             assert_eq!(store.read_vote().await.unwrap(), Some(vote));
             assert_eq!(indices(&store), vec![(term, index)]);
         }
+        let content = disk.content(&dir.join("log")).unwrap();
+        let (written, len) = (log_record::written(&content) as u64, content.len() as u64);
+        assert!(written > RESERVE && written < len && len <= 2 * RESERVE + 8, "{written} of {len}");
         assert!(disk.files().iter().all(|path| !path.to_string_lossy().ends_with(".tmp")));
     }
 
