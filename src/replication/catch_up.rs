@@ -45,7 +45,7 @@ pub struct Fetch {
 impl Fetch {
     /// Files go to `dir`, which holds nothing else.
     pub fn new(disk: Arc<dyn Disk>, dir: PathBuf) -> Self {
-        Self { incoming: Incoming { disk, dir }, busy: Arc::default() }
+        Self { incoming: Incoming::new(disk, dir), busy: Arc::default() }
     }
 
     /// Waits until nothing is being installed.

@@ -117,7 +117,7 @@ async fn power_may_go_at_every_call_of_an_installation() {
     for (call, seed) in (1..).flat_map(|call| (0..16).map(move |seed| (call, seed))) {
         let disk = disk.fork();
         let (replica, engine) = (replica(&disk).await, Restored::open(&disk).await);
-        let incoming = Incoming { disk: Arc::new(disk.boot()), dir: "/incoming".into() };
+        let incoming = Incoming::new(Arc::new(disk.boot()), "/incoming".into());
         disk.fail_at(disk.calls() + call, Fault::PowerCut, false);
         // Of an office that its node had long lost when it took the snapshot.
         let whole = install(&incoming, &replica, &engine, 1, offer.clone()).await.is_ok();
