@@ -149,7 +149,7 @@ rules! {
         ["replication/catch_up.rs::send"]
         "A snapshot holds applied records only.";
     SnapshotBeyondLogEnd "snapshot_beyond_log_end" "6.6"
-        ["replication/catch_up.rs::fetch", "wal/cut.rs::reset_closed", "write_path/apply.rs::replace_all"]
+        ["replication/catch_up.rs::fetch", "wal/anew.rs::announce", "write_path/apply.rs::replace_all"]
         "A snapshot is installed only beyond the end of the log, and of what is applied.";
     InstallingIsPromising "installing_is_promising" "6.4.5, 6.6"
         ["replication/fence.rs::admit_snapshot"]
