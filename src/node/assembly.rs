@@ -45,7 +45,7 @@ use super::{
     heard::LastHeard,
     interrupted,
     late::LateHandlers,
-    local::{StatusHandler, ThisNode, VERSION},
+    local::{FEATURES, StatusHandler, ThisNode, VERSION},
     maintenance,
     peers::Peers,
     reads::Reads,
@@ -349,7 +349,7 @@ fn mesh_config(
         timing,
         addresses,
         version: VERSION.to_owned(),
-        features: 0,
+        features: FEATURES,
         boot,
         clock: Arc::new(move || clock.unix_seconds()),
     }
