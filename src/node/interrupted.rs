@@ -20,13 +20,13 @@ pub(super) async fn finish(wal: &Wal, checkpoint: Lsn) -> Result<(), NodeError> 
     Ok(())
 }
 
-/// The same on a log that nobody else uses; what the log says after that.
+/// The same on the log of a node that is to go on without the others; what the log says after that.
 pub(super) async fn finish_alone(
     (wal, driver, mut log): (Wal, WalDriver, Recovered),
     checkpoint: Lsn,
 ) -> Result<Recovered, NodeError> {
     let settled = async move {
-        let begun = wal.begin_anew(checkpoint).await;
+        let begun = wal.begin_alone(checkpoint).await;
         (begun, wal.durable(), wal.commit())
     };
     // The driver ends when the handle is gone.

@@ -37,7 +37,14 @@ impl Wal {
     /// it is given up. Returns the base that the log has begun behind, if it has. Dropping the future does
     /// not stop it.
     pub async fn begin_anew(&self, reached: Lsn) -> Result<Option<Lsn>, WalError> {
-        self.ask(|reply| Command::BeginAnew { reached, reply }).await
+        self.ask(|reply| Command::BeginAnew { reached, alone: false, reply }).await
+    }
+
+    /// As [`Self::begin_anew`], for a node that goes on without the others: it also forgets, durably, a
+    /// commit position beyond the end of this log. Those records are given up, and others take their
+    /// positions.
+    pub async fn begin_alone(&self, reached: Lsn) -> Result<Option<Lsn>, WalError> {
+        self.ask(|reply| Command::BeginAnew { reached, alone: true, reply }).await
     }
 }
 
@@ -80,6 +87,19 @@ impl WalDriver {
         }
         self.forget_announced().await?;
         Ok(begins.then_some(lsn))
+    }
+
+    pub(super) async fn begin_alone(&mut self, reached: Lsn) -> Result<Option<Lsn>, WalError> {
+        let begun = self.begin_anew(reached).await?;
+        {
+            let mut state = self.shared.lock();
+            // Model: recovery_forgets_commit
+            if state.commit.seq > state.durable.seq {
+                state.commit = state.durable;
+            }
+        }
+        self.clear_watermark().await?;
+        Ok(begun)
     }
 
     async fn replace_by(&mut self, base: Base) -> Result<(), WalError> {

@@ -60,7 +60,7 @@ pub(super) enum Command {
     ClearDebt { reply: Reply<()> },
     Cut { keep: u64, reply: Reply<CutReport> },
     Announce { base: Base, reply: Reply<()> },
-    BeginAnew { reached: Lsn, reply: Reply<Option<Lsn>> },
+    BeginAnew { reached: Lsn, alone: bool, reply: Reply<Option<Lsn>> },
     Retire { through: u64, reply: Reply<u64> },
     DropQueued { below: Epoch, reply: Reply<u64> },
     SetAside { seq: u64, reply: Reply<Option<Debt>> },
@@ -157,8 +157,9 @@ impl WalDriver {
                 let done = self.announce(base).await;
                 self.answer(reply, done)
             }
-            Command::BeginAnew { reached, reply } => {
-                let done = self.begin_anew(reached).await;
+            Command::BeginAnew { reached, alone, reply } => {
+                let done =
+                    if alone { self.begin_alone(reached).await } else { self.begin_anew(reached).await };
                 self.answer(reply, done)
             }
             Command::Retire { through, reply } => {

@@ -249,6 +249,23 @@ async fn an_installation_that_was_cut_short_is_finished_or_given_up_before_anyth
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_only_the_others_had_is_not_taken_for_committed_in_what_takes_its_place() {
+    let home = tempfile::tempdir().unwrap();
+    let disk = SimDisk::new();
+    lay_down(&disk, home.path(), Role::Voter).await;
+    let around = surroundings(&disk);
+    let (wal, driver, _) = open_log(&around, home.path()).await;
+    let driver = tokio::spawn(driver.run());
+    // Heard of before the records came.
+    wal.note_commit(Lsn::new(3, 9));
+    drop(wal);
+    driver.await.unwrap().unwrap();
+    assert_eq!(open_log(&around, home.path()).await.2.commit, Lsn::new(3, 9));
+    carry_on(&disk, home.path()).await.unwrap();
+    assert_eq!(open_log(&around, home.path()).await.2.commit, Lsn::new(3, 3));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_engine_that_is_ahead_of_its_log_cannot_carry_on() {
     let home = tempfile::tempdir().unwrap();
     let disk = SimDisk::new();
