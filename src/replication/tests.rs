@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use super::{catch_up::install, incoming::Incoming, *};
+use super::{catch_up::install, incoming::Incoming, sender::position, *};
 use crate::{
     disk::{Create, Disk, Durability},
     engine::{MemoryEngine, Operation, StorageEngine},
-    protocol::replication::SnapshotOffer,
+    protocol::replication::{SnapshotOffer, Subscribe, Subscribed},
     testing::{Fault, SimDisk},
     types::{ClusterId, EpochTable},
     wal::{Draft, RecordKind, WalConfig},
@@ -161,6 +161,45 @@ async fn power_may_go_at_every_call_of_an_installation() {
         }
     }
     assert!(seen.contains(&(Lsn::ZERO, position, 3)), "no crash between engine and log: {seen:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follower_of_another_history_is_told_apart_from_one_that_is_to_be_cut() {
+    let disk = SimDisk::new();
+    let (replica, engine) = (replica(&disk).await, Restored::open(&disk).await);
+    replica.fence.take_office(1, start()).await.unwrap();
+    for _ in 2..=3 {
+        replica.fence.append(1, start()).unwrap();
+    }
+    replica.fence.take_office(2, start()).await.unwrap();
+    replica.wal.settle().await.unwrap();
+    let chain = async |seq| replica.wal.chain_at(seq).await.unwrap().unwrap();
+    let follower = async |durable: Lsn, chain: u32, applied: (Lsn, u32)| {
+        let subscribe = Subscribe {
+            epoch: 2,
+            writer_boot: BOOT,
+            boot: BootId(8),
+            durable,
+            epochs: EpochTable::from_entries(vec![(1, 1)]).unwrap(),
+            chain,
+            applied: applied.0,
+            applied_chain: applied.1,
+        };
+        match position(&replica, &engine, &subscribe).await.unwrap() {
+            Subscribed::Resume { keep, .. } => Ok(keep),
+            Subscribed::Diverged { at } => Err(at),
+            other => panic!("{other:?}"),
+        }
+    };
+    let nothing = (Lsn::ZERO, 0);
+    let last = Lsn::new(1, 3);
+    assert_eq!(follower(last, chain(3).await, nothing).await, Ok(3));
+    assert_eq!(follower(last, chain(3).await ^ 1, nothing).await, Err(last));
+    let applied = Lsn::new(1, 2);
+    assert_eq!(follower(last, chain(3).await, (applied, chain(2).await)).await, Ok(3));
+    assert_eq!(follower(last, chain(3).await, (applied, chain(2).await ^ 1)).await, Err(applied));
+    // Behind where epoch 2 begins lies what was never committed: cut, and no alarm.
+    assert_eq!(follower(Lsn::new(1, 9), 0xbad, (applied, chain(2).await)).await, Ok(3));
 }
 
 #[tokio::test(start_paused = true)]
