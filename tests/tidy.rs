@@ -7,6 +7,8 @@
 mod crates;
 #[path = "tidy/layers.rs"]
 mod layers;
+#[path = "tidy/promises.rs"]
+mod promises;
 #[path = "tidy/shape.rs"]
 mod shape;
 #[path = "tidy/source.rs"]

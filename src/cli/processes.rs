@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    ops::Range,
     path::Path,
     process::Stdio,
     time::Duration,
@@ -89,20 +90,27 @@ impl Nodes {
         self.start(0, &["--new-cluster", "--profile", profile], None).await
     }
 
-    /// The others get the token on standard input: it is in no command line.
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
     pub(super) async fn join_others(&mut self) -> Result<(), Failure> {
-        let others = self.all.len().saturating_sub(1);
-        if others == 0 {
+        self.join(1..self.all.len(), Role::Voter).await
+    }
+
+    /// These get a token for that role on standard input: it is in no command line.
+    pub(super) async fn join(&mut self, these: Range<usize>, role: Role) -> Result<(), Failure> {
+        if these.is_empty() {
             return Ok(());
         }
         let socket = self.home.path().join(self.name(0)).join("skein.sock");
-        let ask = serde_json::json!({ "role": "voter", "ttl": "10m", "uses": others }).to_string();
+        let ask = serde_json::json!({ "role": role, "ttl": "10m", "uses": these.len() }).to_string();
         let client = Client::new(Target::Socket(socket), None);
         let answer: serde_json::Value =
             client.send(Method::POST, "/api/v1/tokens", ask).await?.json().await?;
         let token = answer["token"].as_str().unwrap_or_default().to_owned();
         let seed = self.all.first().map(|one| one.mesh.to_string()).unwrap_or_default();
-        for node in 1..self.all.len() {
+        for node in these {
             self.start(node, &["--join", "-", "--seed", &seed], Some(&token)).await?;
         }
         Ok(())
@@ -226,6 +234,15 @@ impl Nodes {
             child.kill().await?;
         }
         Ok(())
+    }
+
+    /// True when a node has applied all that any node knows to be committed. Of use without load.
+    pub(super) async fn is_level(&self, node: usize) -> bool {
+        let name = self.name(node).to_owned();
+        let Some(own) = self.status(node).await else { return false };
+        let Some(others) = self.status(self.other_than(node)).await else { return false };
+        let applied = own.nodes.iter().find(|n| n.name == name).and_then(|n| n.applied);
+        applied.is_some() && others.commit.is_some() && applied >= others.commit
     }
 
     pub(super) async fn caught_up(&self, node: usize) -> bool {

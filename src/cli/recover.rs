@@ -19,6 +19,7 @@ use super::{
 use crate::{
     config,
     discovery::Seed,
+    engine::columnar::survey::survey,
     identity::{DataDir, DataDirError},
     node::{
         Surroundings,
@@ -48,7 +49,11 @@ pub(super) struct RecoverArgs {
 }
 
 pub(super) async fn run(args: RecoverArgs) -> Result<(), Failure> {
-    let survivor = Survivor::open(open(&args)?, Surroundings::real()).await.map_err(failure)?;
+    let (dir, surroundings) = (open(&args)?, Surroundings::real());
+    let engine = survey(&*surroundings.disk, &dir.path().join("engine"), false).await;
+    let checkpoint = engine.map_err(|e| Failure::disk(format!("{e}; nothing was changed")))?;
+    let checkpoint = checkpoint.map_or(Lsn::ZERO, |manifest| manifest.position);
+    let survivor = Survivor::open(dir, surroundings, checkpoint).await.map_err(failure)?;
     let name = survivor.cluster_name().to_owned();
     if survivor.is_half_done() {
         let recovery = survivor.carry_on().await.map_err(failure)?;

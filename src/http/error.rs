@@ -266,6 +266,7 @@ impl From<ControlFailure> for ApiError {
             ControlFailure::NoLeader | ControlFailure::Stopping => Fault::Unavailable,
             ControlFailure::NotFound(_) => Fault::NotFound,
             ControlFailure::Rejected(_) => Fault::Conflict,
+            ControlFailure::Full => Fault::Full,
             ControlFailure::Unknown => Fault::Unknown,
         };
         Self::new(fault, error.to_string())

@@ -218,7 +218,10 @@ impl Asked {
         let (body, database) = (body.clone(), self.options.database.clone());
         let (len, precision) = (body.len(), self.options.precision);
         let work = move || ClientKey {
-            key: fingerprint(&[key.as_bytes()]),
+            // A key is its client's choice, and whoever may write to one database must not be able to use
+            // up the keys of another. No name of a database holds a zero byte.
+            key: fingerprint(&[database.as_bytes(), b"\0", key.as_bytes()]),
+            former: Some(fingerprint(&[key.as_bytes()])),
             body: fingerprint(&[database.as_bytes(), format!("\0{precision:?}\0").as_bytes(), &body]),
         };
         body::off_thread(len, work).await.map(Some)
@@ -387,7 +390,9 @@ mod tests {
         assert_eq!(key("/w?db=a", "k", "cpu v=1").await, first);
         let other = key("/w?db=a", "k", "cpu v=2").await;
         assert!(other.key == first.key && other.body != first.body);
-        assert_ne!(key("/w?db=b", "k", "cpu v=1").await.body, first.body);
+        let elsewhere = key("/w?db=b", "k", "cpu v=1").await;
+        assert!(elsewhere.body != first.body && elsewhere.key != first.key);
+        assert_eq!(elsewhere.former, first.former, "what older versions make of it");
         assert_ne!(key("/w?db=a&precision=s", "k", "cpu v=1").await.body, first.body);
         assert_ne!(key("/w?db=a", "l", "cpu v=1").await.key, first.key);
         let long = "k".repeat(257);

@@ -43,8 +43,9 @@ use super::{
     damage::Findings,
     handle::{Inner, Node},
     heard::LastHeard,
+    interrupted,
     late::LateHandlers,
-    local::{StatusHandler, ThisNode, VERSION},
+    local::{FEATURES, StatusHandler, ThisNode, VERSION},
     maintenance,
     peers::Peers,
     reads::Reads,
@@ -348,7 +349,7 @@ fn mesh_config(
         timing,
         addresses,
         version: VERSION.to_owned(),
-        features: 0,
+        features: FEATURES,
         boot,
         clock: Arc::new(move || clock.unix_seconds()),
     }
@@ -413,15 +414,16 @@ async fn open_data(
             .await?;
     tasks.spawn("log", async move { Ok(driver.run().await?) });
     tracing::info!(end = %recovered.end, commit = %recovered.commit, promise = recovered.promise, "log recovered");
+    interrupted::finish(&wal, engine.recovered().0).await?;
     let (apply, checkpointer) = Apply::new(engine.clone())?;
     // A restarted voter may have granted a lease in its former life.
-    let hold_off = (!recovered.empty).then_some(timing.election_min);
+    let hold_off = (!recovered.empty || wal.end() > Lsn::ZERO).then_some(timing.election_min);
     let fence = Fence::new(wal.clone(), identity.node(), boot, hold_off);
     let replica = Replica::new(
         fence,
         wal.clone(),
         (identity.node(), boot),
-        recovered.commit,
+        wal.commit(),
         control.view(),
         timing.election_min,
     );

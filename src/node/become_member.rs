@@ -22,7 +22,11 @@ use crate::{
 };
 
 use super::{
-    NodeConfig, NodeError, late::LateHandlers, local::VERSION, peers::Peers, surroundings::Surroundings,
+    NodeConfig, NodeError,
+    late::LateHandlers,
+    local::{FEATURES, VERSION},
+    peers::Peers,
+    surroundings::Surroundings,
 };
 
 /// How long a node without any instruction looks for a cluster on the LAN.
@@ -171,7 +175,7 @@ impl Newcomer<'_> {
             role: token.role(),
             addresses: self.addresses.borrow().clone(),
             version: VERSION.to_owned(),
-            features: 0,
+            features: FEATURES,
         };
         let (_, interfaces) = watch::channel(self.peers.interfaces.clone());
         let sources = join::Sources {
@@ -232,7 +236,7 @@ impl Newcomer<'_> {
             serial: issued.serial.clone(),
             not_after: issued.not_after,
             version: VERSION.to_owned(),
-            features: 0,
+            features: FEATURES,
         };
         self.identity.set_certificate(&issued.certificate, &[ca.certificate()])?;
         let name = format!("skein-{}", cluster.short());

@@ -82,6 +82,9 @@ pub enum ControlFailure {
     /// It makes no sense now.
     #[error("{0}")]
     Rejected(String),
+    /// The disk of the raft leader is full.
+    #[error("{}", ProposeError::Full)]
+    Full,
     /// It may have been made.
     #[error("no answer in time, outcome: unknown; look before you try again")]
     Unknown,
@@ -317,6 +320,7 @@ impl Node {
             Ok(Outcome::Done) => Ok(()),
             Ok(other) => Err(ControlFailure::Rejected(other.to_string())),
             Err(ProposeError::NoLeader) => Err(ControlFailure::NoLeader),
+            Err(ProposeError::Full) => Err(ControlFailure::Full),
             Err(error) if error.outcome_unknown() => Err(ControlFailure::Unknown),
             Err(error) => Err(ControlFailure::Rejected(error.to_string())),
         }

@@ -32,6 +32,8 @@ use super::{
 
 /// Software version, as in hello and status.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Feature bits of this software.
+pub(super) const FEATURES: u64 = crate::protocol::forward::KEYS_BY_DATABASE;
 
 /// This node, for itself.
 #[derive(Debug)]

@@ -11,6 +11,7 @@ mod databases;
 mod error;
 mod handle;
 mod heard;
+mod interrupted;
 mod late;
 mod local;
 mod maintenance;

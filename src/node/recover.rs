@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{NodeError, local::VERSION, surroundings::Surroundings, tasks::Tasks};
+use super::{NodeError, interrupted, local::VERSION, surroundings::Surroundings, tasks::Tasks};
 use crate::{
     discovery::Seed,
     identity::{ClusterCa, ClusterRecord, DataDir, Identity, SealKey, Store, recovery, seal},
@@ -138,16 +138,19 @@ impl Survey {
 }
 
 impl Survivor {
-    /// Reads a node's directory. The log is opened as at a start of the node: a torn end is cut.
-    /// Fails if the node cannot be a cluster by itself.
-    pub async fn open(dir: DataDir, surroundings: Surroundings) -> Result<Self, NodeError> {
+    /// Reads a node's directory. The log is opened as at a start of the node: a torn end is cut, and a
+    /// snapshot whose installation was cut short is finished or given up, by `checkpoint`, the last
+    /// position that is in a checkpoint of the node's engine. Fails if the node cannot be a cluster by
+    /// itself.
+    pub async fn open(dir: DataDir, surroundings: Surroundings, checkpoint: Lsn) -> Result<Self, NodeError> {
         let segment_bytes = WalConfig::new("").segment_bytes;
-        Self::open_with(dir, surroundings, segment_bytes).await
+        Self::open_with(dir, surroundings, checkpoint, segment_bytes).await
     }
 
     async fn open_with(
         dir: DataDir,
         surroundings: Surroundings,
+        checkpoint: Lsn,
         segment_bytes: u64,
     ) -> Result<Self, NodeError> {
         let path = dir.path().to_path_buf();
@@ -168,11 +171,18 @@ impl Survivor {
         let draw = Box::new(move || nonces.next_u64());
         let config = WalConfig { segment_bytes, ..WalConfig::new(path.join("wal")) };
         let opened = Wal::open(surroundings.disk.clone(), config, record.cluster, draw).await?;
-        let log = opened.2;
+        let log = interrupted::finish_alone(opened, checkpoint).await?;
         if let Some(debt) = log.debt {
             return Err(NodeError::Usage(format!(
                 "records from {} on were damaged on this node and not fetched again: recover on another voter, or                  give them up with `skein inspect wal --repair --accept-loss` and come back",
                 debt.lost_from
+            )));
+        }
+        if checkpoint.seq > log.durable.seq {
+            return Err(NodeError::Usage(format!(
+                "the engine of this node holds records up to {checkpoint}, and its log ends at {}: what it wrote \
+                 at the positions between would be lost. Recover on another voter",
+                log.durable
             )));
         }
         let survivor = Self { _dir: dir, surroundings, store, record, identity, seal_key, raft, log };

@@ -20,7 +20,7 @@ use crate::{
 
 use super::{
     NodeError, damage, heard,
-    local::{ThisNode, VERSION},
+    local::{FEATURES, ThisNode, VERSION},
     scrub,
     scrub::ScrubConfig,
     tasks::Tasks,
@@ -116,14 +116,16 @@ async fn tell_addresses(this: Arc<ThisNode>) -> Result<(), NodeError> {
         let view = this.control.view().borrow().clone();
         let own = this.addresses.borrow().clone();
         let known = view.members.get(&this.identity.node());
-        let differs = known.is_some_and(|member| member.addresses != own || member.version != VERSION);
+        let differs = known.is_some_and(|member| {
+            member.addresses != own || member.version != VERSION || member.features != FEATURES
+        });
         if differs && view.leader.is_some() {
             let update = Command::Update {
                 node: this.identity.node(),
                 addresses: own,
                 certificate: None,
                 version: VERSION.to_owned(),
-                features: 0,
+                features: FEATURES,
             };
             if let Err(error) = this.control.propose(update, Duration::from_secs(5)).await {
                 tracing::debug!(%error, "the cluster has not been told this node's addresses yet");

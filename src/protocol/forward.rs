@@ -73,6 +73,10 @@ pub struct BatchId {
     pub counter: u64,
 }
 
+/// Feature bit of a member: its idempotency keys count within a database, and it asks for the key that
+/// versions before made of them too.
+pub const KEYS_BY_DATABASE: u64 = 1;
+
 /// What makes a record unique: carried in it, so that a retry is known after any failover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum DedupKey {
@@ -80,9 +84,10 @@ pub enum DedupKey {
     Batch(BatchId),
     /// A client's idempotency key.
     Client {
-        /// First 128 bits of the SHA-256 of the key.
+        /// First 128 bits of the SHA-256 of database, a zero byte and the key; of the key alone from a
+        /// version without [`KEYS_BY_DATABASE`].
         key: [u8; 16],
-        /// First 128 bits of the SHA-256 of the body it came with.
+        /// First 128 bits of the SHA-256 of the database and the body it came with.
         body: [u8; 16],
     },
 }
@@ -94,6 +99,9 @@ pub struct ForwardRequest {
     pub epoch: Epoch,
     /// Identity of the batch.
     pub key: DedupKey,
+    /// Another one under which it may have come before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub also: Option<DedupKey>,
     /// Level wanted; `None` for the default.
     pub ack: Option<AckLevel>,
     /// Encoding byte of the payload.
@@ -176,7 +184,7 @@ mod tests {
         }
         let request = |ack| {
             let key = DedupKey::Client { key: [1; 16], body: [2; 16] };
-            encode(&ForwardRequest { epoch: 3, key, ack, encoding: 1, timeout_ms: 4_000 })
+            encode(&ForwardRequest { epoch: 3, key, also: Some(key), ack, encoding: 1, timeout_ms: 4_000 })
         };
         let read = |ack| decode::<OlderRequest>(&request(ack), MAX_MESSAGE);
         assert_eq!(read(None).unwrap().ack, None);
@@ -184,5 +192,19 @@ mod tests {
         assert_eq!(read(Some(AckLevel::Local)).unwrap().ack, Some(Older::Local));
         assert!(read(Some(AckLevel::All)).is_err());
         assert!(read(Some(AckLevel::Memory)).is_err());
+        // And what it sends is read, without what it does not know.
+        #[derive(Serialize)]
+        struct Former {
+            epoch: Epoch,
+            key: DedupKey,
+            ack: Option<AckLevel>,
+            encoding: u8,
+            timeout_ms: u32,
+        }
+        let key = DedupKey::Client { key: [1; 16], body: [2; 16] };
+        let former = encode(&Former { epoch: 3, key, ack: None, encoding: 1, timeout_ms: 4_000 });
+        let again: ForwardRequest = decode(&former, MAX_MESSAGE).unwrap();
+        assert_eq!((again.key, again.also), (key, None));
+        assert_eq!(encode(&again), former, "an older version reads what has nothing new in it");
     }
 }

@@ -19,6 +19,7 @@ use super::{
     log_store::LogStore,
     network::{MeshSlot, Network},
     propose::{self, ControlHandler, Miss, ProposeError},
+    room::Room,
     rpc,
     runtime::seeded,
     snapshot::Snapshots,
@@ -89,6 +90,7 @@ pub(super) struct Inner {
     pub(super) raft: Raft,
     board: Board,
     mesh: MeshSlot,
+    room: watch::Receiver<Room>,
     failed: watch::Sender<Option<String>>,
     reachable: mpsc::UnboundedSender<NodeId>,
 }
@@ -113,6 +115,7 @@ impl Control {
     ) -> Result<(Self, ControlDriver), ControlError> {
         let failed = watch::Sender::new(None);
         let (log, writer) = LogStore::open(disk.clone(), &config.dir, failed.clone()).await?;
+        let room = log.room();
         let snapshot = config.dir.join("snapshot");
         let (snapshots, applied) = Snapshots::open(disk, snapshot).await.map_err(ControlError::Snapshot)?;
         log.check_snapshot(applied.last.as_ref())
@@ -137,7 +140,8 @@ impl Control {
             failed: failed.clone(),
             reachable: peers,
         };
-        let inner = Inner { id: config.id, timing: config.timing, raft, board, mesh, failed, reachable };
+        let (id, timing) = (config.id, config.timing);
+        let inner = Inner { id, timing, raft, board, mesh, room, failed, reachable };
         Ok((Self { inner: Arc::new(inner) }, driver))
     }
 
@@ -162,14 +166,15 @@ impl Control {
     }
 
     /// Gets a command committed and applied, wherever the leader is; looks for a leader until
-    /// `timeout` is over. Dropping the future leaves the outcome unknown.
+    /// `timeout` is over. A leader whose disk is full refuses what [can wait](Command::can_wait). Dropping
+    /// the future leaves the outcome unknown.
     pub async fn propose(&self, command: Command, timeout: Duration) -> Result<Outcome, ProposeError> {
         propose::check_length(&command)?;
         let deadline = Instant::now() + timeout;
         loop {
             let missed = match self.leader()? {
                 Some(leader) if leader == self.inner.id => {
-                    propose::propose_here(&self.inner.raft, command.clone(), deadline).await
+                    propose::propose_here(&self.inner.raft, &self.inner.room, command.clone(), deadline).await
                 }
                 Some(leader) => match self.inner.mesh.get() {
                     Some(mesh) => propose::propose_at(mesh, leader, command.clone(), deadline).await,
@@ -179,6 +184,7 @@ impl Control {
             };
             match missed {
                 Ok(outcome) => return Ok(outcome),
+                Err(Miss::Full) => return Err(ProposeError::Full),
                 Err(Miss::Final(error)) => return Err(error),
                 Err(Miss::NotLeader) if Instant::now() + RETRY >= deadline => {
                     return Err(ProposeError::NoLeader);
@@ -254,12 +260,13 @@ impl Control {
 
     /// Serves `Raft` streams.
     pub fn rpc_handler(&self) -> Arc<dyn Handler> {
-        rpc::handler(self.inner.raft.clone())
+        rpc::handler(self.inner.raft.clone(), self.inner.room.clone())
     }
 
     /// Serves `Control` streams.
     pub fn control_handler(&self) -> Arc<dyn Handler> {
-        Arc::new(ControlHandler { raft: self.inner.raft.clone(), view: self.view() })
+        let (raft, room) = (self.inner.raft.clone(), self.inner.room.clone());
+        Arc::new(ControlHandler { raft, room, view: self.view() })
     }
 
     /// Tells raft that a peer is linked again, so that it does not wait before it tries.

@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     log_record::{self, Damage, MAGIC, MAX_PAYLOAD, Record, Scan},
     log_writer::{self, Done, Job, LogWriter, RESERVE},
+    room::Room,
     type_config::{Entry, LogId, TypeConfig, Vote},
     vote,
 };
@@ -68,6 +69,7 @@ pub enum LogError {
 pub(super) struct LogStore {
     memory: Arc<Mutex<Memory>>,
     jobs: mpsc::UnboundedSender<Job>,
+    room: watch::Receiver<Room>,
 }
 
 #[derive(Default)]
@@ -136,7 +138,12 @@ impl LogStore {
         let (jobs, queue) = mpsc::unbounded_channel();
         let files = log_writer::Files { disk, log, file, vote };
         let writer = LogWriter::new(files, (end as u64, allocated), reserve, queue, failed);
-        Ok((Self { memory: Arc::new(Mutex::new(memory)), jobs }, writer))
+        Ok((Self { memory: Arc::new(Mutex::new(memory)), jobs, room: writer.room() }, writer))
+    }
+
+    /// Follows the space that the log has.
+    pub(super) fn room(&self) -> watch::Receiver<Room> {
+        self.room.clone()
     }
 
     /// What was purged must be in the snapshot, or state is lost.

@@ -5,8 +5,9 @@
 //! what it could not write): every later job fails too, and the node must stop.
 //!
 //! A full disk is no such error. Space is allocated ahead of what is written: while the disk has none
-//! to give, the log goes on in its [`RESERVE`]; when that is used up too, jobs wait. So a node whose
-//! disk is full elects and is elected, follows, and learns who writes.
+//! to give, the log goes on in its [`RESERVE`]. So a node whose disk is full elects and is elected,
+//! follows, and learns who writes. It says what is left ([`Room`]), and the last part is kept from
+//! everybody but raft itself; only what comes when that is used up too waits.
 
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -19,6 +20,7 @@ use tokio::{
 
 use super::{
     log_record::{self, HEADER, MAGIC},
+    room::Room,
     type_config::{TypeConfig, Vote},
     vote::VoteFile,
 };
@@ -27,6 +29,8 @@ use crate::disk::{Create, Disk, DiskFile, Durability, is_full, replace_allocated
 /// Bytes allocated behind the end of the log at least, while the disk has space: thousands of
 /// entries. Elections and offices take two or three entries each.
 pub(super) const RESERVE: u64 = 1024 * 1024;
+/// Of the reserve, this part is for raft itself: thousands of terms.
+const OWN: u64 = 4;
 /// How often a full disk is tried again.
 const FULL_RETRY: Duration = Duration::from_secs(1);
 /// Bytes of one group, about: more jobs wait for the next one.
@@ -103,6 +107,7 @@ pub(super) struct LogWriter {
     /// Set while the disk has no space to give: when it is asked again.
     retry_at: Option<Instant>,
     jobs: mpsc::UnboundedReceiver<Job>,
+    room: watch::Sender<Room>,
     failed: watch::Sender<Option<String>>,
 }
 
@@ -114,7 +119,13 @@ impl LogWriter {
         jobs: mpsc::UnboundedReceiver<Job>,
         failed: watch::Sender<Option<String>>,
     ) -> Self {
-        Self { files, end, allocated, reserve, retry_at: None, jobs, failed }
+        let room = watch::Sender::new(Room { full: false, left: allocated - end, own: reserve / OWN });
+        Self { files, end, allocated, reserve, retry_at: None, jobs, room, failed }
+    }
+
+    /// Follows the space that is left.
+    pub(super) fn room(&self) -> watch::Receiver<Room> {
+        self.room.subscribe()
     }
 
     /// Runs until every handle of the log is dropped. After an error it only refuses jobs.
@@ -215,6 +226,7 @@ impl LogWriter {
         self.make_room(len).await?;
         self.files.file.write(self.end, parts, Durability::Now).await?;
         self.end += len;
+        self.tell_room();
         Ok(())
     }
 
@@ -256,6 +268,12 @@ impl LogWriter {
         } else if was && !full {
             tracing::info!("space for the raft log again");
         }
+        self.tell_room();
+    }
+
+    fn tell_room(&self) {
+        let left = self.allocated.saturating_sub(self.end);
+        self.room.send_modify(|room| (room.full, room.left) = (self.retry_at.is_some(), left));
     }
 
     /// The new file has its reserve before the old one is given up. For want of space ([`is_full`])

@@ -11,6 +11,7 @@ pub mod membership;
 mod network;
 mod propose;
 pub mod recover;
+mod room;
 mod rpc;
 mod runtime;
 mod snapshot;

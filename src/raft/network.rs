@@ -66,6 +66,7 @@ impl Link {
         let call = exchange(mesh, self.peer, (StreamKind::Raft, lane), request, chunks);
         match tokio::time::timeout(option.soft_ttl().max(self.patience), call).await {
             Ok(Ok(Response::Refused(reason))) => Err(broken(&reason)),
+            Ok(Ok(Response::Full)) => Err(unreachable("its disk is full")),
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error @ ExchangeError::NotLinked(_))) => Err(unreachable(&error.to_string())),
             Ok(Err(error)) => Err(broken(&error.to_string())),
@@ -74,7 +75,7 @@ impl Link {
     }
 }
 
-/// Makes openraft back off: only for a peer without a link.
+/// Makes openraft back off: for a peer without a link, or without space.
 fn unreachable(reason: &str) -> RPCError<TypeConfig> {
     RPCError::Unreachable(Unreachable::from_string(reason))
 }

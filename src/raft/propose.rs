@@ -9,6 +9,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     Raft,
+    room::Room,
     rpc::{ExchangeError, exchange},
     types::{Command, Outcome},
 };
@@ -33,6 +34,10 @@ pub enum ProposeError {
     /// The leader does not take this command from this node.
     #[error("the leader takes this command only from a voter, or from the node it is about")]
     NotAllowed,
+    /// The leader's disk is full, and the command can wait until there is space, or only what raft itself
+    /// has to write fits any more. It was not proposed.
+    #[error("the disk of the raft leader is full: make space there and try again; nothing was changed")]
+    Full,
     /// Encoded, the command is this long, which is over the limit.
     #[error("the command is {0} bytes long, more than the {MAX_MESSAGE} allowed")]
     TooLong(usize),
@@ -65,12 +70,15 @@ enum ControlResponse {
     NotLeader,
     NotAllowed,
     Unknown(String),
+    Full,
 }
 
 /// One attempt that did not get the command applied.
 pub(super) enum Miss {
     /// It was not proposed.
     NotLeader,
+    /// It was not proposed, for want of space.
+    Full,
     /// No use in trying again.
     Final(ProposeError),
 }
@@ -90,7 +98,17 @@ pub(super) fn check_length(command: &Command) -> Result<(), ProposeError> {
 }
 
 /// Proposes on this node, which is the leader or says who is.
-pub(super) async fn propose_here(raft: &Raft, command: Command, deadline: Instant) -> Result<Outcome, Miss> {
+pub(super) async fn propose_here(
+    raft: &Raft,
+    room: &watch::Receiver<Room>,
+    command: Command,
+    deadline: Instant,
+) -> Result<Outcome, Miss> {
+    // One that does not lead says so rather.
+    if raft.is_leader() && !room.borrow().takes(&command) {
+        tracing::warn!(%command, "disk full: refused a command");
+        return Err(Miss::Full);
+    }
     let written = tokio::time::timeout_at(deadline, raft.client_write(command)).await;
     match written {
         Ok(Ok(response)) => Ok(response.data),
@@ -112,6 +130,7 @@ pub async fn forward_command(
     check_length(&command)?;
     propose_at(mesh, leader, command, Instant::now() + timeout).await.map_err(|miss| match miss {
         Miss::NotLeader => ProposeError::NoLeader,
+        Miss::Full => ProposeError::Full,
         Miss::Final(error) => error,
     })
 }
@@ -130,6 +149,7 @@ pub(super) async fn propose_at(
         Ok(Ok(ControlResponse::Applied(outcome))) => Ok(outcome),
         Ok(Ok(ControlResponse::NotLeader)) => Err(Miss::NotLeader),
         Ok(Ok(ControlResponse::NotAllowed)) => Err(Miss::Final(ProposeError::NotAllowed)),
+        Ok(Ok(ControlResponse::Full)) => Err(Miss::Full),
         Ok(Ok(ControlResponse::Unknown(reason))) => Err(Miss::unknown(reason)),
         Ok(Err(ExchangeError::NotLinked(_) | ExchangeError::NotServed)) => Err(Miss::NotLeader),
         Ok(Err(ExchangeError::Broken(reason))) => Err(Miss::unknown(reason)),
@@ -140,31 +160,39 @@ pub(super) async fn propose_at(
 /// Serves `Control` streams.
 pub(super) struct ControlHandler {
     pub(super) raft: Raft,
+    pub(super) room: watch::Receiver<Room>,
     pub(super) view: watch::Receiver<Arc<ClusterView>>,
 }
 
 impl Handler for ControlHandler {
     fn handle(&self, peer: Peer, stream: Stream) -> BoxFuture<'static, ()> {
-        let (raft, view) = (self.raft.clone(), self.view.borrow().clone());
+        let (raft, room, view) = (self.raft.clone(), self.room.clone(), self.view.borrow().clone());
         Box::pin(async move {
             let node = peer.node();
-            if let Err(error) = serve(&raft, &view, node, stream).await {
+            if let Err(error) = serve(&raft, &room, &view, node, stream).await {
                 tracing::debug!(%node, %error, "control stream broke");
             }
         })
     }
 }
 
-async fn serve(raft: &Raft, view: &ClusterView, peer: NodeId, mut stream: Stream) -> Result<(), StreamError> {
+async fn serve(
+    raft: &Raft,
+    room: &watch::Receiver<Room>,
+    view: &ClusterView,
+    peer: NodeId,
+    mut stream: Stream,
+) -> Result<(), StreamError> {
     let ControlRequest { command, timeout_ms } = stream.recv.read_message(2 * MAX_MESSAGE).await?;
     let response = if check_length(&command).is_err() || !allowed(view, peer, &command) {
         tracing::warn!(%peer, %command, "refused a command");
         ControlResponse::NotAllowed
     } else {
         let deadline = Instant::now() + Duration::from_millis(timeout_ms).min(LONGEST);
-        match propose_here(raft, command, deadline).await {
+        match propose_here(raft, room, command, deadline).await {
             Ok(outcome) => ControlResponse::Applied(outcome),
             Err(Miss::NotLeader) => ControlResponse::NotLeader,
+            Err(Miss::Full) => ControlResponse::Full,
             Err(Miss::Final(error)) => ControlResponse::Unknown(error.to_string()),
         }
     };

@@ -12,16 +12,18 @@ use openraft::{
     type_config::alias::SnapshotOf,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::sync::watch;
 
 use super::{
     Raft,
+    room::Room,
     snapshot::MAX_SNAPSHOT,
     type_config::{SnapshotMeta, TypeConfig, Vote},
 };
 use crate::{
     protocol::{
         Lane, StreamKind,
-        frame::{MAX_CHUNK, MAX_RAFT},
+        frame::{self, MAX_CHUNK, MAX_RAFT},
     },
     transport::{Handler, Mesh, OpenError, Peer, Stream, StreamError},
     types::NodeId,
@@ -60,6 +62,8 @@ pub(super) enum Response {
     Snapshot(SnapshotResponse<TypeConfig>),
     Transfer(TransferLeaderResponse<TypeConfig>),
     Refused(String),
+    /// There is no space for the entries: later.
+    Full,
 }
 
 impl Request {
@@ -114,14 +118,15 @@ pub(super) async fn exchange<Q: Serialize + Sync, A: DeserializeOwned>(
 /// Serves `Raft` streams.
 pub(super) struct RpcHandler {
     pub(super) raft: Raft,
+    pub(super) room: watch::Receiver<Room>,
 }
 
 impl Handler for RpcHandler {
     fn handle(&self, peer: Peer, stream: Stream) -> BoxFuture<'static, ()> {
-        let raft = self.raft.clone();
+        let (raft, room) = (self.raft.clone(), self.room.clone());
         Box::pin(async move {
             let node = peer.node();
-            match tokio::time::timeout(PATIENCE, serve(&raft, node, stream)).await {
+            match tokio::time::timeout(PATIENCE, serve(&raft, &room, node, stream)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%node, %error, "raft stream broke"),
                 Err(_) => tracing::debug!(%node, "raft stream took too long"),
@@ -130,10 +135,15 @@ impl Handler for RpcHandler {
     }
 }
 
-async fn serve(raft: &Raft, peer: NodeId, mut stream: Stream) -> Result<(), StreamError> {
+async fn serve(
+    raft: &Raft,
+    room: &watch::Receiver<Room>,
+    peer: NodeId,
+    mut stream: Stream,
+) -> Result<(), StreamError> {
     let request = stream.recv.read_message::<Request>(MAX_RAFT).await?;
     let response = if request.claimed() == peer {
-        answer(raft, request, &mut stream).await?
+        answer(raft, room, request, &mut stream).await?
     } else {
         tracing::warn!(%peer, claimed = %request.claimed(), "refused a raft message in another node's name");
         Response::Refused("a raft message must come from the node whose name it bears".into())
@@ -142,9 +152,15 @@ async fn serve(raft: &Raft, peer: NodeId, mut stream: Stream) -> Result<(), Stre
     stream.send.finish()
 }
 
-async fn answer(raft: &Raft, request: Request, stream: &mut Stream) -> Result<Response, StreamError> {
+async fn answer(
+    raft: &Raft,
+    room: &watch::Receiver<Room>,
+    request: Request,
+    stream: &mut Stream,
+) -> Result<Response, StreamError> {
     let refused = |e: &dyn std::fmt::Display| Response::Refused(e.to_string());
     Ok(match request {
+        Request::Append(request) if !fits(&room.borrow(), &request) => Response::Full,
         Request::Append(request) => {
             raft.append_entries(request).await.map_or_else(|e| refused(&e), Response::Append)
         }
@@ -176,7 +192,12 @@ async fn answer(raft: &Raft, request: Request, stream: &mut Stream) -> Result<Re
     })
 }
 
+/// A heartbeat always does; entries do unless they would take what raft itself needs.
+pub(super) fn fits(room: &Room, request: &AppendEntriesRequest<TypeConfig>) -> bool {
+    request.entries.is_empty() || !room.full || room.holds(frame::encode(request).len() as u64)
+}
+
 /// `Arc<dyn Handler>` of the RPC server.
-pub(super) fn handler(raft: Raft) -> Arc<dyn Handler> {
-    Arc::new(RpcHandler { raft })
+pub(super) fn handler(raft: Raft, room: watch::Receiver<Room>) -> Arc<dyn Handler> {
+    Arc::new(RpcHandler { raft, room })
 }

@@ -107,6 +107,14 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// True for what people ask for and may ask for again: it makes something new that nothing else waits
+    /// for. A full disk refuses it, so that its reserve is there for who is a member and who writes.
+    pub const fn can_wait(&self) -> bool {
+        matches!(self, Self::CreateToken(_) | Self::CreateApiToken(_))
+    }
+}
+
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

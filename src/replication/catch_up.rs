@@ -45,7 +45,7 @@ pub struct Fetch {
 impl Fetch {
     /// Files go to `dir`, which holds nothing else.
     pub fn new(disk: Arc<dyn Disk>, dir: PathBuf) -> Self {
-        Self { incoming: Incoming { disk, dir }, busy: Arc::default() }
+        Self { incoming: Incoming::new(disk, dir), busy: Arc::default() }
     }
 
     /// Waits until nothing is being installed.
@@ -197,9 +197,9 @@ pub(super) async fn receive(
     Ok(())
 }
 
-/// Installs the files, in this order: promise, engine, log. A crash in between leaves an engine that
-/// is ahead of its log, which a later snapshot or the writer's log makes good, and never one that
-/// holds records of an epoch this node has not promised.
+/// Installs the files, in this order: promise, announcement to the log, engine, log. A crash in between
+/// never leaves an engine that holds records of an epoch this node has not promised; one that is ahead of
+/// its log leaves the announcement too, by which the next start goes on here.
 pub(super) async fn install(
     incoming: &Incoming,
     replica: &Replica,
@@ -210,16 +210,19 @@ pub(super) async fn install(
     let SnapshotOffer { position, chain, epochs, .. } = offer;
     // Between engine and log a mending would take the engine back below where the log is to begin.
     let _alone = replica.installing.lock().await;
-    let admitted = replica.fence.admit_snapshot(epoch, position).await?;
-    // What is applied is committed, so it is the same history, and the engine goes back for nobody.
+    let admitted = replica.fence.admit_snapshot(epoch, position, chain, epochs).await?;
+    // What is applied is committed, so it is the same history, and the engine goes back for nobody. But
+    // the log may only go when what it had is in a checkpoint.
     let fresh = applier.applied().seq < position.seq;
-    if fresh {
-        let applied = applier.install(incoming.dir.clone(), position).await?;
-        if applied.seq < position.seq {
-            return Err(CatchUpError::Retry(format!("installed {applied}, offered {position}")));
-        }
+    let reached = match fresh {
+        true => applier.install(incoming.dir.clone(), position).await?,
+        false => applier.checkpoint().await?,
+    };
+    if reached.seq < position.seq {
+        return Err(CatchUpError::Retry(format!("installed {reached}, offered {position}")));
     }
-    replica.fence.reset(admitted, chain, epochs).await?;
+    // Model: engine_before_log
+    replica.fence.reset(admitted, reached).await?;
     replica.note_commit(position);
     replica.meter.end();
     incoming.clear().await?;

@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     protocol::replication::{Report, Seal, Sealed},
-    types::{BootId, ClusterView, Epoch, Lsn, NodeId},
+    types::{BootId, ClusterView, Epoch, EpochTable, Lsn, NodeId},
     wal::{Debt, Draft, Record, Wal, WalError},
 };
 
@@ -59,7 +59,8 @@ pub struct Session {
     number: u64,
 }
 
-/// An engine snapshot that may be installed: the epoch of its last record is promised.
+/// An engine snapshot that may be installed: the epoch of its last record is promised, and the log
+/// knows where it is to begin behind it.
 #[derive(Debug)]
 pub struct Admitted {
     epoch: Epoch,
@@ -254,9 +255,18 @@ impl Fence {
     ///
     /// That node may have lost office and followed a later one before it took the snapshot, so `base`
     /// may be of a later epoch. Having its records is a promise of that epoch: the writer of one in
-    /// between would ask for a cut below what is applied. A crash may leave the engine with the
-    /// snapshot and the log without its position; it never leaves the engine without the promise.
-    pub async fn admit_snapshot(&self, epoch: Epoch, base: Lsn) -> Result<Admitted, FenceError> {
+    /// between would ask for a cut below what is applied.
+    ///
+    /// Then announces to the log where it is to begin (`chain` and `epochs` are those at `base`). A crash
+    /// may leave the engine with the snapshot and the log without its position, but never without the
+    /// promise, and the next start finishes it ([`Wal::begin_anew`]).
+    pub async fn admit_snapshot(
+        &self,
+        epoch: Epoch,
+        base: Lsn,
+        chain: u32,
+        epochs: EpochTable,
+    ) -> Result<Admitted, FenceError> {
         let _step = self.steps.lock().await;
         self.check(epoch)?;
         let epoch = epoch.max(base.epoch);
@@ -264,23 +274,26 @@ impl Fence {
         self.wal.settle().await?;
         // Model: installing_is_promising
         self.wal.set_promise(epoch).await?;
+        // Model: install_is_announced
+        self.wal.announce(base, chain, epochs).await?;
         Ok(Admitted { epoch, base })
     }
 
     /// Replaces the whole log by the position of an engine snapshot, under the same exclusion.
-    /// Refused if a higher epoch was promised since the snapshot was admitted.
-    pub async fn reset(
-        &self,
-        admitted: Admitted,
-        chain: u32,
-        epochs: crate::types::EpochTable,
-    ) -> Result<(), FenceError> {
+    /// `reached`: up to where the engine has everything on disk. Refused if a higher epoch was promised
+    /// since the snapshot was admitted.
+    pub async fn reset(&self, admitted: Admitted, reached: Lsn) -> Result<(), FenceError> {
         let _step = self.steps.lock().await;
         self.check(admitted.epoch)?;
         self.raise(admitted.epoch);
         self.wal.settle().await?;
-        self.wal.reset_to(admitted.base, chain, epochs).await?;
-        Ok(())
+        match self.wal.begin_anew(reached).await? {
+            Some(base) if base == admitted.base => Ok(()),
+            _ => {
+                let why = format!("the log does not begin behind {} any more", admitted.base);
+                Err(WalError::Refused(why).into())
+            }
+        }
     }
 
     /// Takes office: promises the epoch and appends its first record. From here on nothing of an

@@ -4,6 +4,11 @@
 //! name too, so that what comes later is never put behind another file's beginning. Nothing else is
 //! written down: after a restart, or with another offer of the same source, the files themselves tell
 //! what is there. Whatever an offer does not name goes before anything is fetched.
+//!
+//! A file gets its name when it is on disk, so its name is the mark that it is. A part is believed by
+//! nobody: a sync that failed may have left it readable and marked clean, so that the next sync of it
+//! succeeds and writes nothing (also one of the next process, for the page cache is the kernel's). So
+//! what is there of it is written again before the rest is put behind it ([`Incoming::go_on`]).
 
 use std::{
     collections::BTreeSet,
@@ -12,6 +17,7 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use ring::digest::{Context, SHA256};
 
@@ -35,9 +41,23 @@ const UNSYNCED: u64 = 16 << 20;
 /// Where the files are put.
 #[derive(Debug, Clone)]
 pub(super) struct Incoming {
-    pub(super) disk: Arc<dyn Disk>,
+    disk: Arc<dyn Disk>,
     /// Holds nothing else.
     pub(super) dir: PathBuf,
+    /// Most bytes of a file that are written and not synced.
+    unsynced: u64,
+}
+
+/// A file while it comes.
+pub(super) struct Coming<'a> {
+    disk: &'a dyn Disk,
+    file: &'a OfferedFile,
+    open: Arc<dyn DiskFile>,
+    hash: Context,
+    /// How much of it is here, written by this process.
+    at: u64,
+    synced: u64,
+    unsynced: u64,
 }
 
 /// One file of an offer.
@@ -79,6 +99,11 @@ impl OfferedFile {
 }
 
 impl Incoming {
+    /// Files go to `dir`, which holds nothing else.
+    pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf) -> Self {
+        Self { disk, dir, unsynced: UNSYNCED }
+    }
+
     /// Removes everything that is not a part of these files.
     pub(super) async fn keep(&self, files: &[OfferedFile]) -> io::Result<()> {
         self.disk.create_dir(&self.dir).await?;
@@ -117,37 +142,39 @@ impl Incoming {
         recv: &mut RecvStream,
         mut came: impl FnMut(u64),
     ) -> Result<bool, CatchUpError> {
-        let dir = file.path.parent().unwrap_or(&self.dir);
-        self.disk.create_dir(dir).await?;
-        let open = match self.open(&file.part).await? {
-            Some(open) => open,
-            None => self.disk.open(&file.part, Create::New).await?,
-        };
-        let mut hash = digest(&*open, from).await?;
-        let (mut at, mut synced) = (from, from);
-        while at < file.len {
+        let mut coming = self.go_on(file, from).await?;
+        while coming.at < file.len {
             let chunk = recv.read_frame(MAX_CHUNK).await?;
             let len = chunk.len() as u64;
-            if len == 0 || len > file.len - at {
+            if len == 0 || len > file.len - coming.at {
                 return Err(CatchUpError::Retry(format!("{} is not as long as offered", file.name)));
             }
-            hash.update(&chunk);
-            let durability = if at + len - synced >= UNSYNCED { Durability::Now } else { Durability::Later };
-            open.write(at, vec![chunk], durability).await?;
-            at += len;
-            if durability == Durability::Now {
-                synced = at;
-            }
+            coming.put(chunk).await?;
             came(len);
         }
-        open.write(at, Vec::new(), Durability::Now).await?;
-        if file.hash.is_some_and(|wanted| hash.finish().as_ref() != wanted) {
-            self.disk.remove(&file.part).await?;
-            return Ok(false);
+        Ok(coming.finish().await?)
+    }
+
+    /// Begins with the file, or goes on with its first `from` bytes, which are there: those are written
+    /// again.
+    async fn go_on<'a>(&'a self, file: &'a OfferedFile, from: u64) -> io::Result<Coming<'a>> {
+        let disk = &*self.disk;
+        disk.create_dir(file.path.parent().unwrap_or(&self.dir)).await?;
+        let open = match self.open(&file.part).await? {
+            Some(open) => open,
+            None => disk.open(&file.part, Create::New).await?,
+        };
+        let hash = Context::new(&SHA256);
+        let mut coming = Coming { disk, file, open, hash, at: 0, synced: 0, unsynced: self.unsynced };
+        while coming.at < from {
+            let len = usize::try_from(from - coming.at).unwrap_or(MAX_CHUNK).min(MAX_CHUNK);
+            let here = coming.open.read(coming.at, len).await?;
+            if here.is_empty() {
+                break;
+            }
+            coming.put(here).await?;
         }
-        self.disk.rename(&file.part, &file.path).await?;
-        self.disk.sync_dir(dir).await?;
-        Ok(true)
+        Ok(coming)
     }
 
     /// Removes everything.
@@ -160,6 +187,38 @@ impl Incoming {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             opened => opened.map(Some),
         }
+    }
+}
+
+impl Coming<'_> {
+    /// Writes the next bytes.
+    async fn put(&mut self, chunk: Bytes) -> io::Result<()> {
+        let len = chunk.len() as u64;
+        self.hash.update(&chunk);
+        let due = self.at + len - self.synced >= self.unsynced;
+        let durability = if due { Durability::Now } else { Durability::Later };
+        self.open.write(self.at, vec![chunk], durability).await?;
+        self.at += len;
+        if due {
+            self.synced = self.at;
+        }
+        Ok(())
+    }
+
+    /// Makes the file durable and gives it its name. False for what is not the file that was offered; it
+    /// is removed.
+    async fn finish(self) -> io::Result<bool> {
+        let Self { disk, file, open, hash, at, .. } = self;
+        open.write(at, Vec::new(), Durability::Now).await?;
+        if file.hash.is_some_and(|wanted| hash.finish().as_ref() != wanted) {
+            disk.remove(&file.part).await?;
+            return Ok(false);
+        }
+        disk.rename(&file.part, &file.path).await?;
+        if let Some(dir) = file.path.parent() {
+            disk.sync_dir(dir).await?;
+        }
+        Ok(true)
     }
 }
 
@@ -225,7 +284,7 @@ mod tests {
     async fn what_is_whole_is_kept_a_beginning_goes_on_and_the_rest_goes() {
         use crate::testing::SimDisk;
         let disk = SimDisk::new();
-        let incoming = Incoming { disk: Arc::new(disk.boot()), dir: "/in".into() };
+        let incoming = Incoming::new(Arc::new(disk.boot()), "/in".into());
         let hash_of = |bytes: &[u8]| ring::digest::digest(&SHA256, bytes).as_ref().to_vec();
         let contents: [(&str, &[u8]); 4] =
             [("whole", b"12345"), ("begun", b"abcdef"), ("bent", b"xyz"), ("new", b"n")];
@@ -256,5 +315,81 @@ mod tests {
         assert_eq!(durable.content(&listed[0].path).unwrap(), b"12345", "what counts as there is on disk");
         incoming.clear().await.unwrap();
         assert!(disk.files().is_empty());
+    }
+
+    /// What came in one life of a process.
+    #[cfg(feature = "testing")]
+    async fn life(disk: &crate::testing::SimDisk, files: &[(OfferedFile, Vec<u8>)]) -> io::Result<bool> {
+        let incoming = Incoming { unsynced: 6, ..Incoming::new(Arc::new(disk.boot()), "/in".into()) };
+        let listed: Vec<OfferedFile> = files.iter().map(|file| file.0.clone()).collect();
+        incoming.keep(&listed).await?;
+        for (file, bytes) in files {
+            let Some(from) = incoming.missing(file).await? else { continue };
+            let mut coming = incoming.go_on(file, from).await?;
+            for chunk in bytes[from as usize..].chunks(4) {
+                coming.put(Bytes::copy_from_slice(chunk)).await?;
+            }
+            if !coming.finish().await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Each call of two lives fails once, or loses power; what the third takes for whole is on disk.
+    #[cfg(feature = "testing")]
+    #[tokio::test]
+    async fn what_is_taken_for_whole_is_on_disk_whatever_failed_before() {
+        use crate::testing::{Fault, SimDisk};
+        let contents: [(&str, &[u8]); 2] = [("first", b"0123456789"), ("sub/second", b"abc")];
+        let offer = SnapshotOffer {
+            files: contents.iter().map(|(name, bytes)| ((*name).to_owned(), bytes.len() as u64)).collect(),
+            hashes: contents
+                .iter()
+                .flat_map(|(_, bytes)| ring::digest::digest(&SHA256, bytes).as_ref().to_vec())
+                .collect(),
+            ..SnapshotOffer::default()
+        };
+        let listed = OfferedFile::of(&offer, Path::new("/in")).unwrap();
+        let files: Vec<_> = listed.into_iter().zip(contents.map(|(_, bytes)| bytes.to_vec())).collect();
+        let fail = async |disk: &SimDisk, fault, call| {
+            disk.fail_at(disk.calls() + call, fault, false);
+            let ended = life(disk, &files).await;
+            // A full disk ends no process: the same one goes on.
+            match fault {
+                Fault::PowerCut => disk.crash(call),
+                Fault::Eio => disk.kill(),
+                Fault::Enospc | Fault::Short => disk.clear_faults(),
+            }
+            ended
+        };
+        let faults = [Fault::Eio, Fault::PowerCut, Fault::Enospc, Fault::Short];
+        let (mut resumed, mut again) = (0, 0);
+        for (first, second) in faults.iter().flat_map(|first| faults.map(|second| (*first, second))) {
+            for call in 1.. {
+                let disk = SimDisk::new();
+                if fail(&disk, first, call).await.is_ok() {
+                    break;
+                }
+                for call in 1.. {
+                    let disk = disk.fork();
+                    let whole = fail(&disk, second, call).await;
+                    resumed += 1;
+                    let what = format!("{first:?}, {second:?} at {call}");
+                    // A beginning that lost power in pieces comes once more from its first byte.
+                    while !life(&disk, &files).await.unwrap_or_else(|error| panic!("{what}: {error}")) {
+                        again += 1;
+                    }
+                    let platter = disk.platter();
+                    for (file, bytes) in &files {
+                        assert_eq!(platter.content(&file.path).as_ref(), Some(bytes), "{what}");
+                    }
+                    if whole.is_ok() {
+                        break;
+                    }
+                }
+            }
+        }
+        assert!(resumed > 1000 && again > 0, "{resumed} {again}");
     }
 }

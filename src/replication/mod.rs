@@ -104,7 +104,7 @@ pub trait Applier: fmt::Debug + Send + Sync + 'static {
     fn applied(&self) -> Lsn;
     /// Replaces everything applied by the engine snapshot at `position` whose files lie under `from`,
     /// unless that much is applied by then: for catching up the engine goes back for nobody. Resolves to
-    /// what is applied. Not cancel-safe: engine and position change together or not at all.
+    /// what is applied, and on disk. Not cancel-safe: engine and position change together or not at all.
     fn install(
         &self,
         from: PathBuf,
@@ -119,6 +119,8 @@ pub trait Applier: fmt::Debug + Send + Sync + 'static {
         at: Lsn,
         replica: Arc<Replica>,
     ) -> Pin<Box<dyn Future<Output = Result<bool, EngineError>> + Send>>;
+    /// Puts everything applied into a checkpoint; resolves to its position.
+    fn checkpoint(&self) -> Pin<Box<dyn Future<Output = Result<Lsn, EngineError>> + Send>>;
     /// Files of the newest checkpoint.
     fn export(&self) -> Pin<Box<dyn Future<Output = Result<Export, EngineError>> + Send>>;
 }

@@ -107,7 +107,7 @@ async fn serve(
 }
 
 /// Where the follower goes on: judged by epoch starts, checked by chain values.
-async fn position(
+pub(super) async fn position(
     replica: &Replica,
     applier: &dyn Applier,
     subscribe: &Subscribe,

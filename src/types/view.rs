@@ -217,6 +217,11 @@ impl ClusterView {
         self.voters.iter().any(|set| set.contains(&id))
     }
 
+    /// True when every member says that it has these features.
+    pub fn all_have(&self, features: u64) -> bool {
+        !self.members.is_empty() && self.members.values().all(|member| member.features & features == features)
+    }
+
     /// Every voter of every set.
     pub fn all_voters(&self) -> BTreeSet<NodeId> {
         self.voters.iter().flatten().copied().collect()

@@ -4,6 +4,9 @@
 //! Little endian: magic `SKEINBAS` 8, CRC-32C u32 over what follows, chain value u32, epoch u64
 //! and seq u64 of the last record before the log, then (epoch u64, first seq u64) per epoch.
 //! It is replaced as a whole.
+//!
+//! The file `base.next` has the same bytes: the base that the log is to have when the engine has the
+//! snapshot that is about to be installed (`anew.rs`).
 
 use std::{io, path::Path};
 
@@ -18,6 +21,8 @@ use crate::{
 
 /// Name of the file.
 pub(super) const BASE: &str = "base";
+/// Name of the file of a base that is announced.
+pub(super) const NEXT: &str = "base.next";
 
 const MAGIC: &[u8; 8] = b"SKEINBAS";
 /// Bytes before the entries.
@@ -36,14 +41,14 @@ pub(super) struct Base {
 }
 
 impl Base {
-    /// Reads the file; `Ok(None)` if its content is damaged.
-    pub(super) async fn load(disk: &dyn Disk, dir: &Path) -> io::Result<Option<Self>> {
-        Ok(Self::decode(&read_file(disk, &dir.join(BASE), LIMIT).await?))
+    /// Reads the file of that name; `Ok(None)` if its content is damaged.
+    pub(super) async fn load(disk: &dyn Disk, dir: &Path, name: &str) -> io::Result<Option<Self>> {
+        Ok(Self::decode(&read_file(disk, &dir.join(name), LIMIT).await?))
     }
 
-    /// Replaces the file.
-    pub(super) async fn save(&self, disk: &dyn Disk, dir: &Path) -> io::Result<()> {
-        replace_file(disk, &dir.join(BASE), self.encode()).await
+    /// Replaces the file of that name.
+    pub(super) async fn save(&self, disk: &dyn Disk, dir: &Path, name: &str) -> io::Result<()> {
+        replace_file(disk, &dir.join(name), self.encode()).await
     }
 
     fn encode(&self) -> Bytes {

@@ -1,4 +1,4 @@
-//! Cutting a tail off, and starting anew behind a snapshot.
+//! Cutting a tail off.
 //!
 //! Order on disk of a cut: what goes is written to `orphan/` and fsynced; the watermark, lowered,
 //! announces the `end`; the rest of that segment is zeroed and later segments are removed, fsynced;
@@ -16,7 +16,6 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
     Wal, WalDriver, WalError,
-    base::Base,
     record::Record,
     segment::{Cursor, NoRecord, Segment},
     watermark::Watermark,
@@ -24,7 +23,7 @@ use super::{
 };
 use crate::{
     disk::{Create, DiskFile, Durability, is_full},
-    types::{Epoch, EpochTable, Lsn},
+    types::{Epoch, Lsn},
 };
 
 /// Bytes of an orphan file before its first record.
@@ -95,49 +94,8 @@ impl WalDriver {
         done
     }
 
-    /// Makes the log empty, beginning behind `base`.
-    pub(super) async fn reset_to(
-        &mut self,
-        base: Lsn,
-        chain: u32,
-        epochs: EpochTable,
-    ) -> Result<(), WalError> {
-        self.shared.lock().closed = true;
-        let done = self.reset_closed(base, chain, epochs).await;
-        self.shared.lock().closed = false;
-        done
-    }
-
-    async fn reset_closed(&mut self, lsn: Lsn, chain: u32, mut epochs: EpochTable) -> Result<(), WalError> {
-        epochs.cut_after(lsn.seq);
-        let (end, first) = {
-            let state = self.shared.lock();
-            (state.end, state.first_seq())
-        };
-        // Model: snapshot_beyond_log_end
-        if lsn <= end || lsn.seq + 1 < first {
-            return Err(WalError::Refused(format!(
-                "snapshot {lsn} is not beyond the log, which ends at {end}"
-            )));
-        }
-        if epochs.last_epoch() != lsn.epoch {
-            return Err(WalError::Refused(format!("the epoch starts given do not tell the epoch of {lsn}")));
-        }
-        // Records behind the base would be taken for its continuation.
-        self.cut_closed(lsn.seq).await?;
-        let base = Base { lsn, chain, epochs };
-        self.save_base(&base).await?;
-        let segments = {
-            let mut state = self.shared.lock();
-            let segments = std::mem::take(&mut state.segments);
-            self.shared.rebase(&mut state, base);
-            segments
-        };
-        self.remove(segments).await?;
-        self.clear_watermark().await
-    }
-
-    async fn cut_closed(&mut self, keep: u64) -> Result<CutReport, WalError> {
+    /// As [`Self::cut`], of a log that takes no appends.
+    pub(super) async fn cut_closed(&mut self, keep: u64) -> Result<CutReport, WalError> {
         while self.write_group().await? {}
         let (end, durable, commit, base) = {
             let state = self.shared.lock();
@@ -200,7 +158,7 @@ impl WalDriver {
     }
 
     /// Says in both slots that no cut is under way, so that damage to one cannot bring it back.
-    async fn clear_watermark(&mut self) -> Result<(), WalError> {
+    pub(super) async fn clear_watermark(&mut self) -> Result<(), WalError> {
         let values = {
             let mut state = self.shared.lock();
             state.watermark_due = false;
@@ -209,7 +167,10 @@ impl WalDriver {
         self.watermark.write_both(values).await.map_err(failed("writing the watermark"))
     }
 
-    async fn remove(&mut self, segments: impl IntoIterator<Item = Segment>) -> Result<(), WalError> {
+    pub(super) async fn remove(
+        &mut self,
+        segments: impl IntoIterator<Item = Segment>,
+    ) -> Result<(), WalError> {
         let what = failed("removing a log segment");
         for segment in segments {
             self.disk.remove(&segment.path).await.map_err(&what)?;

@@ -6,7 +6,8 @@
 //! the bytes):
 //!
 //! - `promise`, `watermark`: two-slot files (`disk/slots.rs`, `watermark.rs`);
-//! - `base`: where the log begins and the epoch starts before that (`base.rs`);
+//! - `base`: where the log begins and the epoch starts before that (`base.rs`); `base.next`: where it
+//!   is to begin when an engine snapshot is installed (`anew.rs`);
 //! - `spare.wal`: the next segment, allocated in advance; the reserve for a full disk;
 //! - `orphan/`: records that were cut off (`cut.rs`);
 //! - `quarantine/`: bytes that did not verify, and what lay behind them (`quarantine.rs`,
@@ -15,6 +16,7 @@
 //! Any error of a write or sync is final (fail-stop): the page cache may have dropped the data and
 //! a second fsync would wrongly succeed. Only running out of space while *allocating* is not.
 
+mod anew;
 mod base;
 mod cut;
 mod error;
@@ -317,14 +319,6 @@ impl Wal {
     /// Dropping the future does not stop it.
     pub async fn cut(&self, keep: u64) -> Result<CutReport, WalError> {
         self.ask(|reply| Command::Cut { keep, reply }).await
-    }
-
-    /// After the install of a snapshot that lies beyond the log's end: the log is empty and
-    /// reports `base`, whose chain value is `chain`, as its end and as durable. `epochs` are the
-    /// epoch starts up to `base`. Records of this log behind `base.seq` are cut first; what is
-    /// at or below it is in the snapshot. Dropping the future does not stop it.
-    pub async fn reset_to(&self, base: Lsn, chain: u32, epochs: EpochTable) -> Result<(), WalError> {
-        self.ask(|reply| Command::Reset { base, chain, epochs, reply }).await
     }
 
     /// Notes a commit position; it goes into the watermark within a second.

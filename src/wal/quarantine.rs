@@ -198,7 +198,7 @@ impl Remains {
             part.copy(disk, &aside).await?;
         }
         if let Some(base) = &self.base {
-            base.save(disk, dir).await?;
+            base.save(disk, dir, BASE).await?;
         }
         let mark = Watermark { durable: self.end, commit, end: Some(self.end.seq) };
         match Slots::open(disk, &dir.join(WATERMARK.0), WATERMARK.1).await {

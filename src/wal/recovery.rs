@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Recovered, WalConfig, WalDriver, WalError,
+    anew::announced,
     base::{BASE, Base},
     error::NO_PROMISE,
     quarantine::{Damage, Remains, contents},
@@ -102,18 +103,21 @@ async fn make_lasting(
     // Only now is anything durable said: again, because a failed fsync of a former life may have
     // left these files readable but not on disk. The promise first: a log without it is refused.
     let durable = scan.end;
-    let lasting = Watermark { durable, commit: mark.commit, end: None };
+    // What a log begins behind is in a checkpoint, and so was committed.
+    let commit = mark.commit.max(base.lsn);
+    let lasting = Watermark { durable, commit, end: None };
     let promise_slots = rewrite(&*disk, dir, PROMISE, promise.values(), "writing the promise").await?;
     let mark_slots = rewrite(&*disk, dir, WATERMARK, lasting.values(), "writing the watermark").await?;
     let spare = allocate_spare(&*disk, &config).await.map_err(io("allocating a log segment"))?;
     disk.sync_dir(dir).await.map_err(io("syncing the log's directory"))?;
 
+    let announced = announced(&*disk, dir).await?;
     let aside = contents(&*disk, dir).await.map_err(io("looking into the quarantine"))?;
     let recovered = Recovered {
         end: durable,
         durable,
         promise: promise.epoch,
-        commit: mark.commit,
+        commit,
         truncated: scan.truncated,
         empty: durable == Lsn::ZERO && promise.debt.is_none(),
         debt: promise.debt,
@@ -121,10 +125,11 @@ async fn make_lasting(
     };
     let mut state = State::recovered(base, scan.segments, durable, scan.digest);
     (state.epochs, state.promise, state.debt) = (scan.epochs, promise.epoch, promise.debt);
-    state.commit = mark.commit;
+    state.commit = commit;
     let shared = Arc::new(Shared::new(state, spare.is_none(), config.tail_bytes, recovered.quarantined));
     let (watermark, promise) = (mark_slots, promise_slots);
-    Ok(Opened { parts: Parts { shared, disk, config, cluster, watermark, promise, spare, nonce }, recovered })
+    let parts = Parts { shared, disk, config, cluster, watermark, promise, spare, announced, nonce };
+    Ok(Opened { parts, recovered })
 }
 
 /// Writes both slots of a file, and makes it if it is not there.
@@ -198,7 +203,7 @@ pub(super) async fn read(
         Err(SlotsError::Io(error)) => return Err(io("reading the watermark")(error)),
     };
     let base = match has(BASE) {
-        true => Base::load(disk, dir).await.map_err(io("reading the base of the log"))?,
+        true => Base::load(disk, dir, BASE).await.map_err(io("reading the base of the log"))?,
         false => Some(Base::default()),
     };
     let Some(base) = base else {

@@ -3,7 +3,7 @@
 
 use super::{
     WalDriver, WalError,
-    base::Base,
+    base::{BASE, Base},
     segment::Segment,
     writer::{SPARE, failed},
 };
@@ -25,7 +25,7 @@ impl WalDriver {
             epochs.cut_after(last.last_seq);
             (count, Base { lsn: state.lsn_of(last.last_seq), chain: next.header.chain, epochs })
         };
-        self.save_base(&base).await?;
+        self.save_base(BASE, &base).await?;
         let old: Vec<Segment> = {
             let mut state = self.shared.lock();
             state.base = base;
@@ -53,13 +53,13 @@ impl WalDriver {
     /// Retiring is what makes space, and so does beginning anew behind a snapshot: it must work without
     /// any. The spare is given up for it, or else what is left of the active segment. A retired segment
     /// becomes the spare in its place.
-    pub(super) async fn save_base(&mut self, base: &Base) -> Result<(), WalError> {
-        let mut saved = base.save(&*self.disk, &self.config.dir).await;
+    pub(super) async fn save_base(&mut self, name: &str, base: &Base) -> Result<(), WalError> {
+        let mut saved = base.save(&*self.disk, &self.config.dir, name).await;
         if saved.as_ref().is_err_and(is_full) {
             if !self.release_spare().await? {
                 self.shorten_active().await?;
             }
-            saved = base.save(&*self.disk, &self.config.dir).await;
+            saved = base.save(&*self.disk, &self.config.dir, name).await;
         }
         saved.map_err(|e| if is_full(&e) { WalError::Full } else { failed("writing the base of the log")(e) })
     }

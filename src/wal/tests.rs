@@ -177,7 +177,8 @@ async fn script(wal: &Wal, model: &mut Model) -> Result<(), WalError> {
     model.next_base = Some(base);
     let mut epochs = wal.epochs();
     epochs.note(4, 90);
-    wal.reset_to(base, 0xfeed, epochs).await?;
+    wal.announce(base, 0xfeed, epochs).await?;
+    wal.begin_anew(base).await?;
     *model = Model { promise: model.promise, base, next_base: Some(base), ..Default::default() };
     for len in [600, 600, 600] {
         model.append(wal, 4, len).await?;
@@ -538,10 +539,22 @@ async fn a_reset_survives_and_the_log_goes_on_behind_it() {
         wal.append(1, batch(200, n)).unwrap();
     }
     let epochs = EpochTable::from_entries(vec![(1, 1), (3, 12)]).unwrap();
-    assert!(matches!(wal.reset_to(Lsn::new(1, 20), 5, epochs.clone()).await, Err(WalError::Refused(_))));
-    assert!(matches!(wal.reset_to(Lsn::new(4, 50), 5, epochs.clone()).await, Err(WalError::Refused(_))));
-    // Beyond the end by epoch, though shorter: what is behind it is cut.
-    wal.reset_to(Lsn::new(3, 15), 5, epochs.clone()).await.unwrap();
+    assert!(matches!(wal.announce(Lsn::new(1, 20), 5, epochs.clone()).await, Err(WalError::Refused(_))));
+    assert!(matches!(wal.announce(Lsn::new(4, 50), 5, epochs.clone()).await, Err(WalError::Refused(_))));
+    assert_eq!(wal.begin_anew(Lsn::new(9, 99)).await.unwrap(), None, "nothing is announced");
+    // Given up, for the engine has come to nothing.
+    wal.announce(Lsn::new(3, 15), 5, epochs.clone()).await.unwrap();
+    assert_eq!(wal.begin_anew(Lsn::new(3, 14)).await.unwrap(), None);
+    assert_eq!(wal.begin_anew(Lsn::new(3, 15)).await.unwrap(), None);
+    assert_eq!(wal.end(), Lsn::new(1, 20));
+    // Beyond the end by epoch, though shorter: what is behind it is cut. Announced in a former life.
+    wal.announce(Lsn::new(3, 15), 5, epochs.clone()).await.unwrap();
+    disk.crash(3);
+    let (wal, recovered) = open(&disk).await.unwrap();
+    assert_eq!(recovered.end, Lsn::new(1, 20));
+    assert_eq!(wal.begin_anew(Lsn::new(3, 15)).await.unwrap(), Some(Lsn::new(3, 15)));
+    assert_eq!(wal.commit(), Lsn::new(3, 15));
+    assert!(!disk.files().iter().any(|path| path.ends_with("base.next")));
     let check = async |wal: &Wal| {
         assert_eq!((wal.end(), wal.durable(), wal.first_seq()), (Lsn::new(3, 15), Lsn::new(3, 15), 16));
         assert_eq!(wal.epochs(), EpochTable::from_entries(vec![(1, 1), (3, 12)]).unwrap());

@@ -11,6 +11,7 @@ use tokio::{
 
 use super::{
     CutReport, Debt, WalConfig, WalError,
+    base::Base,
     record::Record,
     segment::{LOCAL_PART, SEGMENT_HEADER, Segment, SegmentHeader, segment_name},
     state::Shared,
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     disk::{Create, Disk, DiskFile, Durability, Slots, is_full},
-    types::{ClusterId, Epoch, EpochTable, Lsn},
+    types::{ClusterId, Epoch, Lsn},
 };
 
 /// Name of the segment allocated in advance.
@@ -37,6 +38,8 @@ pub struct WalDriver {
     pub(super) cluster: ClusterId,
     pub(super) watermark: Slots,
     pub(super) spare: Option<Arc<dyn DiskFile>>,
+    /// What the file `base.next` says.
+    pub(super) announced: Option<Base>,
     promise: Slots,
     nonce: Nonces,
     commands: mpsc::Receiver<Command>,
@@ -56,7 +59,8 @@ pub(super) enum Command {
     Promise { epoch: Epoch, reply: Reply<()> },
     ClearDebt { reply: Reply<()> },
     Cut { keep: u64, reply: Reply<CutReport> },
-    Reset { base: Lsn, chain: u32, epochs: EpochTable, reply: Reply<()> },
+    Announce { base: Base, reply: Reply<()> },
+    BeginAnew { reached: Lsn, alone: bool, reply: Reply<Option<Lsn>> },
     Retire { through: u64, reply: Reply<u64> },
     DropQueued { below: Epoch, reply: Reply<u64> },
     SetAside { seq: u64, reply: Reply<Option<Debt>> },
@@ -71,6 +75,7 @@ pub(super) struct Parts {
     pub(super) watermark: Slots,
     pub(super) promise: Slots,
     pub(super) spare: Option<Arc<dyn DiskFile>>,
+    pub(super) announced: Option<Base>,
     pub(super) nonce: Nonces,
 }
 
@@ -87,7 +92,7 @@ impl WalDriver {
     }
 
     pub(super) fn new(parts: Parts, commands: mpsc::Receiver<Command>) -> Self {
-        let Parts { shared, disk, config, cluster, watermark, promise, spare, nonce } = parts;
+        let Parts { shared, disk, config, cluster, watermark, promise, spare, announced, nonce } = parts;
         // A log that was opened without a spare must look for space as one that ran out of it does.
         let retry_at = shared.full.borrow().then(Instant::now);
         let watermark_at = None;
@@ -98,6 +103,7 @@ impl WalDriver {
             cluster,
             watermark,
             spare,
+            announced,
             promise,
             nonce,
             commands,
@@ -147,8 +153,13 @@ impl WalDriver {
                 let done = self.cut(keep).await;
                 self.answer(reply, done)
             }
-            Command::Reset { base, chain, epochs, reply } => {
-                let done = self.reset_to(base, chain, epochs).await;
+            Command::Announce { base, reply } => {
+                let done = self.announce(base).await;
+                self.answer(reply, done)
+            }
+            Command::BeginAnew { reached, alone, reply } => {
+                let done =
+                    if alone { self.begin_alone(reached).await } else { self.begin_anew(reached).await };
                 self.answer(reply, done)
             }
             Command::Retire { through, reply } => {

@@ -254,7 +254,7 @@ impl Apply {
         }
     }
 
-    /// Makes everything applied so far durable, for a graceful stop.
+    /// Makes everything applied so far durable.
     pub async fn checkpoint_now(&self) -> Result<Lsn, EngineError> {
         // The semaphore is never closed.
         let _permit = self.one_checkpoint.acquire().await;
@@ -279,14 +279,14 @@ impl Apply {
 
     async fn replace_all(&self, from: PathBuf, position: Lsn) -> Result<Lsn, EngineError> {
         // A checkpoint that runs would save what is about to be replaced. The semaphore is never closed.
-        let _permit = self.one_checkpoint.acquire().await;
-        let _exclusive = self.exclusive.lock().await;
+        let permit = self.one_checkpoint.acquire().await;
+        let exclusive = self.exclusive.lock().await;
         // While the files were fetched, or behind another snapshot that was being installed, more may
         // have been applied than this one holds.
-        let applied = *self.applied.borrow();
         // Model: snapshot_beyond_log_end
-        if applied.seq >= position.seq {
-            return Ok(applied);
+        if self.applied.borrow().seq >= position.seq {
+            drop((permit, exclusive));
+            return self.checkpoint_now().await;
         }
         self.install(from).await
     }
@@ -355,6 +355,11 @@ impl Applier for AppliedState {
     ) -> Pin<Box<dyn Future<Output = Result<bool, EngineError>> + Send>> {
         let apply = self.0.clone();
         Box::pin(async move { apply.mend(from, at, &replica).await })
+    }
+
+    fn checkpoint(&self) -> Pin<Box<dyn Future<Output = Result<Lsn, EngineError>> + Send>> {
+        let apply = self.0.clone();
+        Box::pin(async move { apply.checkpoint_now().await })
     }
 
     fn export(&self) -> Pin<Box<dyn Future<Output = Result<Export, EngineError>> + Send>> {

@@ -42,6 +42,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 pub struct Batch {
     /// Makes a retry harmless.
     pub key: DedupKey,
+    /// Another key under which it may have come before.
+    pub also: Option<DedupKey>,
     /// Encoding byte of the payload.
     pub encoding: u8,
     /// The bytes.
@@ -219,6 +221,16 @@ impl Writer {
         // very lock: who came after that would wait for somebody else's record.
         if self.replica.tenure().is_none_or(|held| held.epoch != tenure.epoch) {
             return Err(CommitError::NotWriter);
+        }
+        if let Some(also) = &batch.also {
+            // With another body it stands for something else: of this key it says nothing.
+            if let Seen::At(at) = ledger.dedup.look_up(also) {
+                return Ok(Admission::Applied(at));
+            }
+            if let Some(seq) = ledger.in_flight.seq_of(also) {
+                let at = Lsn::new(tenure.epoch, seq);
+                return Ok(Admission::Pending { at, told: ledger.wait_for(seq) });
+            }
         }
         match ledger.dedup.look_up(&batch.key) {
             Seen::At(at) => return Ok(Admission::Applied(at)),

@@ -44,6 +44,7 @@ impl Forwarding {
         let request = ForwardRequest {
             epoch: self.office.epoch,
             key: batch.key,
+            also: batch.also,
             ack: batch.ack,
             encoding: batch.encoding,
             timeout_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),

@@ -27,7 +27,7 @@ use tokio::{
 
 use crate::{
     protocol::{
-        forward::{AckLevel, BatchId, Progress},
+        forward::{AckLevel, BatchId, KEYS_BY_DATABASE, Progress},
         frame::MAX_PAYLOAD,
     },
     replication::Replica,
@@ -78,11 +78,15 @@ impl Write {
     }
 }
 
-/// A client's idempotency key: hashes of the key and of the body it came with.
+/// A client's idempotency key: hashes of the key and of the body it came with. Who chooses keys for
+/// more than one database, or who lets others choose them, hashes the database with both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientKey {
-    /// First 128 bits of the SHA-256 of the key.
+    /// First 128 bits of a SHA-256.
     pub key: [u8; 16],
+    /// What versions before made of the same key, if that is something else: a repetition of what such a
+    /// version took is known by it. It takes the place of `key` until every member is of this version.
+    pub former: Option<[u8; 16]>,
     /// First 128 bits of the SHA-256 of the body.
     pub body: [u8; 16],
 }
@@ -227,15 +231,33 @@ impl Submitter {
     }
 
     fn number(&self, write: &Write, deadline: Instant) -> Batch {
+        let mut also = None;
         let key = match write.key {
-            Some(ClientKey { key, body }) => DedupKey::Client { key, body },
+            Some(ClientKey { key, former, body }) => {
+                let all_know = self.replica.view.borrow().all_have(KEYS_BY_DATABASE);
+                // What the log has must be known to the edges of every version, and each asks for what
+                // it knows.
+                let (key, other) = match former {
+                    Some(former) if !all_know => (former, Some(key)),
+                    former => (key, former),
+                };
+                also = other.map(|key| DedupKey::Client { key, body });
+                DedupKey::Client { key, body }
+            }
             None => DedupKey::Batch(BatchId {
                 edge: self.replica.node,
                 boot: self.replica.boot,
                 counter: self.counter.fetch_add(1, Ordering::Relaxed) + 1,
             }),
         };
-        Batch { key, encoding: write.encoding, payload: write.payload.clone(), ack: write.ack, deadline }
+        Batch {
+            key,
+            also,
+            encoding: write.encoding,
+            payload: write.payload.clone(),
+            ack: write.ack,
+            deadline,
+        }
     }
 }
 

@@ -58,7 +58,7 @@ impl ForwardHandler {
     }
 
     async fn answer(&self, peer: &Peer, request: ForwardRequest, payload: Bytes) -> ForwardResponse {
-        if !own_key(&request.key, peer) {
+        if !own_key(&request.key, peer) || !request.also.is_none_or(|key| own_key(&key, peer)) {
             return ForwardResponse::Invalid { reason: "the batch id names another edge".to_owned() };
         }
         // An edge with a bug must not put into the log what no replica can apply.
@@ -68,6 +68,7 @@ impl ForwardHandler {
         let wait = Duration::from_millis(request.timeout_ms.into()).min(LONGEST);
         let batch = Batch {
             key: request.key,
+            also: request.also,
             encoding: request.encoding,
             payload,
             ack: request.ack,

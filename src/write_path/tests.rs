@@ -139,6 +139,7 @@ impl Rig {
 fn batch(counter: u64, ack: AckLevel) -> Batch {
     Batch {
         key: DedupKey::Batch(BatchId { edge: id(8), boot: BootId(1), counter }),
+        also: None,
         encoding: 9,
         payload: Bytes::from(format!("batch {counter}")),
         ack: Some(ack),
@@ -287,6 +288,30 @@ async fn a_lone_voter_reaches_every_level_by_itself() {
     // Its default is what it can do, and names no majority.
     let default = Batch { ack: None, ..batch(9, AckLevel::All) };
     assert_eq!(rig.commit(default).await.unwrap().1, AckLevel::Local);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_key_counts_within_its_database_and_is_known_across_versions() {
+    let (rig, engine) = Rig::plain(&[1, 2, 3]).await;
+    let client = |key, body| DedupKey::Client { key: [key; 16], body: [body; 16] };
+    let keyed = |key, also| Batch { key, also, ..batch(0, AckLevel::Memory) };
+    // Key 1 is what versions before make of one text; in databases `a` and `b` it is 2 and 3 now. The body's
+    // hash is of the database too.
+    let (in_a, in_b) = ((client(2, 7), client(1, 7)), (client(3, 8), client(1, 8)));
+    let taken = rig.commit(keyed(in_a.1, None)).await.unwrap();
+    assert_eq!(rig.commit(keyed(in_a.0, Some(in_a.1))).await.unwrap(), taken, "under way");
+    let other = rig.commit(keyed(in_b.0, Some(in_b.1))).await.unwrap();
+    assert_ne!(other, taken, "the key of somebody else's database is no key of this one");
+    rig.acked(&[2], other.0.seq);
+    sleep(Duration::from_millis(50)).await;
+    assert_eq!(batches(&engine), [taken.0, other.0]);
+    let again = |key, also| Batch { ack: Some(AckLevel::Quorum), ..keyed(key, also) };
+    assert_eq!(rig.commit(again(in_a.0, Some(in_a.1))).await.unwrap().0, taken.0, "applied");
+    assert_eq!(rig.commit(again(in_b.0, Some(in_b.1))).await.unwrap().0, other.0);
+    // While an older version is about, what it will ask for is what is kept, and the other is known.
+    assert_eq!(rig.commit(again(in_b.1, Some(in_b.0))).await.unwrap().0, other.0);
+    assert_eq!(rig.commit(keyed(client(3, 9), Some(client(1, 9)))).await, Err(CommitError::KeyReused));
+    assert_eq!(batches(&engine).len(), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@
 
 use std::hash::{Hash, Hasher};
 
-use super::state::{Command, NODES, State, has};
+use super::state::{Command, NODES, Stage, State, has};
 
 /// Multiply and rotate; quick also in a build without optimisation.
 struct Mix(u64);
@@ -70,6 +70,10 @@ fn node_key(state: &State, node: usize) -> u64 {
     hash.write_u64(u64::from_le_bytes([
         fields[0], fields[1], fields[2], fields[3], fields[4], fields[5], fields[6], this.boot,
     ]));
+    hash.write_u64(this.stage as u64);
+    if this.stage != Stage::None {
+        this.snapshot.hash(&mut hash);
+    }
     let mut word = u64::from(this.commit) << 8 | u64::from(this.applied);
     for stream in state.streams() {
         word = word << 8 | u64::from(stream.acks[node]) << 1 | u64::from(stream.owner as usize == node);
@@ -134,7 +138,8 @@ fn nameless(state: &State, hash: &mut Mix) {
         state.read.stream,
     ];
     hash.write_u64(u64::from_le_bytes(spent));
-    hash.write_u64(u64::from(state.read.index) << 8 | u64::from(state.read.required));
+    let read = u64::from(state.read.index) << 8 | u64::from(state.read.required);
+    hash.write_u64(u64::from(state.recoveries) << 16 | read);
 }
 
 #[cfg(test)]

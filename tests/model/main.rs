@@ -3,7 +3,7 @@
 //!
 //! Read [`rules`] first: every rule is a switch, with what DESIGN says, where the source decides it,
 //! and, here, what goes wrong without it. [`state`] is the world, [`protocol`] what it notices,
-//! [`control`], [`office`] and [`replica`] are the steps. `docs/testing.md` has bounds, counts and
+//! [`control`], [`office`], [`replica`] and [`install`] are the steps. `docs/testing.md` has bounds, counts and
 //! commands.
 //!
 //! Uses nothing but the standard library, so that it also builds alone:
@@ -12,6 +12,7 @@
 mod control;
 mod explore;
 mod fingerprint;
+mod install;
 mod links;
 mod liveness;
 mod log;
@@ -66,6 +67,10 @@ const SMALL: &[Space] = &[
     space("3 voters, 2 epochs, 1 write, 1 read", Bounds::of(3, 2, 2, 1).reads(1)),
     space("3 voters, 2 epochs, 1 write sent again", Bounds::of(3, 2, 2, 1).retries()),
     space("3 voters, 2 epochs, 1 write, 1 crash, 1 snapshot", Bounds::of(3, 2, 1, 1).crashes(1).snapshots(1)),
+    space(
+        "3 voters, 2 epochs, 1 write, 1 snapshot, 1 recovery",
+        Bounds::of(3, 2, 1, 1).snapshots(1).recoveries(1),
+    ),
     space("2 voters, 3 epochs, 1 write, 1 crash", Bounds::of(2, 3, 2, 1).crashes(1)),
     space("1 voter, 3 epochs, 2 writes, 2 crashes", Bounds::of(1, 3, 2, 2).crashes(2)),
     space("3 voters and a learner, 2 epochs, 1 write", Bounds::of(4, 2, 1, 1).voters(3)),

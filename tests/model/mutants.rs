@@ -62,9 +62,10 @@ pub fn mutant(rule: Rule) -> Mutant {
         Rule::ReadConfirmedByMajority | Rule::ConfirmedAfterTheQuestion => plain(PLAIN.reads(1)),
         Rule::ReadAfterEpochStartCommits => plain(PLAIN.reads(1)),
         Rule::AdmitAfterEpochStart => plain(PLAIN.retries()),
-        Rule::SnapshotOfApplied | Rule::SnapshotBeyondLogEnd | Rule::InstallingIsPromising => {
-            plain(PLAIN.snapshots(1))
-        }
+        Rule::SnapshotOfApplied | Rule::SnapshotBeyondLogEnd => plain(PLAIN.snapshots(1)),
+        Rule::InstallingIsPromising | Rule::EngineBeforeLog => plain(PLAIN.crashes(1).snapshots(1)),
+        Rule::InstallIsAnnounced => plain(PLAIN.snapshots(1).recoveries(1)),
+        Rule::RecoveryForgetsCommit => plain(PLAIN.recoveries(1)),
     }
 }
 

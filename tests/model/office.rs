@@ -46,10 +46,11 @@ impl Model {
             let writer = &mut next.nodes[node];
             (writer.session, writer.view, writer.office) = (0, view, state.stream_count + 1);
             self.accept(&mut next, node, epoch);
-            let writer = &mut next.nodes[node];
             if !resumes && self.hold(Rule::ServeAfterEpochStart) {
-                writer.log.push(Record::new(epoch, Body::Start(state.membership(view).id)));
+                let start = Record::new(epoch, Body::Start(state.membership(view).id));
+                self.push(&mut next, node, start);
             }
+            let writer = next.nodes[node];
             let stream = &mut next.streams[state.stream_count as usize];
             let (owner, boot) = (node as u8, writer.boot);
             *stream =
@@ -148,7 +149,7 @@ impl Model {
             return None;
         }
         let mut next = *state;
-        next.nodes[node].log.push(record);
+        self.push(&mut next, node, record);
         let log = next.nodes[node].log;
         next.streams[office].log = log;
         if !self.hold(Rule::OwnVoteAfterFsync) {

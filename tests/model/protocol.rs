@@ -1,13 +1,14 @@
 //! The protocol: which steps a world allows, and what is noticed after each.
 //!
 //! The steps are told by who takes them: [`control`](super::control) (leaders, raft),
-//! [`office`](super::office) (the writer) and [`replica`](super::replica) (every node). Where the
+//! [`office`](super::office) (the writer), [`replica`](super::replica) (every node) and
+//! [`install`](super::install) (snapshots). Where the
 //! product is stricter than a rule demands, the model allows more: a world without a violation
 //! here has none there.
 
 use super::{
     rules::{Rule, Rules},
-    state::{Bounds, Broken, Membership, Nodes, State},
+    state::{Bounds, Broken, Membership, Nodes, Stage, State},
     step::Step,
 };
 
@@ -46,6 +47,7 @@ impl Model {
         for node in 0..self.bounds.nodes {
             self.office_steps(state, node, into);
             self.replica_steps(state, node, into);
+            self.install_steps(state, node, into);
         }
         self.read_steps(state, into);
         for (_, next) in &mut into.0 {
@@ -75,6 +77,10 @@ impl Model {
             let this = &mut state.nodes[node];
             this.commit = this.commit.max(heard);
             let committed_only = self.hold(Rule::ApplyCommittedOnly);
+            // A log that begins behind what the engine has gives it nothing to apply.
+            if this.stage == Stage::LogFirst {
+                continue;
+            }
             let may_apply = if committed_only { this.commit.min(this.durable) } else { this.durable };
             if may_apply > this.applied {
                 this.applied = may_apply;

@@ -1,4 +1,4 @@
-//! Every node: following a stream, fsync and ack, crashes, snapshots.
+//! Every node: following a stream, fsync and ack, crashes.
 
 use super::{
     protocol::{Model, Successors},
@@ -14,13 +14,15 @@ impl Model {
         self.fsync(state, node, into);
         self.late_promise(state, node, into);
         self.crash(state, node, into);
-        self.install(state, node, into);
     }
 
     /// 6.4.5: a subscription is answered. Promise, cut, adopt, in this order. Which process is the
     /// writer of an epoch the product also knows from raft; the model needs no such check.
     fn follow(&self, state: &State, node: usize, into: &mut Successors) {
         let this = &state.nodes[node];
+        if this.installs() {
+            return;
+        }
         for (at, stream) in state.streams().iter().enumerate() {
             let own = stream.owner as usize == node;
             let open = this.session as usize == at + 1;
@@ -92,7 +94,7 @@ impl Model {
             return;
         }
         let mut next = *state;
-        next.nodes[node].log.push(record);
+        self.push(&mut next, node, record);
         if !self.hold(Rule::AckAfterFsync) {
             self.acknowledge(&mut next, node, at);
         }
@@ -148,61 +150,38 @@ impl Model {
             return;
         }
         for tail in [false, true] {
-            let mut next = *state;
-            next.crashes += 1;
-            let this = &mut next.nodes[node];
+            let this = &state.nodes[node];
             if tail && this.on_disk == this.log.len() {
                 continue; // the same as power loss
             }
-            if !tail {
-                this.log.truncate(this.on_disk);
-                if let Some((_, old)) = state.undone_cut.filter(|(whose, _)| *whose as usize == node) {
-                    (this.log, this.on_disk) = (old, old.len());
-                    next.undone_cut = None;
-                }
-            } else if self.hold(Rule::FsyncBeforeDurable) {
-                this.on_disk = this.log.len();
-            }
-            this.durable = this.log.len();
-            this.applied = this.applied.min(this.durable);
-            this.promise = this.promise_on_disk;
-            (this.session, this.office, this.view) = (0, 0, 0);
-            this.boot += 1;
-            let asked = (state.read.stream as usize).checked_sub(1);
-            if asked.is_some_and(|stream| state.streams[stream].owner as usize == node) {
-                next.read = Read::default();
-            }
+            let mut next = *state;
+            next.crashes += 1;
+            self.restart(&mut next, node, tail);
             into.add(Step::Crash { node: node as u8, tail }, next);
         }
     }
 
-    /// 6.6: an engine snapshot, of whichever node, replaces the log of one that is behind.
-    fn install(&self, state: &State, node: usize, into: &mut Successors) {
-        if state.snapshots == self.bounds.snapshots || state.nodes[node].office != 0 {
-            return;
+    /// What is there after the end of a process, and the next one. `tail`: also what was not fsynced.
+    pub(super) fn restart(&self, next: &mut State, node: usize, tail: bool) {
+        let this = &mut next.nodes[node];
+        if !tail {
+            this.log.truncate(this.on_disk);
+            if let Some((_, old)) = next.undone_cut.filter(|(whose, _)| *whose as usize == node) {
+                (this.log, this.on_disk) = (old, old.len());
+                next.undone_cut = None;
+            }
+        } else if self.hold(Rule::FsyncBeforeDurable) {
+            this.on_disk = this.log.len();
         }
-        let end = &state.nodes[node].log;
-        for from in (0..self.bounds.nodes).filter(|from| *from != node) {
-            let source = &state.nodes[from];
-            let holds = if self.hold(Rule::SnapshotOfApplied) { source.applied } else { source.durable };
-            let beyond = (source.log.epoch_at(holds), holds) > (end.last_epoch(), end.len());
-            if holds == 0 || (!beyond && self.hold(Rule::SnapshotBeyondLogEnd)) {
-                continue;
-            }
-            let mut next = *state;
-            next.snapshots += 1;
-            let this = &mut next.nodes[node];
-            if holds < this.applied && beyond {
-                next.broken = Some(Broken::AppliedCut);
-            }
-            this.log = source.log.first(holds);
-            (this.durable, this.on_disk, this.applied) = (holds, holds, holds);
-            this.commit = this.commit.max(holds);
-            this.session = 0;
-            if self.hold(Rule::InstallingIsPromising) {
-                self.accept(&mut next, node, source.log.epoch_at(holds));
-            }
-            into.add(Step::Install { node: node as u8, from: from as u8 }, next);
+        this.durable = this.log.len();
+        this.applied = this.applied.min(this.durable);
+        this.promise = this.promise_on_disk;
+        (this.session, this.office, this.view) = (0, 0, 0);
+        this.boot += 1;
+        let asked = (next.read.stream as usize).checked_sub(1);
+        if asked.is_some_and(|stream| next.streams[stream].owner as usize == node) {
+            next.read = Read::default();
         }
+        self.finish_install(next, node);
     }
 }

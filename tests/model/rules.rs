@@ -149,11 +149,20 @@ rules! {
         ["replication/catch_up.rs::send"]
         "A snapshot holds applied records only.";
     SnapshotBeyondLogEnd "snapshot_beyond_log_end" "6.6"
-        ["replication/catch_up.rs::fetch", "wal/cut.rs::reset_closed", "write_path/apply.rs::replace_all"]
+        ["replication/catch_up.rs::fetch", "wal/anew.rs::announce", "write_path/apply.rs::replace_all"]
         "A snapshot is installed only beyond the end of the log, and of what is applied.";
     InstallingIsPromising "installing_is_promising" "6.4.5, 6.6"
         ["replication/fence.rs::admit_snapshot"]
         "Installing a snapshot promises the epoch of its last record, before the engine has it.";
+    EngineBeforeLog "engine_before_log" "6.6"
+        ["replication/catch_up.rs::install"]
+        "The log begins behind a snapshot only when the engine has it on disk.";
+    InstallIsAnnounced "install_is_announced" "6.6"
+        ["replication/fence.rs::admit_snapshot", "wal/anew.rs::begin_anew"]
+        "The log is told of a snapshot before the engine has it, so that a start after a crash between the two finishes it.";
+    RecoveryForgetsCommit "recovery_forgets_commit" "6.4.6"
+        ["wal/anew.rs::begin_alone"]
+        "Who goes on alone forgets a commit position beyond its log: other records take those places.";
 }
 
 /// Which rules are in force.

@@ -34,6 +34,8 @@ pub struct Bounds {
     pub changes: u8,
     pub reads: u8,
     pub snapshots: u8,
+    /// How often one node goes on alone.
+    pub recoveries: u8,
     /// Clients send batches again.
     pub retries: bool,
     /// Voters are replaced in one change, with a mark between joint and uniform: the discipline
@@ -54,6 +56,7 @@ impl Bounds {
             changes: 0,
             reads: 0,
             snapshots: 0,
+            recoveries: 0,
             retries: false,
             marked_swaps: false,
         }
@@ -77,6 +80,10 @@ impl Bounds {
 
     pub const fn snapshots(self, snapshots: u8) -> Self {
         Self { snapshots, ..self }
+    }
+
+    pub const fn recoveries(self, recoveries: u8) -> Self {
+        Self { recoveries, ..self }
     }
 
     pub const fn retries(self) -> Self {
@@ -111,8 +118,39 @@ pub struct Node {
     pub boot: u8,
     /// Highest commit position it may have heard of.
     pub commit: u8,
-    /// What it may have applied, and shown to somebody.
+    /// What it may have applied, and shown to somebody; beyond the log's end, see `snapshot`.
     pub applied: u8,
+    /// How far the installation of a snapshot has come.
+    pub stage: Stage,
+    /// Its records, while there is a stage.
+    pub snapshot: Log,
+}
+
+/// Where the installation of a snapshot is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Stage {
+    /// There is none.
+    #[default]
+    None,
+    /// Its epoch is promised and the log is told of it; the engine has nothing of it yet.
+    Admitted,
+    /// The engine has it, and the log does not yet begin behind it.
+    InEngine,
+    /// The engine has it, and nobody is about to make the log begin behind it.
+    Ahead,
+    /// Only without `engine_before_log`: the log begins behind it, and the engine has nothing of it.
+    LogFirst,
+}
+
+impl Node {
+    /// True while a snapshot is being installed: the node follows nobody then.
+    pub fn installs(&self) -> bool {
+        !matches!(self.stage, Stage::None | Stage::Ahead)
+    }
+
+    pub fn forget_snapshot(&mut self) {
+        (self.stage, self.snapshot) = (Stage::None, Log::default());
+    }
 }
 
 /// A term of office, seen from outside: what its process sent, and what came back.
@@ -221,6 +259,7 @@ pub struct State {
     pub changes: u8,
     pub reads: u8,
     pub snapshots: u8,
+    pub recoveries: u8,
     pub read: Read,
     /// Only without `cut_durable_before_adoption`: whose cut is not on disk, and what power loss
     /// would bring back.
@@ -238,6 +277,7 @@ pub enum Broken {
     TwoRecordsAtOnePosition,
     StaleRead,
     BatchTwice,
+    GapInEngine,
     FailoverStuck,
 }
 
@@ -251,6 +291,7 @@ impl Broken {
             Self::TwoRecordsAtOnePosition => "two nodes hold different records at one position (I5)",
             Self::StaleRead => "a linearizable read misses a committed record",
             Self::BatchTwice => "a batch is committed twice (I7)",
+            Self::GapInEngine => "a log begins behind records that its engine has not (I6)",
             Self::FailoverStuck => "a majority is up and cannot finish a failover (I10)",
         }
     }

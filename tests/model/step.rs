@@ -81,10 +81,26 @@ pub enum Step {
         node: u8,
         tail: bool,
     },
-    /// An engine snapshot replaces the log.
-    Install {
+    /// A snapshot of `from` has come: its epoch is promised, the log is told of it.
+    Admit {
         node: u8,
         from: u8,
+    },
+    /// The engine is replaced by it.
+    Install {
+        node: u8,
+    },
+    /// The log begins behind it.
+    BeginAnew {
+        node: u8,
+    },
+    /// The log stays what it was: a later promise came between.
+    GiveUp {
+        node: u8,
+    },
+    /// `skein recover`: this node goes on alone.
+    Recover {
+        node: u8,
     },
     ReadBegins {
         node: u8,
@@ -96,7 +112,7 @@ pub enum Step {
 }
 
 impl Step {
-    pub const KINDS: usize = 21;
+    pub const KINDS: usize = 25;
 
     /// Which kind of step, for the weights of a walk.
     pub fn kind(&self) -> usize {
@@ -122,6 +138,10 @@ impl Step {
             Self::ReadBegins { .. } => 18,
             Self::ReadConfirmed { .. } => 19,
             Self::ReadAnswered => 20,
+            Self::Admit { .. } => 21,
+            Self::BeginAnew { .. } => 22,
+            Self::GiveUp { .. } => 23,
+            Self::Recover { .. } => 24,
         }
     }
 
@@ -141,7 +161,11 @@ impl Step {
             | Self::Append { node }
             | Self::Fsync { node }
             | Self::Crash { node, .. }
-            | Self::Install { node, .. } => Some(node as usize),
+            | Self::Admit { node, .. }
+            | Self::Install { node }
+            | Self::BeginAnew { node }
+            | Self::GiveUp { node }
+            | Self::Recover { node } => Some(node as usize),
             _ => None,
         }
     }
@@ -190,9 +214,13 @@ impl fmt::Display for Step {
             Self::Fsync { node } => write!(f, "{} fsyncs and acknowledges", letter(node)),
             Self::Crash { node, tail: true } => write!(f, "{} is killed and starts again", letter(node)),
             Self::Crash { node, tail: false } => write!(f, "{} loses power and starts again", letter(node)),
-            Self::Install { node, from } => {
-                write!(f, "{} installs a snapshot of {}", letter(node), letter(from))
+            Self::Admit { node, from } => {
+                write!(f, "{} is about to install a snapshot of {}", letter(node), letter(from))
             }
+            Self::Install { node } => write!(f, "the engine of {} has the snapshot", letter(node)),
+            Self::BeginAnew { node } => write!(f, "the log of {} begins behind the snapshot", letter(node)),
+            Self::GiveUp { node } => write!(f, "the log of {} stays as it is", letter(node)),
+            Self::Recover { node } => write!(f, "{} goes on alone", letter(node)),
             Self::ReadBegins { node } => write!(f, "a linearizable read reaches {}", letter(node)),
             Self::ReadConfirmed { voter } => write!(f, "{} confirms the writer", letter(voter)),
             Self::ReadAnswered => f.write_str("the read is answered"),

@@ -4,7 +4,7 @@
 use super::{
     explore::{Trace, walk},
     protocol::Model,
-    state::{Bounds, State},
+    state::{Bounds, Stage, State},
     step::Step,
 };
 
@@ -21,7 +21,7 @@ pub const LONGEST: usize = 90;
 type Is = fn(&State, Step, &State) -> bool;
 
 /// Situations that walks have to get into, or they show nothing.
-pub const SITUATIONS: [(&str, Is); 10] = [
+pub const SITUATIONS: [(&str, Is); 11] = [
     ("two rounds of one epoch each with an answer", |state, _, _| {
         let answered = |epoch| state.rounds.iter().filter(|r| r.epoch == epoch && r.answered != 0).count();
         state.rounds.iter().any(|round| round.epoch > 0 && answered(round.epoch) > 1)
@@ -62,8 +62,13 @@ pub const SITUATIONS: [(&str, Is); 10] = [
         matches!(step, Step::ReadAnswered) && state.streams[state.read.stream as usize - 1].epoch > 1
     }),
     ("a snapshot replaces records that were there", |state, step, _| {
-        let Step::Install { node, .. } = step else { return false };
+        let Step::BeginAnew { node } = step else { return false };
         state.nodes[node as usize].log.len() > 0
+    }),
+    ("a start finishes a snapshot that its engine has", |state, step, after| {
+        let Step::Crash { node, .. } = step else { return false };
+        let (before, after) = (&state.nodes[node as usize], &after.nodes[node as usize]);
+        before.stage == Stage::InEngine && after.stage == Stage::None && after.log == before.snapshot
     }),
 ];
 

@@ -77,7 +77,7 @@ impl Ledger {
         let number = self.writes.len();
         let payload = Bytes::from(format!("{number} {}", "x".repeat(padding)));
         let hash = (number as u128).to_be_bytes();
-        let key = keyed.then_some(ClientKey { key: hash, body: hash });
+        let key = keyed.then_some(ClientKey { key: hash, former: None, body: hash });
         self.writes.push(Written { payload, ack, key, attempts: Vec::new() });
         number
     }

@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use crate::{
     cli::{Client, Failure, Target, processes::Nodes},
     node::ClusterStatus,
+    types::Role,
 };
 
 use super::{
@@ -27,6 +28,8 @@ pub(super) struct Cluster {
     token: Option<String>,
     /// Of processes of this command.
     profile: Option<String>,
+    /// Nodes let in as voters; those behind them are readers.
+    voters: usize,
 }
 
 /// A node's HTTP edge.
@@ -61,16 +64,22 @@ impl Cluster {
             Target::Tls { .. } => Err(Failure::usage(format!("{url}: the bench speaks plain HTTP only"))),
             Target::Socket(path) => Err(Failure::usage(format!("{} is no URL", path.display()))),
         };
-        let authorities = args.url.iter().map(authority).collect::<Result<_, _>>()?;
+        let authorities: Vec<String> = args.url.iter().map(authority).collect::<Result<_, _>>()?;
         let token = std::env::var("SKEIN_API_TOKEN").ok().filter(|token| !token.is_empty());
-        Ok(Self { nodes: None, authorities, token, profile: None })
+        Ok(Self { nodes: None, voters: authorities.len(), authorities, token, profile: None })
     }
 
     /// Processes of this command, not started yet.
     pub(super) fn own(count: u16, profile: &str) -> Result<Self, Failure> {
         let nodes = Nodes::prepare(count, "bench")?;
-        let authorities = (0..count.into()).map(|node| nodes.authority(node)).collect();
-        Ok(Self { nodes: Some(nodes), authorities, token: None, profile: Some(profile.to_owned()) })
+        let authorities: Vec<String> = (0..count.into()).map(|node| nodes.authority(node)).collect();
+        let (voters, profile) = (authorities.len(), Some(profile.to_owned()));
+        Ok(Self { nodes: Some(nodes), authorities, token: None, profile, voters })
+    }
+
+    /// As [`Self::own`], with one node more, a reader.
+    pub(super) fn with_a_reader(voters: u16, profile: &str) -> Result<Self, Failure> {
+        Ok(Self { voters: voters.into(), ..Self::own(voters + 1, profile)? })
     }
 
     /// Starts the processes, if they are of this command.
@@ -78,7 +87,8 @@ impl Cluster {
         let Some(nodes) = &mut self.nodes else { return Ok(()) };
         progress(&format!("starting {} nodes in {}", self.authorities.len(), nodes.home().display()));
         nodes.start_first(self.profile.as_deref().unwrap_or("lan")).await?;
-        nodes.join_others().await?;
+        nodes.join(1..self.voters, Role::Voter).await?;
+        nodes.join(self.voters..self.authorities.len(), Role::Reader).await?;
         nodes.wait_until_formed(FORMED).await
     }
 
@@ -152,6 +162,6 @@ impl Cluster {
     }
 }
 
-fn unreadable(error: sysinfo::Error) -> Failure {
+pub(super) fn unreadable(error: sysinfo::Error) -> Failure {
     Failure::new(format!("cannot read what this machine does: {error}"))
 }

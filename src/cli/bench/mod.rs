@@ -1,10 +1,11 @@
-//! `skein bench`: what a cluster does per second, how long one write takes, and how long it is
-//! without a writer. [`run`] brings up a cluster of its own unless it is given one.
+//! `skein bench`: what a cluster does per second, how long one write takes, how long it is without a
+//! writer, and what a frozen reader costs. [`run`] brings up a cluster of its own unless it is given one.
 
 mod bodies;
 mod cluster;
 mod connection;
 mod failover;
+mod frozen;
 mod latency;
 mod load;
 mod report;
@@ -35,6 +36,8 @@ enum BenchCommand {
     Latency(LatencyArgs),
     /// Kill the writer again and again: time without one, and whether a row is missing
     Failover(FailoverArgs),
+    /// Freeze a reader at full ingest: memory and latency of the writer, and how soon it is level again
+    FrozenReader(FrozenArgs),
 }
 
 /// Which cluster is measured.
@@ -112,6 +115,31 @@ struct FailoverArgs {
     json: bool,
 }
 
+#[derive(Debug, Clone, Args)]
+struct FrozenArgs {
+    /// How long the reader is frozen in all; it runs as long
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    /// Frozen and running take turns so often, so that a busy machine is so to both
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=60))]
+    rounds: u32,
+    /// Connections to the writer, each with one request at a time
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    connections: u16,
+    /// Rows of a request
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rows: u32,
+    /// Timeouts of the cluster that is started for this: lan, fast or wan
+    #[arg(long, default_value = "lan", value_parser = ["lan", "fast", "wan"])]
+    profile: String,
+    /// When a write counts as written: memory, local, quorum or all
+    #[arg(long, default_value = "quorum", value_parser = AckLevel::EVERY.map(AckLevel::as_str))]
+    ack: String,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Measures and prints. Exit code 1 if an acknowledged row is missing.
 pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
@@ -120,6 +148,7 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
         BenchCommand::Forward(args) => Cluster::of(&args.load.cluster)?,
         BenchCommand::Latency(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Failover(args) => Cluster::own(args.nodes, &args.profile)?,
+        BenchCommand::FrozenReader(args) => Cluster::with_a_reader(3, &args.profile)?,
     };
     let measured = tokio::select! {
         measured = measure(args.command, &mut cluster) => measured,
@@ -144,6 +173,10 @@ async fn measure(command: BenchCommand, cluster: &mut Cluster) -> Result<(), Fai
         BenchCommand::Latency(args) => {
             let report = latency::measure(&args, cluster, setting).await?;
             if args.cluster.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::FrozenReader(args) => {
+            let report = frozen::measure(&args, cluster, setting).await?;
+            if args.json { output::json(&report) } else { output::print(&report.table()) }
         }
         BenchCommand::Failover(args) => {
             let report = failover::measure(&args, cluster, setting).await?;

@@ -33,7 +33,7 @@ pub(super) struct Setting {
 }
 
 impl Setting {
-    fn line(&self) -> String {
+    pub(super) fn line(&self) -> String {
         let whose = match &self.profile {
             Some(profile) => format!("on this machine (profile {profile})"),
             None => "already running".to_owned(),
@@ -81,7 +81,7 @@ pub(super) type Errors = BTreeMap<String, u64>;
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Load {
     pub(super) node: String,
-    /// `writer`, or `other`.
+    /// `writer` or `other`, or what else is different.
     pub(super) place: &'static str,
     /// As the node says of each write.
     pub(super) ack: String,
@@ -154,7 +154,7 @@ impl ForwardReport {
     }
 }
 
-fn loads(loads: &[&Load]) -> String {
+pub(super) fn loads(loads: &[&Load]) -> String {
     let columns = [
         table::text("AT"),
         table::text("IS"),
@@ -204,7 +204,7 @@ fn loads(loads: &[&Load]) -> String {
     out
 }
 
-fn errors(at: &str, errors: &Errors) -> String {
+pub(super) fn errors(at: &str, errors: &Errors) -> String {
     errors.iter().map(|(what, count)| format!("{at}: {count} x {what}\n")).collect()
 }
 

@@ -10,7 +10,7 @@ use crate::{
     identity::NodeKey,
     raft::{ApiToken, Command, Control, MeshSlot, RaftConfig, TokenRecord},
     testing::{Fault, SimDisk},
-    types::{ClusterId, Member, TimingProfile, TokenId},
+    types::{ClusterId, EpochTable, Member, TimingProfile, TokenId},
     wal::{Draft, RecordKind},
 };
 
@@ -123,8 +123,12 @@ async fn open_log(around: &Surroundings, dir: &Path) -> (Wal, crate::wal::WalDri
 }
 
 async fn carry_on(disk: &SimDisk, dir: &Path) -> Result<Recovery, NodeError> {
+    carry_on_with(disk, dir, Lsn::ZERO).await
+}
+
+async fn carry_on_with(disk: &SimDisk, dir: &Path, checkpoint: Lsn) -> Result<Recovery, NodeError> {
     let dir = DataDir::open(dir).unwrap();
-    Survivor::open_with(dir, surroundings(disk), SEGMENT).await?.carry_on().await
+    Survivor::open_with(dir, surroundings(disk), checkpoint, SEGMENT).await?.carry_on().await
 }
 
 #[tokio::test(start_paused = true)]
@@ -188,8 +192,84 @@ async fn a_lone_voter_needs_no_recovery() {
     let home = tempfile::tempdir().unwrap();
     let disk = SimDisk::new();
     lay_down(&disk, home.path(), Role::Voter).await;
-    let survivor = Survivor::open(DataDir::open(home.path()).unwrap(), surroundings(&disk)).await.unwrap();
+    let dir = DataDir::open(home.path()).unwrap();
+    let survivor = Survivor::open(dir, surroundings(&disk), Lsn::ZERO).await.unwrap();
     let survey = survivor.survey(&[]).await.unwrap();
     assert!(survey.majority && survey.missing().is_empty() && survey.ahead().is_empty());
     assert_eq!((survey.durable(), survey.generation), (Lsn::new(3, 3), 0));
+}
+
+/// A member that was installing a snapshot at 5.9 when it ended.
+async fn lay_down_an_installation(disk: &SimDisk, dir: &Path) -> Lsn {
+    lay_down(disk, dir, Role::Voter).await;
+    let around = surroundings(disk);
+    let (wal, driver, _) = open_log(&around, dir).await;
+    let driver = tokio::spawn(driver.run());
+    wal.set_promise(5).await.unwrap();
+    let epochs = EpochTable::from_entries(vec![(3, 1), (5, 4)]).unwrap();
+    wal.announce(Lsn::new(5, 9), 77, epochs).await.unwrap();
+    drop(wal);
+    driver.await.unwrap().unwrap();
+    Lsn::new(5, 9)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_installation_that_was_cut_short_is_finished_or_given_up_before_anything_is_kept() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path();
+    let disk = SimDisk::new();
+    let snapshot = lay_down_an_installation(&disk, dir).await;
+    disk.kill();
+    // The engine has it: the log has to begin behind it, or the engine would skip what comes next.
+    for (checkpoint, kept) in [(snapshot, snapshot), (Lsn::new(3, 2), Lsn::new(3, 3))] {
+        let before = disk.calls();
+        let calls = {
+            let disk = disk.fork();
+            let recovery = carry_on_with(&disk, dir, checkpoint).await.unwrap();
+            assert_eq!(recovery.kept, kept);
+            disk.calls()
+        };
+        for call in before + 1..=calls {
+            let disk = disk.fork();
+            let what = format!("checkpoint {checkpoint}, power cut at call {call} of {before}..{calls}");
+            disk.fail_at(call, Fault::PowerCut, false);
+            carry_on_with(&disk, dir, checkpoint).await.expect_err(&what);
+            disk.crash(call);
+            let around = surroundings(&disk);
+            let store = Store::new(around.disk.clone(), dir);
+            if store.cluster().await.unwrap().unwrap().recovery.is_none() {
+                let recovery = carry_on_with(&disk, dir, checkpoint).await;
+                let recovery = recovery.unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert_eq!(recovery.kept, kept, "{what}");
+            }
+            let (wal, _, log) = open_log(&around, dir).await;
+            assert_eq!((log.durable, wal.promise()), (kept, 5), "{what}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_only_the_others_had_is_not_taken_for_committed_in_what_takes_its_place() {
+    let home = tempfile::tempdir().unwrap();
+    let disk = SimDisk::new();
+    lay_down(&disk, home.path(), Role::Voter).await;
+    let around = surroundings(&disk);
+    let (wal, driver, _) = open_log(&around, home.path()).await;
+    let driver = tokio::spawn(driver.run());
+    // Heard of before the records came.
+    wal.note_commit(Lsn::new(3, 9));
+    drop(wal);
+    driver.await.unwrap().unwrap();
+    assert_eq!(open_log(&around, home.path()).await.2.commit, Lsn::new(3, 9));
+    carry_on(&disk, home.path()).await.unwrap();
+    assert_eq!(open_log(&around, home.path()).await.2.commit, Lsn::new(3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_engine_that_is_ahead_of_its_log_cannot_carry_on() {
+    let home = tempfile::tempdir().unwrap();
+    let disk = SimDisk::new();
+    lay_down(&disk, home.path(), Role::Voter).await;
+    let error = carry_on_with(&disk, home.path(), Lsn::new(3, 4)).await.unwrap_err().to_string();
+    assert!(error.contains("holds records up to 3.4, and its log ends at 3.3"), "{error}");
 }

@@ -162,3 +162,51 @@ async fn a_disk_that_fails_stops_raft_and_says_so() {
     assert!(reason.contains("could not be written"), "{reason}");
     assert!(!control.state().tokens.contains_key(&TokenId(5)));
 }
+
+#[cfg(feature = "testing")]
+#[tokio::test]
+async fn a_full_disk_refuses_what_can_wait_and_keeps_its_last_space_for_raft_itself() {
+    use crate::testing::SimDisk;
+    let disk = SimDisk::new();
+    let config =
+        RaftConfig { id: node(1), dir: "/raft".into(), timing: TimingProfile::Fast.timing(), seed: 1 };
+    let (control, driver) = Control::start(config, Arc::new(disk.boot()), MeshSlot::default()).await.unwrap();
+    tokio::spawn(driver.run());
+    control.initialize().await.unwrap();
+    control.propose(found(), SOON).await.unwrap();
+    disk.set_limit(Some(disk.used()));
+    let update = |length| Command::Update {
+        node: node(1),
+        addresses: Addresses::default(),
+        certificate: None,
+        version: "v".repeat(length),
+        features: 0,
+    };
+    // What it wants allocated in advance is not to be had.
+    let mut room = control.inner.room.clone();
+    while !room.borrow().full {
+        assert_eq!(control.propose(update(50_000), SOON).await, Ok(Outcome::Done));
+    }
+    assert_eq!(control.propose(Command::CreateToken(token(5)), SOON).await, Err(ProposeError::Full));
+    let office = Office {
+        epoch: 1,
+        node: node(1),
+        boot: BootId(3),
+        membership: control.newest_membership(),
+        at_ms: 0,
+        why: Why::default(),
+    };
+    assert_eq!(control.propose(Command::SetWriter(office), SOON).await, Ok(Outcome::Done));
+    let refused = loop {
+        match control.propose(update(50_000), SOON).await {
+            Ok(Outcome::Done) => {}
+            other => break other,
+        }
+    };
+    assert_eq!(refused, Err(ProposeError::Full), "it waits for space instead");
+    let left = *room.borrow();
+    assert!(left.left >= left.own && control.is_leader(), "{left:?}");
+    disk.set_limit(None);
+    room.wait_for(|room| !room.full).await.unwrap();
+    assert_eq!(control.propose(Command::CreateToken(token(5)), SOON).await, Ok(Outcome::Done));
+}

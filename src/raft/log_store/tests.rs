@@ -265,11 +265,19 @@ mod crash {
         }
     }
 
-    /// More than a reserve of entries, each life of the log on a disk without a byte to give.
+    /// With a reserve that the entries reach into.
     #[tokio::test(start_paused = true)]
     async fn a_full_disk_takes_votes_and_entries_also_after_a_restart() {
+        const RESERVE: u64 = 32 << 10;
         let (disk, dir) = (SimDisk::new(), Path::new("/raft"));
-        let mut store = open(Arc::new(disk.boot()), dir).await.unwrap();
+        let open = async || {
+            let opened =
+                LogStore::open_with(Arc::new(disk.boot()), dir, RESERVE, watch::Sender::new(None)).await;
+            let (store, writer) = opened.unwrap();
+            tokio::spawn(writer.run());
+            store
+        };
+        let mut store = open().await;
         store.save_vote(&RaftVote::new(1, NodeId::from(1))).await.unwrap();
         append(&mut store, vec![blank(1, 0)]).await.unwrap();
         disk.set_limit(Some(disk.used()));
@@ -287,11 +295,59 @@ mod crash {
             store.memory().written += 2 * GARBAGE;
             store.purge(id(term, index - 1)).await.unwrap();
             disk.kill();
-            store = open(Arc::new(disk.boot()), dir).await.unwrap();
+            store = open().await;
             assert_eq!(store.read_vote().await.unwrap(), Some(vote));
             assert_eq!(indices(&store), vec![(term, index)]);
         }
+        let content = disk.content(&dir.join("log")).unwrap();
+        let (written, len) = (log_record::written(&content) as u64, content.len() as u64);
+        assert!(written > RESERVE && written < len && len <= 2 * RESERVE + 8, "{written} of {len}");
         assert!(disk.files().iter().all(|path| !path.to_string_lossy().ends_with(".tmp")));
+    }
+
+    /// A follower takes entries as long as there is room for them, and then votes, is elected and writes
+    /// the first entries of its terms as before.
+    #[tokio::test(start_paused = true)]
+    async fn no_vote_waits_behind_an_entry_on_a_full_disk() {
+        use openraft::raft::AppendEntriesRequest;
+
+        use super::super::super::rpc::fits;
+        const RESERVE: u64 = 32 << 10;
+        let (disk, dir) = (SimDisk::new(), Path::new("/raft"));
+        let opened = LogStore::open_with(Arc::new(disk.boot()), dir, RESERVE, watch::Sender::new(None)).await;
+        let (mut store, writer) = opened.unwrap();
+        tokio::spawn(writer.run());
+        store.save_vote(&RaftVote::new_committed(1, NodeId::from(1))).await.unwrap();
+        append(&mut store, vec![blank(1, 0)]).await.unwrap();
+        assert!(!store.room().borrow().full);
+        disk.set_limit(Some(disk.used()));
+        let mut index = 0;
+        let soon = std::time::Duration::from_millis(100);
+        loop {
+            let entries: Vec<Entry> = (index + 1..=index + 10).map(|index| blank(1, index)).collect();
+            let vote = RaftVote::new_committed(1, NodeId::from(1));
+            let request =
+                AppendEntriesRequest { vote, prev_log_id: Some(id(1, index)), entries, leader_commit: None };
+            let heartbeat = AppendEntriesRequest { entries: Vec::new(), ..request.clone() };
+            assert!(fits(&store.room().borrow(), &heartbeat));
+            if !fits(&store.room().borrow(), &request) {
+                break;
+            }
+            // openraft asks for the next thing without waiting for this one.
+            append(&mut store, request.entries).now_or_never();
+            index += 10;
+            timeout(soon, store.save_vote(&vote)).await.expect("a vote waits behind entries").unwrap();
+        }
+        assert!(store.room().borrow().full && index > 100, "{index}");
+        for term in 2..20 {
+            let vote = RaftVote::new(term, NodeId::from(2));
+            timeout(soon, store.save_vote(&vote)).await.expect("a vote waits for space").unwrap();
+            index += 1;
+            timeout(soon, append(&mut store, vec![blank(term, index)])).await.expect("a term").unwrap();
+        }
+        disk.set_limit(None);
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        assert!(!store.room().borrow().full);
     }
 
     #[tokio::test(start_paused = true)]

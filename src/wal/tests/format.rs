@@ -48,6 +48,9 @@ async fn everything() -> SimDisk {
     assert!(wal.retire(4).await.unwrap() > 1);
     wal.cut(9).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
+    wal.announce(Lsn::new(3, 50), 0xcafe, EpochTable::from_entries(vec![(1, 1), (2, 7), (3, 20)]).unwrap())
+        .await
+        .unwrap();
     drop(wal);
     disk.crash(0);
     disk
@@ -66,7 +69,9 @@ async fn the_bytes_are_those_of_format_1() {
     let written = files(&disk);
     let names: Vec<&str> = written.iter().map(|file| file.0.as_str()).collect();
     assert!(
-        ["base", "promise", "watermark", "orphan/2.10-2.10.orphan"].iter().all(|name| names.contains(name))
+        ["base", "base.next", "promise", "watermark", "orphan/2.10-2.10.orphan"]
+            .iter()
+            .all(|name| names.contains(name))
     );
     for (name, bytes) in &written {
         fixture(&format!("wal/{name}"), bytes);
@@ -108,4 +113,7 @@ async fn a_log_of_format_1_is_read() {
     let kinds: Vec<RecordKind> = records.iter().rev().take(3).map(|record| record.kind).collect();
     assert_eq!(kinds, [RecordKind::Control, RecordKind::Batch, RecordKind::EpochStart]);
     assert_eq!(records[records.len() - 2].key, Some(DedupKey::Client { key: [0xaa; 16], body: [0xbb; 16] }));
+    assert_eq!(wal.begin_anew(Lsn::new(3, 50)).await.unwrap(), Some(Lsn::new(3, 50)));
+    assert_eq!(wal.epochs().entries(), [(1, 1), (2, 7), (3, 20)]);
+    assert_eq!(wal.chain_at(50).await.unwrap(), Some(0xcafe));
 }
