@@ -68,7 +68,8 @@ pub async fn run(args: StartArgs) -> Result<(), Failure> {
         tracing::debug!(%error, "standard output is closed");
     }
     warn_if_open(&config, &node, http_addr);
-    keep_roots(&node);
+    // It ends with the process.
+    drop(tokio::spawn(keep_roots(node.clone())));
 
     let metrics = Registry::new();
     node.register_metrics(&metrics);
@@ -177,15 +178,23 @@ fn edge_tls(
 }
 
 /// Leaves the cluster's roots in the data directory, for clients that are to trust its nodes.
-fn keep_roots(node: &Node) {
-    let roots = node.view().borrow().roots.iter().map(|root| pem(root)).collect::<String>();
-    if roots.is_empty() {
+async fn keep_roots(node: Node) {
+    let mut view = node.view();
+    let mut kept = Vec::new();
+    loop {
+        let roots = view.borrow_and_update().roots.clone();
         // A member that has not heard yet keeps what it left at its last start.
-        return;
-    }
-    let (new, file) = (node.data_dir().join("ca.pem.new"), node.data_dir().join(CA_FILE));
-    if let Err(error) = std::fs::write(&new, roots).and_then(|()| std::fs::rename(&new, &file)) {
-        tracing::warn!(%error, file = %file.display(), "the cluster's CA certificate is not left for clients");
+        if !roots.is_empty() && roots != kept {
+            let text = roots.iter().map(|root| pem(root)).collect::<String>();
+            let (new, file) = (node.data_dir().join("ca.pem.new"), node.data_dir().join(CA_FILE));
+            if let Err(error) = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &file)) {
+                tracing::warn!(%error, file = %file.display(), "the cluster's CA certificate is not left for clients");
+            }
+            kept = roots;
+        }
+        if view.changed().await.is_err() {
+            return;
+        }
     }
 }
 

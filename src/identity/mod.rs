@@ -10,6 +10,7 @@ mod keys;
 pub mod recovery;
 pub mod seal;
 mod store;
+pub mod succession;
 pub mod token;
 mod verifier;
 

@@ -470,7 +470,7 @@ fn renewal(node: &Node) -> Renewal {
     Renewal {
         signer: signer(&node.identity, &node.seal_key, &node.clock),
         control: Some(node.control.clone()),
-        view: node.view.subscribe(),
+        view: node.view.clone(),
         mesh: node.mesh.clone(),
         store: node.store.clone(),
         jitter: 0.5,

@@ -227,7 +227,7 @@ pub(super) async fn assemble(
             (record, timing, control, founded)
         }
     };
-    upkeep::spawn_view(&tasks, control.view(), view_out, store.clone());
+    upkeep::spawn_view(&tasks, control.view(), view_out.clone(), store.clone());
 
     // The data plane.
     let data = open_data(
@@ -301,7 +301,7 @@ pub(super) async fn assemble(
         keeper.run().await;
         Ok(())
     });
-    upkeep::spawn(&tasks, &this, &store, config.scrub);
+    upkeep::spawn(&tasks, &this, view_out, &store, config.scrub);
 
     let (stopping_out, stopping) = watch::channel(false);
     let submitter = Submitter::new(data.replica.clone(), data.writer, mesh.clone(), stopping);

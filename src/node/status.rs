@@ -21,6 +21,7 @@ use crate::{
 
 use super::{
     local::ThisNode,
+    rotation,
     status_report::{ClusterStatus, LinkReport, NodeReport, SnapshotReport, TermReport},
 };
 
@@ -89,7 +90,13 @@ pub(super) async fn gather(this: &Arc<ThisNode>) -> ClusterStatus {
         generation: generation(view.recovery.as_ref()),
         nodes,
         terms: view.terms.iter().map(TermReport::from).collect(),
-        warnings: warnings(&view, &heard, &this.mesh.foreign().borrow()),
+        ca: rotation::report(&view, this.surroundings.unix_seconds()),
+        warnings: {
+            let mut warnings = warnings(&view, &heard, &this.mesh.foreign().borrow());
+            let answers = |id: &NodeId| heard.contains_key(id);
+            warnings.extend(rotation::warnings(&view, answers, this.surroundings.unix_seconds()));
+            warnings
+        },
     }
 }
 

@@ -11,6 +11,7 @@ pub mod membership;
 mod network;
 mod propose;
 pub mod recover;
+pub mod rotation;
 mod rpc;
 mod runtime;
 mod snapshot;

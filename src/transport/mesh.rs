@@ -116,6 +116,7 @@ pub(super) struct Inner {
     pub(super) foreign: watch::Sender<Foreign>,
     pub(super) superseded: watch::Sender<Option<Recovery>>,
     pub(super) candidates: watch::Sender<Vec<SocketAddr>>,
+    pub(super) lapses: watch::Sender<u64>,
     /// Links made outside the driver, for it to serve.
     pub(super) adopt: mpsc::UnboundedSender<Arc<Link>>,
     pub(super) next_number: AtomicU64,
@@ -159,6 +160,7 @@ impl Mesh {
             foreign: watch::Sender::default(),
             superseded: watch::Sender::default(),
             candidates: watch::Sender::default(),
+            lapses: watch::Sender::default(),
             adopt,
             next_number: AtomicU64::new(1),
             pool: Mutex::default(),
@@ -229,6 +231,12 @@ impl Mesh {
     /// met a member that came through it.
     pub fn superseded(&self) -> watch::Receiver<Option<Recovery>> {
         self.inner.superseded.subscribe()
+    }
+
+    /// How often a listed member has not taken this node's certificate, or has shown one of a root that
+    /// this node does not know: signs that a new certificate is needed, whatever this node's clock says.
+    pub fn lapses(&self) -> watch::Receiver<u64> {
+        self.inner.lapses.subscribe()
     }
 
     /// Addresses where members may be (seeds, mDNS): dialled while some member has no link. The
