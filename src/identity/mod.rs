@@ -6,6 +6,7 @@
 mod ca;
 mod cert;
 mod data_dir;
+mod given_ca;
 mod keys;
 pub mod recovery;
 pub mod seal;
@@ -17,6 +18,7 @@ mod verifier;
 pub use ca::{CaError, ClusterCa, Issued};
 pub use cert::{CertificateError, PeerCertificate, fingerprint};
 pub use data_dir::{DataDir, DataDirError};
+pub use given_ca::{CaFiles, GivenCaError};
 pub use keys::{Identity, IdentityError, NodeKey, SealKey, node_id, verify};
 pub use store::{ClusterRecord, Store, StoreError};
 pub use token::{JoinToken, TokenError};

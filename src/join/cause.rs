@@ -67,7 +67,7 @@ pub(super) struct Lapse {
 
 impl Lapse {
     /// Between the first word and the one that makes it count.
-    const STANDS: Duration = Duration::from_secs(5);
+    const STANDS: Duration = Duration::from_secs(3);
     /// A word that is so old is forgotten.
     const FORGET: Duration = Duration::from_secs(60);
 

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::{
     engine::StorageEngine,
-    identity::{DataDir, Identity, JoinToken, Store},
+    identity::{CaFiles, DataDir, Identity, JoinToken, Store},
     protocol::StreamKind,
     raft::{Control, ControlDriver, RaftConfig, failover::Failover, membership::Keeper},
     replication::{
@@ -67,6 +67,8 @@ pub struct NodeConfig {
     pub role: Role,
     /// The join token, on an empty data directory.
     pub join: Option<JoinToken>,
+    /// The cluster's CA, if this node makes the cluster; one of its own without.
+    pub ca: Option<CaFiles>,
     /// Make a new cluster although one is in sight.
     pub new_cluster: bool,
     /// How many nodes start together with one token chosen up front.
@@ -100,6 +102,7 @@ impl NodeConfig {
             name: String::new(),
             role: Role::Voter,
             join: None,
+            ca: None,
             new_cluster: false,
             bootstrap_expect: None,
             profile: TimingProfile::Lan,

@@ -41,6 +41,11 @@ impl Node {
         self.propose(Command::RotateCa { at_ms }).await
     }
 
+    /// The cluster's CA, and how far a rotation is, as this node knows.
+    pub fn ca(&self) -> CaReport {
+        report(&self.view().borrow(), self.this().surroundings.unix_seconds())
+    }
+
     /// Lets a rotation end without these members: they come home as lapsed ones.
     pub async fn drop_from_rotation(&self, nodes: BTreeSet<NodeId>) -> Result<(), ControlFailure> {
         self.propose(Command::DropFromRotation { nodes }).await

@@ -101,6 +101,17 @@ impl Contact {
             && (certificate.not_before..=certificate.not_after).contains(&now)
     }
 
+    /// Of a listed member with a certificate of this cluster: how it is wrong in time, if it is.
+    pub(super) fn is_untimely(&self, view: &ClusterView, now: u64) -> Option<String> {
+        let PeerClass::Lapsed(_) = self.class(view, now) else { return None };
+        self.signer.lock().unwrap_or_else(PoisonError::into_inner).1.as_ref()?;
+        match (self.certificate.not_before, self.certificate.not_after) {
+            (from, _) if now < from => Some(format!("is valid only in {} s", from - now)),
+            (_, until) if now > until => Some(format!("expired {} s ago", now - until)),
+            _ => None,
+        }
+    }
+
     /// True when both ends showed certificates of the root that signs now when this connection was made.
     pub(super) fn is_of_newest_root(&self, view: &ClusterView, now: u64) -> bool {
         self.class(view, now);

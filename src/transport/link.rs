@@ -1,7 +1,7 @@
 //! A link: a connection past its hello. And the hello itself, both ends of it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
@@ -300,6 +300,7 @@ impl Inner {
                 return refuse(CloseCode::Cloned);
             }
         }
+        self.doubted.send_if_modified(|doubted| doubted.remove(&peer));
         info!(peer = %peer, remote = %key.remote, boot = %key.boot, dialed = dialer != peer, "link up");
         self.publish();
         Ok(link)
@@ -332,11 +333,23 @@ impl Inner {
         });
     }
 
-    /// Notes a member that shows a certificate of a root that this node does not know.
+    /// Notes a member whose certificate is not taken for what this node may be wrong about: its roots,
+    /// or its clock.
     pub(super) fn note_lapse_by(&self, contact: &Contact) {
-        if contact.is_of_unknown_root(&self.view(), (self.clock)()) {
-            debug!(peer = %contact.node(), "shows a certificate of an unknown root");
+        let (view, now, peer) = (self.view(), (self.clock)(), contact.node());
+        if contact.is_of_unknown_root(&view, now) {
+            debug!(%peer, "shows a certificate of an unknown root");
             self.lapses.send_modify(|lapses| *lapses += 1);
+        }
+        let news = |doubted: &mut BTreeSet<NodeId>| doubted.insert(peer);
+        if let Some(why) = contact.is_untimely(&view, now)
+            && self.doubted.send_if_modified(news)
+        {
+            warn!(
+                %peer,
+                "by this node's clock the certificate of {peer} {why}: set the clock (NTP), here or there, or it \
+                 renews soon"
+            );
         }
     }
 

@@ -1,7 +1,7 @@
 //! The handle of the mesh: open a stream to a peer, ask it something, see who is linked.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
@@ -117,6 +117,8 @@ pub(super) struct Inner {
     pub(super) superseded: watch::Sender<Option<Recovery>>,
     pub(super) candidates: watch::Sender<Vec<SocketAddr>>,
     pub(super) lapses: watch::Sender<u64>,
+    /// Members whose certificates are not good by this node's clock.
+    pub(super) doubted: watch::Sender<BTreeSet<NodeId>>,
     /// Links made outside the driver, for it to serve.
     pub(super) adopt: mpsc::UnboundedSender<Arc<Link>>,
     pub(super) next_number: AtomicU64,
@@ -161,6 +163,7 @@ impl Mesh {
             superseded: watch::Sender::default(),
             candidates: watch::Sender::default(),
             lapses: watch::Sender::default(),
+            doubted: watch::Sender::default(),
             adopt,
             next_number: AtomicU64::new(1),
             pool: Mutex::default(),

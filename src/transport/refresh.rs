@@ -12,6 +12,7 @@ use tracing::debug;
 
 use super::{
     close::{CloseCode, Closed},
+    contact::Contact,
     link::{DialError, Greeting, HELLO_TIMEOUT, Link},
     mesh::Inner,
 };
@@ -48,17 +49,29 @@ fn outdated(inner: &Inner) -> Vec<Arc<Link>> {
     links.into_iter().filter(outdated).collect()
 }
 
+/// Where its packets come from first, then where it says it can be reached.
+async fn dial(inner: &Inner, link: &Link) -> Result<Arc<Contact>, DialError> {
+    let mut failed = DialError::Hello("no address is known".to_owned());
+    for address in std::iter::once(link.contact.remote()).chain(link.hello.addresses.mesh.iter().copied()) {
+        match inner.dial(address).await {
+            Ok(contact) if contact.node() == link.contact.node() => return Ok(contact),
+            Ok(contact) => {
+                contact.close(CloseCode::Done);
+                failed = DialError::OtherNode(contact.node());
+            }
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
 async fn renew(inner: &Arc<Inner>, link: &Link) -> Result<Arc<Link>, DialError> {
     let peer = link.contact.node();
     if !inner.pool().start_renewal(peer) {
         return Err(DialError::AlreadyLinked(peer));
     }
     let _greeting = Greeting::new(inner.clone(), peer);
-    let contact = inner.dial(link.contact.remote()).await?;
-    if contact.node() != peer {
-        contact.close(CloseCode::Done);
-        return Err(DialError::OtherNode(contact.node()));
-    }
+    let contact = dial(inner, link).await?;
     let class = contact.class(&inner.view(), (inner.clock)());
     if !class.is_member() {
         contact.turn_away(class, &inner.view());
