@@ -108,7 +108,7 @@ impl Renewal {
             let next = if told { LOOK } else { RETRY_URGENT };
             let mut sleep = Duration::from_secs(due.saturating_sub(now)).min(next);
             if cause.is_some() || lapse.is_open() {
-                sleep = sleep.min(not_before.saturating_duration_since(Instant::now()).max(RETRY_URGENT));
+                sleep = sleep.min(not_before.saturating_duration_since(Instant::now()));
             }
             let pause = tokio::time::sleep(sleep.max(Duration::from_secs(1)));
             tokio::pin!(pause);

@@ -193,6 +193,19 @@ impl Node {
         assert!(seen.is_ok(), "{:?}", *self.view.borrow());
     }
 
+    /// Ends the connection that the other one joined on, as a restart of it would: the next one is judged by
+    /// the certificate it shows.
+    async fn cut(&self, other: &Self) {
+        let whole = self.view.borrow().clone();
+        let mut without = (*whole).clone();
+        without.members.remove(&other.id());
+        self.view.send_replace(Arc::new(without));
+        let mut links = self.mesh.links();
+        let gone = links.wait_for(|links| !links.contains_key(&other.id()));
+        assert!(timeout(SOON, gone).await.is_ok(), "still linked");
+        self.view.send_replace(whole);
+    }
+
     /// What the door at `door` answers to a request made for the exporter of that connection.
     async fn knock(&self, door: SocketAddr, request: impl FnOnce([u8; 32]) -> JoinRequest) -> JoinResponse {
         let link = self.mesh.dial_stranger(door).await.unwrap();
@@ -541,6 +554,7 @@ async fn who_was_away_while_the_ca_was_rotated_comes_home_by_its_key() {
     let joined = second.join(&token, &[first.address()]).await.unwrap();
     second.enter(joined).await;
     rotate_without(&first, &second, &old, &new).await;
+    first.cut(&second).await;
 
     // A root that the old one has not signed is believed of nobody.
     let asked = || Renewal { control: None, ..renewal(&second) };
@@ -599,6 +613,7 @@ async fn a_certificate_that_is_not_valid_yet_is_renewed_when_the_others_say_so()
     second.enter(joined).await;
     // The door's is set; the other one goes on with its own.
     first.clock.store(NOW, Ordering::Relaxed);
+    first.cut(&second).await;
     assert!(second.identity.certificate().not_before > NOW);
     let (asked, mut links) = (Renewal { control: None, ..renewal(&second) }, first.mesh.links());
     let back = async {

@@ -215,3 +215,70 @@ fn signed(seconds: u64) -> i64 {
 fn short(root: &[u8]) -> String {
     HEXLOWER.encode(&fingerprint(root)).chars().take(16).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{ClusterId, Member, Role};
+
+    const NOW: u64 = 1_800_000_000;
+    const DAY: u64 = 86_400;
+    const CLUSTER: ClusterId = ClusterId([1; 16]);
+
+    fn view(members: &[u8], roots: &[u8]) -> ClusterView {
+        let member = |n: &u8| Member {
+            id: NodeId([*n; 16]),
+            name: String::new(),
+            role: Role::Voter,
+            addresses: Default::default(),
+            spki: vec![],
+            seal_key: vec![],
+            seal_key_signature: vec![],
+            serial: String::new(),
+            not_after: 0,
+            version: String::new(),
+            features: 0,
+        };
+        let root =
+            |seed: &u8| ClusterCa::create(CLUSTER, &[*seed; 32], NOW).unwrap().certificate().to_vec().into();
+        ClusterView {
+            cluster: CLUSTER,
+            members: members.iter().map(|n| (NodeId([*n; 16]), member(n))).collect(),
+            roots: roots.iter().map(root).collect(),
+            ..ClusterView::default()
+        }
+    }
+
+    #[test]
+    fn a_root_is_warned_of_before_it_ends_and_not_while_it_is_replaced() {
+        let mut view = view(&[1, 2], &[1]);
+        let warned = |view: &ClusterView, now| warnings(view, |_| true, now);
+        assert_eq!(report(&view, NOW).roots[0].days_left, 3650);
+        assert!(warned(&view, NOW).is_empty() && warned(&view, NOW + 3_470 * DAY).is_empty());
+        let soon = warned(&view, NOW + 3_471 * DAY);
+        assert!(soon.len() == 1 && soon[0].contains("179 days left: skein ca rotate"), "{soon:?}");
+        assert_eq!(report(&view, NOW + 3_651 * DAY).roots[0].days_left, -1);
+        view.rotation = Some(CaRotation::default());
+        assert!(warned(&view, NOW + 3_471 * DAY).is_empty());
+    }
+
+    #[test]
+    fn whom_a_rotation_waits_for_is_named_once_it_does_not_answer() {
+        let mut view = view(&[1, 2, 3], &[1]);
+        let [renewed, dropped, missing] = [1, 2, 3].map(|n| NodeId([n; 16]));
+        view.rotation = Some(CaRotation { asked_ms: 7, ..CaRotation::default() });
+        assert_eq!(report(&view, NOW).rotation.unwrap().waits_for.len(), 3, "there is no new root yet");
+        view.roots.push(self::view(&[], &[2]).roots.remove(0));
+        view.rotation =
+            Some(CaRotation { asked_ms: 7, renewed: [renewed].into(), dropped: [dropped].into() });
+        let said = report(&view, NOW).rotation.unwrap();
+        assert_eq!(said.waits_for, [missing.to_string()]);
+        assert_eq!((said.renewed, said.dropped), (vec![renewed.to_string()], vec![dropped.to_string()]));
+        assert!(warnings(&view, |_| true, NOW).is_empty(), "it answers, and is about to renew");
+        let warned = warnings(&view, |id| *id != missing, NOW);
+        assert!(
+            warned.len() == 1 && warned[0].contains(&format!("--drop {}", missing.short())),
+            "{warned:?}"
+        );
+    }
+}
