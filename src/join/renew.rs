@@ -70,13 +70,8 @@ impl Renewal {
             let certificate = self.signer.identity.certificate();
             let newest = view.borrow_and_update().roots.last().cloned();
             lapse.note(*lapses.borrow_and_update(), Instant::now());
-            let cause = cause(
-                &certificate,
-                newest.as_ref().map(|root| root.as_slice()),
-                now,
-                self.jitter,
-                lapse.counts(),
-            );
+            let newest = newest.as_ref().map(|root| root.as_slice());
+            let cause = cause(&certificate, newest, now, self.jitter, lapse.counts());
             if cause == Some(Cause::OldRoot) {
                 let since = *outdated.get_or_insert_with(Instant::now);
                 not_before = not_before.max(since + SPREAD.mul_f64(self.jitter.clamp(0.0, 1.0)));
@@ -111,12 +106,11 @@ impl Renewal {
                 sleep = sleep.min(not_before.saturating_duration_since(Instant::now()));
             }
             let pause = tokio::time::sleep(sleep.max(Duration::from_secs(1)));
-            tokio::pin!(pause);
             // What changes the cause is looked at soon, and at most once in a moment.
             tokio::select! {
-                () = &mut pause => {}
-                _ = roots_changed(&mut view, newest.as_ref().map(|root| root.as_slice()), self.signer.identity.node()) => tokio::time::sleep(AT_MOST).await,
-                Ok(()) = lapses.changed() => tokio::time::sleep(AT_MOST).await,
+                () = pause => {}
+                () = roots_changed(&mut view, newest, self.signer.identity.node()) => sleep_a_moment().await,
+                Ok(()) = lapses.changed() => sleep_a_moment().await,
             }
         }
     }
@@ -299,6 +293,10 @@ impl Renewal {
         };
         told == Ok(Outcome::Done)
     }
+}
+
+async fn sleep_a_moment() {
+    tokio::time::sleep(AT_MOST).await;
 }
 
 /// Resolves when the newest root, or what is said of this node's progress in a rotation, is another.
