@@ -41,6 +41,12 @@ pub struct StartArgs {
     /// How many nodes start together with this flag and one token chosen up front
     #[arg(long, value_name = "N")]
     pub bootstrap_expect: Option<String>,
+    /// Certificate (PEM) of the CA that a new cluster is to have [default: one of its own]
+    #[arg(long, value_name = "FILE")]
+    pub ca_cert: Option<String>,
+    /// Private key (PEM) of --ca-cert; only the first start reads it
+    #[arg(long, value_name = "FILE")]
+    pub ca_key: Option<String>,
     /// Timeouts of a new cluster: lan, fast or wan [default: lan]
     #[arg(long)]
     pub profile: Option<String>,
@@ -102,6 +108,8 @@ impl StartArgs {
             ("node.join", "--join", join),
             ("node.new_cluster", "--new-cluster", when(self.new_cluster, "true")),
             ("node.bootstrap_expect", "--bootstrap-expect", self.bootstrap_expect.clone()),
+            ("node.ca_cert", "--ca-cert", self.ca_cert.clone()),
+            ("node.ca_key", "--ca-key", self.ca_key.clone()),
             ("node.profile", "--profile", self.profile.clone()),
             ("mesh.listen", "--mesh", self.mesh.clone()),
             ("http.listen", "--http", self.http.clone()),
@@ -162,6 +170,8 @@ mod tests {
             no_mdns: true,
             new_cluster: false,
             bootstrap_expect: Some("3".into()),
+            ca_cert: Some("/ca".into()),
+            ca_key: Some("/cakey".into()),
             profile: Some("wan".into()),
             http_tls: Some("off".into()),
             http_cert: Some("/c".into()),
@@ -173,7 +183,7 @@ mod tests {
         };
         let keys = Config::keys();
         assert!(all.flags().iter().all(|flag| keys.contains(&flag.key)));
-        assert_eq!(all.flags().len(), 15);
+        assert_eq!(all.flags().len(), 17);
         let config = Config::load(None, |_| None, &all.flags(), &Host::default()).unwrap();
         assert_eq!((config.node.role, config.discovery.mdns, config.http.open), (Role::Reader, false, true));
         assert_eq!(config.discovery.seeds, ["a:1", "b:2"]);

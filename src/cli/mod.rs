@@ -2,6 +2,7 @@
 
 mod auth;
 mod bench;
+mod ca;
 mod client;
 mod db;
 pub mod demo;
@@ -59,6 +60,8 @@ enum Command {
     Token(token::TokenArgs),
     /// Make, list and take back API tokens
     Auth(auth::AuthArgs),
+    /// Show and rotate the cluster's certificate authority
+    Ca(ca::CaArgs),
     /// Show whom mDNS finds on each interface, and why an address is not used
     #[cfg(feature = "mdns")]
     Discover(discover::DiscoverArgs),
@@ -121,6 +124,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Doctor(args) => doctor::run(args).await,
         Command::Token(args) => token::run(args).await,
         Command::Auth(args) => auth::run(args).await,
+        Command::Ca(args) => ca::run(args).await,
         #[cfg(feature = "mdns")]
         Command::Discover(args) => discover::run(args).await,
         Command::Node(args) => node::run(args).await,
@@ -159,6 +163,9 @@ mod tests {
             "skein auth create --name t --scope read,write --scope write --database a -d b --ttl 90d --json",
             "skein auth list --json",
             "skein auth revoke 0000000000000007",
+            "skein ca rotate",
+            "skein ca rotate --drop b --drop aaaa --data-dir /d",
+            "skein ca status --json",
             "skein recover",
             "skein recover --data-dir /d --seed a:1 --seed b:2 --accept-loss --from-here --json",
             "skein node list",
@@ -192,6 +199,7 @@ mod tests {
             "skein fly",
             "skein query",
             "skein token revoke",
+            "skein ca",
             "skein auth create",
             "skein auth create --scope king",
             "skein auth revoke",

@@ -105,7 +105,7 @@ pub(super) async fn transfer(args: TransferArgs) -> Result<(), Failure> {
 }
 
 /// The one node that is meant.
-fn find<'a>(nodes: &'a [NodeReport], wanted: &str) -> Result<&'a NodeReport, Failure> {
+pub(super) fn find<'a>(nodes: &'a [NodeReport], wanted: &str) -> Result<&'a NodeReport, Failure> {
     let by_id = |node: &&NodeReport| wanted.len() >= 4 && node.id.to_string().starts_with(wanted);
     let matching: Vec<&NodeReport> = nodes.iter().filter(|node| node.name == wanted || by_id(node)).collect();
     match matching[..] {
@@ -116,11 +116,11 @@ fn find<'a>(nodes: &'a [NodeReport], wanted: &str) -> Result<&'a NodeReport, Fai
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::types::{NodeHealth, Role};
 
-    fn node(n: u8, name: &str) -> NodeReport {
+    pub(in crate::cli) fn node(n: u8, name: &str) -> NodeReport {
         NodeReport {
             id: NodeId([n; 16]),
             name: name.into(),

@@ -19,7 +19,7 @@ use crate::{
     config::{Config, Tls},
     engine::columnar::{ColumnarConfig, ColumnarEngine},
     http::{self, AppState, CertificateFiles, EdgeTls, Listeners},
-    identity::{DataDir, JoinToken},
+    identity::{CaFiles, DataDir, JoinToken},
     node::{ADMIN_TOKEN_FILE, MdnsConfig, Node, NodeConfig, NodeError, ScrubConfig, Surroundings, come_back},
     telemetry::{Logging, Registry},
     transport::Socket,
@@ -68,7 +68,8 @@ pub async fn run(args: StartArgs) -> Result<(), Failure> {
         tracing::debug!(%error, "standard output is closed");
     }
     warn_if_open(&config, &node, http_addr);
-    keep_roots(&node);
+    // It ends with the process.
+    drop(tokio::spawn(follow_roots(node.clone(), leave_roots(&node))));
 
     let metrics = Registry::new();
     node.register_metrics(&metrics);
@@ -118,6 +119,12 @@ fn node_config(config: &Config, dir: DataDir, join: Option<JoinToken>, http: Soc
         name: config.node.name.clone(),
         role: config.node.role,
         join,
+        ca: config
+            .node
+            .ca_cert
+            .clone()
+            .zip(config.node.ca_key.clone())
+            .map(|(certificate, key)| CaFiles { certificate, key }),
         new_cluster: config.node.new_cluster,
         bootstrap_expect: config.node.bootstrap_expect,
         profile: config.node.profile,
@@ -177,15 +184,25 @@ fn edge_tls(
 }
 
 /// Leaves the cluster's roots in the data directory, for clients that are to trust its nodes.
-fn keep_roots(node: &Node) {
-    let roots = node.view().borrow().roots.iter().map(|root| pem(root)).collect::<String>();
+fn leave_roots(node: &Node) -> Vec<serde_bytes::ByteBuf> {
+    let roots = node.view().borrow().roots.clone();
     if roots.is_empty() {
         // A member that has not heard yet keeps what it left at its last start.
-        return;
+        return roots;
     }
+    let text = roots.iter().map(|root| pem(root)).collect::<String>();
     let (new, file) = (node.data_dir().join("ca.pem.new"), node.data_dir().join(CA_FILE));
-    if let Err(error) = std::fs::write(&new, roots).and_then(|()| std::fs::rename(&new, &file)) {
+    if let Err(error) = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &file)) {
         tracing::warn!(%error, file = %file.display(), "the cluster's CA certificate is not left for clients");
+    }
+    roots
+}
+
+/// Leaves them again whenever they change: while the CA is rotated, and after.
+async fn follow_roots(node: Node, mut left: Vec<serde_bytes::ByteBuf>) {
+    let mut view = node.view();
+    while view.wait_for(|view| view.roots != left).await.is_ok() {
+        left = leave_roots(&node);
     }
 }
 

@@ -207,6 +207,7 @@ mod tests {
             generation: 1,
             nodes: vec![writer, joining],
             terms: vec![],
+            ca: Default::default(),
             warnings: vec!["Two voters: losing one stops writes.".into()],
         };
         let shown = show(&status, &mut Vec::new());

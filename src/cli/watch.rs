@@ -138,6 +138,7 @@ mod tests {
             generation: 0,
             nodes: vec![],
             terms: vec![],
+            ca: Default::default(),
             warnings: vec!["Two voters: losing either stops writes.".into()],
         }
     }

@@ -25,6 +25,11 @@ section! {
         /// How many nodes start together with one token chosen up front. Ignored by a node that is
         /// a member.
         bootstrap_expect: Option<u32> = None,
+        /// Certificate (PEM) of the CA that a new cluster is to have; without one it makes its own. Only the
+        /// node that makes the cluster reads it.
+        ca_cert: Option<PathBuf> = None,
+        /// Its key (PEM, PKCS#8, Ed25519); not needed any more once the cluster stands.
+        ca_key: Option<PathBuf> = None,
         /// Cluster-wide timeouts; only the node that makes the cluster decides.
         profile: TimingProfile = TimingProfile::Lan,
     }
@@ -46,6 +51,16 @@ impl Node {
         }
         if self.bootstrap_expect.is_some() && self.join.is_none() {
             return Err("--bootstrap-expect needs the token that all nodes share: --join @FILE".to_owned());
+        }
+        if self.ca_cert.is_some() != self.ca_key.is_some() {
+            return Err(
+                "node.ca_cert (--ca-cert) and node.ca_key (--ca-key) go together: give both".to_owned()
+            );
+        }
+        if self.ca_cert.is_some() && self.join.is_some() && self.bootstrap_expect.is_none() {
+            return Err(
+                "--ca-cert is for the node that makes the cluster, and --join joins one: give one".to_owned()
+            );
         }
         if self.new_cluster && self.join.is_some() {
             return Err(
@@ -164,7 +179,11 @@ mod tests {
         let join = Some(JoinSource::Token("t".into()));
         assert!(Node { bootstrap_expect: Some(3), ..Node::default() }.check().is_err());
         assert!(Node { bootstrap_expect: Some(3), join: join.clone(), ..Node::default() }.check().is_ok());
-        assert!(Node { new_cluster: true, join, ..Node::default() }.check().is_err());
+        assert!(Node { new_cluster: true, join: join.clone(), ..Node::default() }.check().is_err());
+        let ca = Node { ca_cert: Some("c".into()), ca_key: Some("k".into()), ..Node::default() };
+        assert!(ca.check().is_ok() && Node { ca_key: None, ..ca.clone() }.check().is_err());
+        assert!(Node { join: join.clone(), ..ca.clone() }.check().is_err());
+        assert!(Node { join, bootstrap_expect: Some(3), ..ca }.check().is_ok());
         assert!(Node { name: "x".repeat(65), ..Node::default() }.check().is_err());
     }
 }

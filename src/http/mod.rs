@@ -6,6 +6,7 @@
 mod api_tokens;
 mod auth;
 mod body;
+mod ca;
 mod cluster;
 mod connection;
 mod databases;
@@ -236,6 +237,7 @@ fn routes() -> Vec<Route<Handler>> {
         post("/api/v1/nodes/{id}/promote", Admin, on(MethodFilter::POST, cluster::promote)),
         post("/api/v1/nodes/{id}/transfer", Admin, on(MethodFilter::POST, cluster::transfer)),
         delete("/api/v1/nodes/{id}", Admin, on(MethodFilter::DELETE, cluster::remove)),
+        post("/api/v1/ca/rotate", Admin, on(MethodFilter::POST, ca::rotate)),
         get("/api/v1/tokens", Admin, on(MethodFilter::GET, tokens::list)),
         post("/api/v1/tokens", Admin, on(MethodFilter::POST, tokens::create)),
         delete("/api/v1/tokens/{id}", Admin, on(MethodFilter::DELETE, tokens::revoke)),

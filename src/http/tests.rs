@@ -115,6 +115,7 @@ fn tries() -> Vec<Try> {
         line("POST /api/v1/nodes/{id}/promote", "/api/v1/nodes/x/promote", "", Asks::Admin, 400),
         line("POST /api/v1/nodes/{id}/transfer", "/api/v1/nodes/x/transfer", "", Asks::Admin, 400),
         line("DELETE /api/v1/nodes/{id}", "/api/v1/nodes/x", "", Asks::Admin, 400),
+        line("POST /api/v1/ca/rotate", "/api/v1/ca/rotate", "{\"drop\":[\"x\"]}", Asks::Admin, 400),
         line("GET /api/v1/tokens", "/api/v1/tokens", "", Asks::Admin, 200),
         line("POST /api/v1/tokens", "/api/v1/tokens", "", Asks::Admin, 201),
         line("DELETE /api/v1/tokens/{id}", "/api/v1/tokens/ffffffffffffffff", "", Asks::Admin, 404),

@@ -7,9 +7,13 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
-    cert::{BACKDATE, CertificateError, PeerCertificate, URI_SCHEME, fingerprint, instant, request_spki},
+    cert::{
+        BACKDATE, CertificateError, PeerCertificate, URI_SCHEME, fingerprint, instant, request_spki,
+        signing_request,
+    },
     keys::{IdentityError, NodeKey, node_id},
     verifier::SERVER_NAME,
 };
@@ -111,6 +115,20 @@ impl ClusterCa {
     /// SHA-256 of the root certificate.
     pub fn fingerprint(&self) -> [u8; 32] {
         fingerprint(&self.certificate)
+    }
+
+    /// True when the certificate says that it is a CA's.
+    pub(super) fn may_sign(&self) -> bool {
+        let Ok((_, x509)) = X509Certificate::from_der(&self.certificate) else { return false };
+        let usage = x509.key_usage().ok().flatten();
+        x509.is_ca() && usage.is_none_or(|usage| usage.value.key_cert_sign())
+    }
+
+    /// True when a certificate that it signs for a node is one to those who trust it.
+    pub(super) fn signs_nodes(&self, cluster: ClusterId, now: u64) -> Result<bool, CaError> {
+        let request = signing_request(&self.key)?;
+        let issued = self.issue(&request, cluster, [1; 16], now)?;
+        Ok(PeerCertificate::parse(&issued.certificate)?.signer(&[&self.certificate]).is_some())
     }
 
     /// Ed25519 signature over `message`; callers put a label of their own in front of it, which no

@@ -184,6 +184,21 @@ impl Identity {
         Ok(Self { key, current: RwLock::new(current) })
     }
 
+    /// An identity that shows whatever a test wants, with its own key.
+    #[cfg(test)]
+    pub(crate) fn showing(
+        key: NodeKey,
+        chain: Vec<CertificateDer<'static>>,
+        now: u64,
+    ) -> Result<Self, IdentityError> {
+        let me = Self::stranger(key, now)?;
+        let mut current = me.current.write().unwrap_or_else(PoisonError::into_inner);
+        let shown = CertifiedKey::new(chain, current.certified.key.clone());
+        current.certified = Arc::new(shown);
+        drop(current);
+        Ok(me)
+    }
+
     /// Shows this certificate from the next handshake on. It must be for this node's key.
     pub fn set_certificate<R: AsRef<[u8]>>(&self, leaf: &[u8], roots: &[R]) -> Result<(), IdentityError> {
         let current = Self::current(&self.key, leaf, &as_slices(roots))?;

@@ -6,16 +6,19 @@
 mod ca;
 mod cert;
 mod data_dir;
+mod given_ca;
 mod keys;
 pub mod recovery;
 pub mod seal;
 mod store;
+pub mod succession;
 pub mod token;
 mod verifier;
 
 pub use ca::{CaError, ClusterCa, Issued};
 pub use cert::{CertificateError, PeerCertificate, fingerprint};
 pub use data_dir::{DataDir, DataDirError};
+pub use given_ca::{CaFiles, GivenCaError};
 pub use keys::{Identity, IdentityError, NodeKey, SealKey, node_id, verify};
 pub use store::{ClusterRecord, Store, StoreError};
 pub use token::{JoinToken, TokenError};

@@ -34,11 +34,11 @@ pub struct TlsError(#[from] Error);
 pub enum PeerClass {
     /// In the current membership, with a valid certificate of this cluster.
     Member(NodeId),
-    /// In the current membership, but its certificate has expired, is of a retired root or is
-    /// not of this cluster's CA (yet): may renew by proof of its key.
+    /// In the current membership, but its certificate has expired, is not valid yet, is of a retired
+    /// root or is not of this cluster's CA (yet): may renew by proof of its key.
     Lapsed(NodeId),
-    /// A valid certificate of this cluster, but the view does not (yet) hold the node, or the
-    /// certificate is not valid yet by this node's clock: worth another try.
+    /// A certificate of this cluster that has not expired, but the view does not (yet) hold the node:
+    /// worth another try.
     NotYetKnown(NodeId),
     /// Was a member and was removed: this identity never comes back.
     Removed(NodeId),
@@ -86,8 +86,11 @@ pub fn classify(
         && certificate.for_nodes;
     if of_this_cluster {
         return match (listed, now) {
-            (_, now) if now < certificate.not_before => PeerClass::NotYetKnown(node),
-            (true, now) if now <= certificate.not_after => PeerClass::Member(node),
+            (true, now) if (certificate.not_before..=certificate.not_after).contains(&now) => {
+                PeerClass::Member(node)
+            }
+            // Expired, or not valid yet: whoever signed it, or whoever judges it, has a wrong clock.
+            // Either way a new one helps, and the node itself cannot tell.
             (true, _) => PeerClass::Lapsed(node),
             (false, now) if now <= certificate.not_after => PeerClass::NotYetKnown(node),
             (false, _) => PeerClass::Stranger(node),
@@ -287,7 +290,9 @@ mod tests {
         list(&mut view, node);
         assert_eq!(class(&cert, &view, NOW), PeerClass::Member(node));
         assert_eq!(class(&cert, &view, NOW + 31 * 86_400), PeerClass::Lapsed(node));
-        assert_eq!(class(&cert, &view, NOW - 7_200), PeerClass::NotYetKnown(node));
+        assert_eq!(class(&cert, &view, NOW - 7_200), PeerClass::Lapsed(node), "not valid yet");
+        let newcomer = issue(&ca, CLUSTER, 7, NOW);
+        assert_eq!(class(&newcomer, &view, NOW - 7_200), PeerClass::NotYetKnown(newcomer.node));
 
         // The same key with a certificate nobody signed proves the key, not the membership.
         let me = Identity::stranger(NodeKey::from_seed(&[2; 32]).unwrap(), NOW).unwrap();

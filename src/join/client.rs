@@ -112,22 +112,7 @@ impl Joined {
 
     /// A first view, good for nothing but to let the members in until raft has a better one.
     pub fn first_view(&self) -> ClusterView {
-        let member = |(id, addresses): &(NodeId, Addresses)| {
-            let member = Member {
-                id: *id,
-                name: String::new(),
-                role: Role::default(),
-                addresses: addresses.clone(),
-                spki: Vec::new(),
-                seal_key: Vec::new(),
-                seal_key_signature: Vec::new(),
-                serial: String::new(),
-                not_after: 0,
-                version: String::new(),
-                features: 0,
-            };
-            (*id, member)
-        };
+        let member = |(id, addresses): &(NodeId, Addresses)| (*id, stub(*id, addresses));
         ClusterView {
             cluster: self.admitted.cluster,
             name: self.admitted.cluster_name.clone(),
@@ -138,6 +123,23 @@ impl Joined {
             recovery: self.admitted.recovery.clone(),
             ..ClusterView::default()
         }
+    }
+}
+
+/// A member of whom a door has told where it listens, and nothing else.
+pub(super) fn stub(id: NodeId, addresses: &Addresses) -> Member {
+    Member {
+        id,
+        name: String::new(),
+        role: Role::default(),
+        addresses: addresses.clone(),
+        spki: Vec::new(),
+        seal_key: Vec::new(),
+        seal_key_signature: Vec::new(),
+        serial: String::new(),
+        not_after: 0,
+        version: String::new(),
+        features: 0,
     }
 }
 

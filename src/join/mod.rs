@@ -3,6 +3,7 @@
 
 mod admission;
 pub mod bootstrap;
+mod cause;
 mod chain;
 mod client;
 mod gather;

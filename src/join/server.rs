@@ -327,6 +327,7 @@ fn admitted(state: &State, issued: Issued) -> Admitted {
         cluster_name: state.name.clone(),
         certificate: issued.certificate,
         roots: state.roots.clone(),
+        successions: state.successions.clone(),
         profile: state.profile,
         members: state.members.values().map(|m| (m.id, m.addresses.clone())).collect(),
         applied_index: 0,

@@ -33,25 +33,38 @@ impl fmt::Debug for Signer {
 }
 
 impl Signer {
-    /// The CA, if this node is a voter that holds its key. Opened each time, and wiped when it is
-    /// dropped.
+    /// The CA that signs now, if this node is a voter that holds its key. Opened each time, and wiped
+    /// when it is dropped.
     pub(super) fn ca(&self, state: &State, view: &ClusterView) -> Option<(ClusterId, ClusterCa)> {
-        let me = self.identity.node();
         let cluster = state.cluster?;
-        let sealed = state.sealed_ca.get(&me).filter(|_| view.is_voter(me))?;
-        let key = match seal::open(sealed, &self.seal_key, cluster, me) {
-            Ok(key) => key,
+        if !view.is_voter(self.identity.node()) {
+            return None;
+        }
+        let newest = state.roots.last()?;
+        // While the CA is rotated a voter may have the old key only: what that signs is of no use soon.
+        let ca = self.cas(state).into_iter().find(|ca| newest == ca.certificate())?;
+        Some((cluster, ca))
+    }
+
+    /// Every CA whose key this node holds: one, or two while the CA is rotated, the newer one last.
+    pub fn cas(&self, state: &State) -> Vec<ClusterCa> {
+        let me = self.identity.node();
+        let Some(cluster) = state.cluster else { return Vec::new() };
+        let sealed = [Some(&state.sealed_ca), state.rotation.as_ref().map(|rotation| &rotation.sealed_ca)];
+        let held =
+            state.roots.iter().zip(sealed).filter_map(|(root, sealed)| Some((root, sealed?.get(&me)?)));
+        let open = |(root, sealed): (&serde_bytes::ByteBuf, &serde_bytes::ByteBuf)| {
+            let key = seal::open(sealed, &self.seal_key, cluster, me).map_err(|error| error.to_string())?;
+            ClusterCa::from_parts(root, &key).map_err(|error| error.to_string())
+        };
+        let usable = |opened: Result<ClusterCa, String>| match opened {
+            Ok(ca) => Some(ca),
             Err(error) => {
-                tracing::error!(%error, "this voter cannot open its copy of the CA key");
-                return None;
+                tracing::error!(error, "this node cannot use its copy of a CA key");
+                None
             }
         };
-        // While the CA is rotated there are two roots: the key tells which one it is of.
-        let ca = state.roots.iter().find_map(|root| ClusterCa::from_parts(root, &key).ok());
-        if ca.is_none() {
-            tracing::error!("the CA key of this voter belongs to none of the cluster's roots");
-        }
-        Some((cluster, ca?))
+        held.map(open).filter_map(usable).collect()
     }
 
     /// Signs the key of a request (DER).

@@ -16,10 +16,10 @@ use tokio::{sync::watch, task::JoinSet, time::timeout};
 use super::*;
 use crate::{
     disk::RealDisk,
-    identity::{ClusterCa, Identity, JoinToken, NodeKey, PeerCertificate, SealKey, Store, seal},
+    identity::{ClusterCa, Identity, JoinToken, NodeKey, PeerCertificate, SealKey, Store, seal, succession},
     protocol::{
         StreamKind, frame,
-        join::{AdmitRequest, JoinRequest, JoinResponse, Refusal, RelayedJoin},
+        join::{AdmitRequest, Admitted, JoinRequest, JoinResponse, Refusal, RelayedJoin},
     },
     raft::{ApiToken, Command, Control, MeshSlot, Outcome, RaftConfig},
     transport::{Mesh, MeshConfig, Router, Socket},
@@ -191,6 +191,19 @@ impl Node {
         let mut view = self.view.subscribe();
         let seen = timeout(SOON, view.wait_for(|view| test(view))).await;
         assert!(seen.is_ok(), "{:?}", *self.view.borrow());
+    }
+
+    /// Ends the connection that the other one joined on, as a restart of it would: the next one is judged by
+    /// the certificate it shows.
+    async fn cut(&self, other: &Self) {
+        let whole = self.view.borrow().clone();
+        let mut without = (*whole).clone();
+        without.members.remove(&other.id());
+        self.view.send_replace(Arc::new(without));
+        let mut links = self.mesh.links();
+        let gone = links.wait_for(|links| !links.contains_key(&other.id()));
+        assert!(timeout(SOON, gone).await.is_ok(), "still linked");
+        self.view.send_replace(whole);
     }
 
     /// What the door at `door` answers to a request made for the exporter of that connection.
@@ -470,7 +483,7 @@ fn renewal(node: &Node) -> Renewal {
     Renewal {
         signer: signer(&node.identity, &node.seal_key, &node.clock),
         control: Some(node.control.clone()),
-        view: node.view.subscribe(),
+        view: node.view.clone(),
         mesh: node.mesh.clone(),
         store: node.store.clone(),
         jitter: 0.5,
@@ -511,4 +524,106 @@ async fn a_cluster_that_slept_for_a_year_comes_back() {
         done = timeout(2 * SOON, both) => assert!(done.is_ok(), "no new certificates"),
     }
     assert!(first.control.state().tokens[&token.id()].uses_left == Some(0) && token.id() != TokenId(0));
+}
+
+/// The founder goes through a whole rotation while `away` hears of nothing.
+async fn rotate_without(first: &Node, away: &Node, old: &ClusterCa, new: &ClusterCa) {
+    let agree = async |command| assert_eq!(first.control.propose(command, SOON).await, Ok(Outcome::Done));
+    agree(Command::RotateCa { at_ms: 1 }).await;
+    let seal_key = seal::seal_key_public(&first.seal_key).unwrap();
+    let rng = &mut StdRng::seed_from_u64(1);
+    let sealed = seal::seal(new.private_key(), &seal_key, CLUSTER, first.id(), rng).unwrap();
+    let succession = succession::sign(old, CLUSTER, new.certificate());
+    agree(Command::AddRoot { succession, sealed: [(first.id(), sealed.into())].into() }).await;
+    let issued = new.issue(&first.identity.csr().unwrap(), CLUSTER, [2; 16], NOW).unwrap();
+    first.identity.set_certificate(&issued.certificate, &[new.certificate()]).unwrap();
+    let root = new.fingerprint().to_vec().into();
+    agree(Command::ShowsRoot { node: first.id(), root }).await;
+    agree(Command::DropFromRotation { nodes: [away.id()].into() }).await;
+    agree(Command::RetireRoot { root: old.fingerprint().to_vec().into() }).await;
+    first.sees(|view| view.roots == [new.certificate()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_away_while_the_ca_was_rotated_comes_home_by_its_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (Node::new(dir.path(), 61).await, Node::new(dir.path(), 62).await);
+    let (old, new, evil) = (ca(1, CLUSTER), ca(2, CLUSTER), ca(9, CLUSTER));
+    let token = pinned(Role::Gateway, &old);
+    first.found(CLUSTER, &old, &token, 1).await;
+    let joined = second.join(&token, &[first.address()]).await.unwrap();
+    second.enter(joined).await;
+    rotate_without(&first, &second, &old, &new).await;
+    first.cut(&second).await;
+
+    // A root that the old one has not signed is believed of nobody.
+    let asked = || Renewal { control: None, ..renewal(&second) };
+    let by = |ca: &ClusterCa| ca.issue(&second.identity.csr().unwrap(), CLUSTER, [3; 16], NOW).unwrap();
+    let answer = |ca: &ClusterCa, successions| Admitted {
+        node: second.id(),
+        cluster: CLUSTER,
+        cluster_name: "test".into(),
+        certificate: by(ca).certificate,
+        roots: vec![ca.certificate().to_vec().into()],
+        successions,
+        profile: TimingProfile::Lan,
+        members: vec![],
+        applied_index: 1_000,
+        recovery: None,
+        server_proof: vec![],
+    };
+    for successions in [vec![], vec![succession::sign(&evil, CLUSTER, evil.certificate())]] {
+        let refused = asked().take(&answer(&evil, successions)).await.unwrap_err();
+        assert!(refused.contains("vouches"), "{refused}");
+    }
+    let before = second.identity.certificate().serial.clone();
+
+    let home = async {
+        loop {
+            let shown = second.identity.certificate();
+            if shown.serial != before && second.mesh.links().borrow().contains_key(&first.id()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        () = asked().run() => panic!("renewal goes on for ever"),
+        done = timeout(6 * SOON, home) => assert!(done.is_ok(), "not back"),
+    }
+    assert!(second.identity.certificate().signer(&[new.certificate()]).is_some());
+    assert_eq!(second.view.borrow().roots, [new.certificate()]);
+    let stored = second.store.cluster().await.unwrap().unwrap();
+    assert_eq!(stored.roots, [new.certificate()]);
+}
+
+/// Its own clock and that of the door were wrong when it joined, so its certificate is not valid yet for
+/// the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_is_not_valid_yet_is_renewed_when_the_others_say_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (Node::new(dir.path(), 71).await, Node::new(dir.path(), 72).await);
+    let root = ca(1, CLUSTER);
+    let token = pinned(Role::Gateway, &root);
+    for node in [&first, &second] {
+        node.clock.store(NOW + 3 * 3_600, Ordering::Relaxed);
+    }
+    first.found(CLUSTER, &root, &token, 1).await;
+    let joined = second.join(&token, &[first.address()]).await.unwrap();
+    second.enter(joined).await;
+    // The door's is set; the other one goes on with its own.
+    first.clock.store(NOW, Ordering::Relaxed);
+    first.cut(&second).await;
+    assert!(second.identity.certificate().not_before > NOW);
+    let (asked, mut links) = (Renewal { control: None, ..renewal(&second) }, first.mesh.links());
+    let back = async {
+        while second.identity.certificate().not_before > NOW {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        links.wait_for(|links| links.contains_key(&second.id())).await.unwrap();
+    };
+    tokio::select! {
+        () = asked.run() => panic!("renewal goes on for ever"),
+        done = timeout(6 * SOON, back) => assert!(done.is_ok(), "not back"),
+    }
 }

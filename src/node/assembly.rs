@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::{
     engine::StorageEngine,
-    identity::{DataDir, Identity, JoinToken, Store},
+    identity::{CaFiles, DataDir, Identity, JoinToken, Store},
     protocol::StreamKind,
     raft::{Control, ControlDriver, RaftConfig, failover::Failover, membership::Keeper},
     replication::{
@@ -68,6 +68,8 @@ pub struct NodeConfig {
     pub role: Role,
     /// The join token, on an empty data directory.
     pub join: Option<JoinToken>,
+    /// The cluster's CA, if this node makes the cluster; one of its own without.
+    pub ca: Option<CaFiles>,
     /// Make a new cluster although one is in sight.
     pub new_cluster: bool,
     /// How many nodes start together with one token chosen up front.
@@ -101,6 +103,7 @@ impl NodeConfig {
             name: String::new(),
             role: Role::Voter,
             join: None,
+            ca: None,
             new_cluster: false,
             bootstrap_expect: None,
             profile: TimingProfile::Lan,
@@ -228,7 +231,7 @@ pub(super) async fn assemble(
             (record, timing, control, founded)
         }
     };
-    upkeep::spawn_view(&tasks, control.view(), view_out, store.clone());
+    upkeep::spawn_view(&tasks, control.view(), view_out.clone(), store.clone());
 
     // The data plane.
     let data = open_data(
@@ -302,7 +305,7 @@ pub(super) async fn assemble(
         keeper.run().await;
         Ok(())
     });
-    upkeep::spawn(&tasks, &this, &store, config.scrub);
+    upkeep::spawn(&tasks, &this, view_out, &store, config.scrub);
 
     let (stopping_out, stopping) = watch::channel(false);
     let submitter = Submitter::new(data.replica.clone(), data.writer, mesh.clone(), stopping);

@@ -221,7 +221,10 @@ impl Newcomer<'_> {
     pub(super) fn prepare_founding(&self) -> Result<Founding, NodeError> {
         let cluster = ClusterId(self.surroundings.random());
         let now = self.surroundings.unix_seconds();
-        let ca = ClusterCa::create(cluster, &self.surroundings.random(), now)?;
+        let ca = match &self.config.ca {
+            Some(files) => files.load(now)?,
+            None => ClusterCa::create(cluster, &self.surroundings.random(), now)?,
+        };
         let issued = ca.issue(&self.identity.csr()?, cluster, self.surroundings.random(), now)?;
         let seal_key = seal_key_public(self.seal_key)?;
         let message = seal::seal_key_message(Some(cluster), self.identity.node(), &seal_key);

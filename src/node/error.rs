@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::{
     engine::EngineError,
-    identity::{CaError, DataDirError, IdentityError, StoreError},
+    identity::{CaError, DataDirError, GivenCaError, IdentityError, StoreError},
     join::JoinError,
     raft::ControlError,
     replication::{catch_up::CatchUpError, fence::FenceError, receiver::FollowError},
@@ -29,6 +29,9 @@ pub enum NodeError {
     /// The cluster CA does not work.
     #[error(transparent)]
     Ca(#[from] CaError),
+    /// The CA that the cluster was to be made with is of no use.
+    #[error("--ca-cert, --ca-key: {0}")]
+    GivenCa(#[from] GivenCaError),
     /// The mesh endpoint could not be opened.
     #[error(transparent)]
     Mesh(#[from] MeshError),
@@ -145,7 +148,7 @@ impl NodeError {
 
     /// True when the command line, or what it finds, is to blame: the process exits 2.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Usage(_) | Self::HalfRecovered { .. })
+        matches!(self, Self::Usage(_) | Self::GivenCa(_) | Self::HalfRecovered { .. })
     }
 }
 

@@ -9,10 +9,12 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+use serde_bytes::ByteBuf;
 
 use crate::{
     engine::StorageEngine,
-    identity::{Identity, SealKey, seal},
+    identity::{ClusterCa, Identity, SealKey, seal},
+    join::Signer,
     protocol::{
         frame::MAX_MESSAGE,
         replication::{Seal, Sealed},
@@ -21,7 +23,7 @@ use crate::{
     raft::{Control, failover::Local},
     replication::Replica,
     transport::{Handler, Mesh, Peer, Stream},
-    types::{Addresses, Epoch, Lsn, Member, NodeId},
+    types::{Addresses, ClusterId, Epoch, Lsn, Member, NodeId},
     write_path::{apply::Apply, commit::Writer},
 };
 use tokio::{sync::watch, time::Instant};
@@ -61,15 +63,30 @@ pub(super) struct ThisNode {
 }
 
 impl ThisNode {
-    /// The CA key, if this node holds it sealed.
-    pub(super) fn open_ca(&self) -> Result<zeroize::Zeroizing<Vec<u8>>, String> {
-        let state = self.control.state();
-        let cluster = state.cluster.ok_or("this node does not know its cluster yet")?;
-        let sealed = state
-            .sealed_ca
-            .get(&self.identity.node())
-            .ok_or("this node does not hold the CA key: it is not a voter")?;
-        seal::open(sealed, &self.seal_key, cluster, self.identity.node()).map_err(|e| e.to_string())
+    /// Signs with this node's keys, and with the CA's if it is a voter.
+    pub(super) fn signer(&self) -> Signer {
+        let (clock, serials) = (self.surroundings.clone(), self.surroundings.clone());
+        Signer {
+            identity: self.identity.clone(),
+            seal_key: self.seal_key.clone(),
+            clock: Arc::new(move || clock.unix_ms()),
+            serials: Arc::new(move || serials.random()),
+        }
+    }
+
+    /// The key of a CA sealed to a member whose sealing key is its own.
+    pub(super) fn seal_to(
+        &self,
+        member: &Member,
+        ca: &ClusterCa,
+        cluster: ClusterId,
+    ) -> Result<ByteBuf, String> {
+        if !seal::verify_seal_key(&member.spki, cluster, &member.seal_key, &member.seal_key_signature) {
+            return Err(format!("the sealing key of {} is not signed by its node key", member.id));
+        }
+        seal::seal(ca.private_key(), &member.seal_key, cluster, member.id, &mut self.surroundings.rng())
+            .map(ByteBuf::from)
+            .map_err(|error| error.to_string())
     }
 
     /// Lets the office of writer go, or, without it, raft's leadership to the voter that asks.
@@ -146,14 +163,16 @@ impl Local for ThisNode {
         self.surroundings.unix_ms()
     }
 
-    fn seal_ca_for(&self, member: &Member) -> Result<Vec<u8>, String> {
-        let cluster = self.control.state().cluster.ok_or("not founded")?;
-        if !seal::verify_seal_key(&member.spki, cluster, &member.seal_key, &member.seal_key_signature) {
-            return Err(format!("the sealing key of {} is not signed by its node key", member.id));
+    fn seal_ca_for(&self, member: &Member) -> Result<Vec<(ByteBuf, ByteBuf)>, String> {
+        let state = self.control.state();
+        let cluster = state.cluster.ok_or("this node does not know its cluster yet")?;
+        let cas = self.signer().cas(&state);
+        if cas.is_empty() {
+            return Err("this node does not hold the CA key".to_owned());
         }
-        let key = self.open_ca()?;
-        seal::seal(&key, &member.seal_key, cluster, member.id, &mut self.surroundings.rng())
-            .map_err(|e| e.to_string())
+        let sealed =
+            |ca: &ClusterCa| Ok((ByteBuf::from(ca.fingerprint()), self.seal_to(member, ca, cluster)?));
+        cas.iter().map(sealed).collect()
     }
 }
 

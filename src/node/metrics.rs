@@ -61,6 +61,21 @@ impl Node {
             Box::new(|node| node.own_status().cert_days_left as f64),
         );
         gauge(
+            "skein_ca_days_left",
+            "Days until the root that signs certificates expires.",
+            Box::new(|node| node.ca().roots.last().map_or(0.0, |root| root.days_left as f64)),
+        );
+        gauge(
+            "skein_ca_roots",
+            "Roots that are trusted: 2 while the CA is rotated.",
+            Box::new(|node| node.ca().roots.len() as f64),
+        );
+        gauge(
+            "skein_ca_rotation_waits_for",
+            "Members that have to renew before the old root is retired; 0 while no rotation is under way.",
+            Box::new(|node| node.ca().rotation.map_or(0.0, |rotation| rotation.waits_for.len() as f64)),
+        );
+        gauge(
             "skein_disk_full",
             "1 while the log's disk has no space for batches.",
             Box::new(|node| f64::from(u8::from(node.own_status().disk_troubled))),

@@ -20,6 +20,7 @@ mod metrics;
 mod peers;
 mod reads;
 pub mod recover;
+mod rotation;
 mod scrub;
 mod status;
 mod status_report;
@@ -37,7 +38,9 @@ pub use handle::{ControlFailure, Node, Readiness};
 pub use local::VERSION;
 pub use reads::{Consistency, ReadError, ReadPoint};
 pub use scrub::ScrubConfig;
-pub use status_report::{ClusterStatus, LinkReport, NodeReport, SnapshotReport, TermReport};
+pub use status_report::{
+    CaReport, ClusterStatus, LinkReport, NodeReport, RootReport, RotationReport, SnapshotReport, TermReport,
+};
 pub use surroundings::{Clock, Entropy, EntropyRng, Surroundings};
 pub use traffic::Traffic;
 

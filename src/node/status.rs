@@ -21,6 +21,7 @@ use crate::{
 
 use super::{
     local::ThisNode,
+    rotation,
     status_report::{ClusterStatus, LinkReport, NodeReport, SnapshotReport, TermReport},
 };
 
@@ -89,7 +90,13 @@ pub(super) async fn gather(this: &Arc<ThisNode>) -> ClusterStatus {
         generation: generation(view.recovery.as_ref()),
         nodes,
         terms: view.terms.iter().map(TermReport::from).collect(),
-        warnings: warnings(&view, &heard, &this.mesh.foreign().borrow()),
+        ca: rotation::report(&view, this.surroundings.unix_seconds()),
+        warnings: {
+            let mut warnings = warnings(&view, &heard, &this.mesh.foreign().borrow());
+            let answers = |id: &NodeId| heard.contains_key(id);
+            warnings.extend(rotation::warnings(&view, answers, this.surroundings.unix_seconds()));
+            warnings
+        },
     }
 }
 
@@ -219,4 +226,49 @@ fn warnings(
         ));
     }
     warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Addresses, BootId, Lsn, MembershipId};
+
+    #[test]
+    fn a_certificate_is_warned_of_from_the_last_week_on() {
+        let status = |cert_days_left| NodeStatus {
+            node: NodeId([1; 16]),
+            boot: BootId(1),
+            promise: 1,
+            office: None,
+            durable: Lsn::ZERO,
+            commit: Lsn::ZERO,
+            applied: Lsn::ZERO,
+            flushed: Lsn::ZERO,
+            disk_troubled: false,
+            marked: MembershipId::default(),
+            linked: vec![],
+            linked_at: vec![],
+            addresses: Addresses::default(),
+            version: String::new(),
+            cert_days_left,
+            draining: false,
+            repairing: None,
+            quarantined: 0,
+            fetching: None,
+            rtt_us: vec![],
+            stale_ms: None,
+            unix_ms: 0,
+            points: 0,
+            queries: 0,
+            damaged: None,
+            damaged_files: 0,
+            scrubbed: None,
+        };
+        for (days, warned) in [(29, false), (7, false), (6, true), (0, true), (-400, true)] {
+            let heard = BTreeMap::from([(NodeId([1; 16]), status(days))]);
+            let warnings = warnings(&ClusterView::default(), &heard, &BTreeMap::new());
+            let said = warnings.iter().any(|w| w.contains(&format!("has {days} days left")));
+            assert_eq!(said, warned, "{days}: {warnings:?}");
+        }
+    }
 }

@@ -38,9 +38,43 @@ pub struct ClusterStatus {
     /// The last terms of office, oldest first, the present one included.
     #[serde(default)]
     pub terms: Vec<TermReport>,
+    /// The cluster's certificate authority.
+    #[serde(default)]
+    pub ca: CaReport,
     /// What an operator should know, in full sentences.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+/// The cluster's certificate authority.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaReport {
+    /// Roots that members' certificates may be of: one, or two while the CA is rotated. The last signs.
+    pub roots: Vec<RootReport>,
+    /// A rotation that is under way.
+    pub rotation: Option<RotationReport>,
+}
+
+/// A root certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootReport {
+    /// SHA-256 of it, hexadecimal.
+    pub fingerprint: String,
+    /// Days until it expires; negative when it has.
+    pub days_left: i64,
+}
+
+/// How far a rotation of the CA is. Members are named by their ids.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotationReport {
+    /// When an operator asked for it, milliseconds since 1970.
+    pub asked_ms: u64,
+    /// Members that show a certificate of the new root.
+    pub renewed: Vec<String>,
+    /// Members without which the old root is not retired.
+    pub waits_for: Vec<String>,
+    /// Members that an operator does not wait for.
+    pub dropped: Vec<String>,
 }
 
 /// One member.
@@ -255,6 +289,7 @@ mod tests {
                 links: vec![],
             }],
             terms: vec![],
+            ca: CaReport::default(),
             warnings: vec![],
         };
         let json = serde_json::to_value(&status).unwrap();

@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     identity::Store,
-    join::{Door, Renewal, Signer},
+    join::{Door, Renewal},
     raft::{Command, MeshSlot},
     replication::catch_up::Fetch,
     transport::Handler,
@@ -21,7 +21,7 @@ use crate::{
 use super::{
     NodeError, damage, heard,
     local::{FEATURES, ThisNode, VERSION},
-    scrub,
+    rotation, scrub,
     scrub::ScrubConfig,
     tasks::Tasks,
 };
@@ -40,26 +40,35 @@ pub(super) fn spawn_view(
     store: Store,
 ) {
     tasks.spawn("view", async move {
+        let mut shown = out.subscribe();
+        let mut saved = shown.borrow_and_update().clone();
         loop {
             let view = applied.borrow_and_update().clone();
             // A state machine that has not been told its cluster yet knows less than what was saved;
             // neither does a restarted one whose log is still being replayed.
-            let newer =
-                view.cluster != ClusterId::default() && view.applied_index >= out.borrow().applied_index;
-            if newer {
-                let membership_changed = {
-                    let old = out.borrow();
-                    old.members != view.members || old.roots != view.roots || old.profile != view.profile
-                };
-                out.send_replace(view.clone());
-                // Terms and offices change more often than members; they are not worth a save each.
-                // It is a hint for a restart: a full disk is no reason to stop.
-                if membership_changed && let Err(error) = store.set_view(&view).await {
+            out.send_if_modified(|out| {
+                let newer = view.cluster != ClusterId::default() && view.applied_index >= out.applied_index;
+                if newer {
+                    rotation::tell(out, &view);
+                    *out = view;
+                }
+                newer
+            });
+            // What a renewal has learned of new roots is shown without having been applied here.
+            let now = shown.borrow_and_update().clone();
+            let changed =
+                saved.members != now.members || saved.roots != now.roots || saved.profile != now.profile;
+            // Terms and offices change more often than members; they are not worth a save each.
+            // It is a hint for a restart: a full disk is no reason to stop.
+            if changed {
+                if let Err(error) = store.set_view(&now).await {
                     tracing::warn!(%error, "cannot save the cluster view");
                 }
+                saved = now;
             }
-            if applied.changed().await.is_err() {
-                return Ok(());
+            tokio::select! {
+                more = applied.changed() => if more.is_err() { return Ok(()) },
+                _ = shown.changed() => {}
             }
         }
     });
@@ -70,25 +79,21 @@ pub(super) fn door(this: &Arc<ThisNode>) -> Arc<dyn Handler> {
     let slot = MeshSlot::default();
     // A fresh slot is empty.
     let _ = slot.set(this.mesh.clone());
-    Arc::new(Door::new(signer(this), this.control.clone(), slot))
-}
-
-fn signer(this: &ThisNode) -> Signer {
-    let (clock, serials) = (this.surroundings.clone(), this.surroundings.clone());
-    Signer {
-        identity: this.identity.clone(),
-        seal_key: this.seal_key.clone(),
-        clock: Arc::new(move || clock.unix_ms()),
-        serials: Arc::new(move || serials.random()),
-    }
+    Arc::new(Door::new(this.signer(), this.control.clone(), slot))
 }
 
 /// Spawns the rest.
-pub(super) fn spawn(tasks: &Tasks, this: &Arc<ThisNode>, store: &Store, scrubbing: ScrubConfig) {
+pub(super) fn spawn(
+    tasks: &Tasks,
+    this: &Arc<ThisNode>,
+    view: watch::Sender<Arc<ClusterView>>,
+    store: &Store,
+    scrubbing: ScrubConfig,
+) {
     let renewal = Renewal {
-        signer: signer(this),
+        signer: this.signer(),
         control: Some(this.control.clone()),
-        view: this.control.view(),
+        view,
         mesh: this.mesh.clone(),
         store: store.clone(),
         jitter: f64::from(this.surroundings.rng().next_u32()) / f64::from(u32::MAX),
@@ -97,6 +102,7 @@ pub(super) fn spawn(tasks: &Tasks, this: &Arc<ThisNode>, store: &Store, scrubbin
         renewal.run().await;
         Ok(())
     });
+    tasks.spawn("ca-rotation", rotation::carry_on(this.clone()));
     tasks.spawn("addresses", tell_addresses(this.clone()));
     tasks.spawn("removal", notice_removal(this.clone(), store.clone()));
     tasks.spawn("recovery", notice_recovery(this.clone(), store.clone()));

@@ -23,4 +23,8 @@ pub struct Hello {
     /// The recovery both must have come through, if there was one: see [`Recovery`].
     #[serde(default)]
     pub recovery: Option<Recovery>,
+    /// The dialer's: this connection is to take the place of the link there is between these two
+    /// processes, because both have newer certificates.
+    #[serde(default)]
+    pub renews: bool,
 }

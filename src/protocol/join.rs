@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{Addresses, ClusterId, NodeId, Recovery, Role, TimingProfile, TokenId};
+use crate::types::{Addresses, ClusterId, NodeId, Recovery, Role, Succession, TimingProfile, TokenId};
 
 /// Joiner to door. Also the hello of a stranger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JoinRequest {
     /// Let me in by this token.
     Admit(Box<AdmitRequest>),
-    /// I am a member whose certificate has expired: sign me a new one.
+    /// I am a member: sign me a new certificate.
     Renew {
         /// Certificate signing request (DER) of the same key.
         #[serde(with = "serde_bytes")]
@@ -123,6 +123,9 @@ pub struct Admitted {
     pub certificate: Vec<u8>,
     /// Root certificates (DER).
     pub roots: Vec<serde_bytes::ByteBuf>,
+    /// How each root followed from the one before it, oldest first: for members that know old ones only.
+    #[serde(default)]
+    pub successions: Vec<Succession>,
     /// Cluster-wide timeouts.
     #[serde(default)]
     pub profile: TimingProfile,

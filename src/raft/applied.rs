@@ -37,6 +37,7 @@ impl Applied {
             leader,
             term,
             roots: state.roots.clone(),
+            rotation: state.rotation.as_ref().map(|rotation| rotation.progress.clone()),
             profile: state.profile,
             feature_level: state.feature_level,
             applied_index: self.last.as_ref().map_or(0, |id| id.index),

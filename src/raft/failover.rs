@@ -11,6 +11,7 @@ use std::{
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use serde_bytes::ByteBuf;
 use tokio::{
     sync::watch,
     time::{Duration, Instant},
@@ -40,8 +41,9 @@ pub trait Local: fmt::Debug + Send + Sync + 'static {
     fn holds(&self, at: Lsn) -> bool;
     /// The wall clock, milliseconds since 1970.
     fn unix_ms(&self) -> u64;
-    /// The cluster CA's key, sealed to a member that is about to become a voter.
-    fn seal_ca_for(&self, member: &Member) -> Result<Vec<u8>, String>;
+    /// Every CA key that this node holds, sealed to a member that is about to become a voter, each with
+    /// the SHA-256 of its root.
+    fn seal_ca_for(&self, member: &Member) -> Result<Vec<(ByteBuf, ByteBuf)>, String>;
 }
 
 /// The leader's watch over the writer.

@@ -21,6 +21,7 @@ use crate::types::{ClusterView, Lsn, Member, MembershipId, NodeId, Role};
 use super::{
     Command, Control,
     failover::{Local, Statuses},
+    rotation::fully_sealed,
 };
 
 /// A learner this close to the commit position may be promoted.
@@ -168,7 +169,7 @@ impl Keeper {
                 .and_then(|office| statuses.get(&office.node))
                 .map_or(MembershipId::default(), |(_, status)| status.marked);
             let alive = alive(&view, &statuses, Instant::now());
-            let sealed = self.control.state().sealed_ca.keys().copied().collect();
+            let sealed = fully_sealed(&self.control.state());
             let step = next_step(&Facts {
                 view: &view,
                 newest: self.control.newest_membership(),
@@ -197,9 +198,11 @@ impl Keeper {
             Step::HandOver(to) => self.control.transfer_leader(*to).await.map_err(|e| e.to_string()),
             Step::SealCa(id) => {
                 let member = view.members.get(id).ok_or("no such member")?;
-                let sealed = self.local.seal_ca_for(member)?;
-                let command = Command::SealCa { node: *id, sealed: serde_bytes::ByteBuf::from(sealed) };
-                self.control.propose(command, PROPOSAL).await.map(drop).map_err(|e| e.to_string())
+                for (of, sealed) in self.local.seal_ca_for(member)? {
+                    let command = Command::SealCa { node: *id, sealed, of: Some(of) };
+                    self.control.propose(command, PROPOSAL).await.map_err(|e| e.to_string())?;
+                }
+                Ok(())
             }
         }
     }

@@ -12,6 +12,7 @@ mod network;
 mod propose;
 pub mod recover;
 mod room;
+pub mod rotation;
 mod rpc;
 mod runtime;
 mod snapshot;

@@ -202,7 +202,8 @@ async fn serve(
 
 /// A plain member speaks for itself; everything else is a voter's.
 fn allowed(view: &ClusterView, peer: NodeId, command: &Command) -> bool {
-    view.is_voter(peer) || matches!(command, Command::Update { node, .. } if *node == peer)
+    view.is_voter(peer)
+        || matches!(command, Command::Update { node, .. } | Command::ShowsRoot { node, .. } if *node == peer)
 }
 
 #[cfg(test)]
@@ -225,6 +226,9 @@ mod tests {
         };
         let revoke = Command::RevokeToken { token: TokenId(1) };
         assert!(allowed(&view, id(2), &update(id(2))));
+        let shows = |node| Command::ShowsRoot { node, root: serde_bytes::ByteBuf::new() };
+        assert!(allowed(&view, id(2), &shows(id(2))) && !allowed(&view, id(2), &shows(id(3))));
+        assert!(!allowed(&view, id(2), &Command::RotateCa { at_ms: 0 }));
         assert!(!allowed(&view, id(2), &update(id(3))));
         assert!(!allowed(&view, id(2), &revoke));
         assert!(!allowed(&view, id(2), &Command::Remove { node: id(2), at_ms: 0 }));
@@ -234,7 +238,7 @@ mod tests {
     #[test]
     fn a_command_that_no_message_can_carry_is_refused() {
         let sealed = serde_bytes::ByteBuf::from(vec![0; MAX_MESSAGE]);
-        let command = Command::SealCa { node: NodeId::default(), sealed };
+        let command = Command::SealCa { node: NodeId::default(), sealed, of: None };
         assert!(matches!(check_length(&command), Err(ProposeError::TooLong(_))));
     }
 }

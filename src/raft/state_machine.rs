@@ -12,6 +12,7 @@ use openraft::{
 
 use super::{
     applied::{Applied, Board},
+    rotation,
     snapshot::{SnapshotBuilder, Snapshots, decode_state},
     type_config::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, membership_id},
     types::{ApiToken, Command, Outcome, State, TERMS_KEPT, TokenRecord},
@@ -158,6 +159,7 @@ fn apply(state: &mut State, membership: &StoredMembership, command: Command) -> 
             state.members.remove(&node);
             state.admitted_by.remove(&node);
             state.sealed_ca.remove(&node);
+            rotation::forget(state, node);
             state.removed.insert(node, at_ms);
             Outcome::Done
         }
@@ -176,13 +178,16 @@ fn apply(state: &mut State, membership: &StoredMembership, command: Command) -> 
             }
             None => rejected("there is no such join token"),
         },
-        Command::SealCa { node, sealed } => {
-            if !state.members.contains_key(&node) {
-                return not_a_member(node);
-            }
-            state.sealed_ca.insert(node, sealed);
-            Outcome::Done
+        Command::SealCa { node, sealed, of } => {
+            rotation::seal(state, node, sealed, of.as_ref().map(|of| of.as_slice()))
         }
+        Command::RotateCa { at_ms } => rotation::ask(state, at_ms),
+        Command::AddRoot { succession, sealed } => {
+            rotation::add_root(state, &membership.voter_ids().collect(), succession, sealed)
+        }
+        Command::ShowsRoot { node, root } => rotation::note_shown(state, node, &root),
+        Command::DropFromRotation { nodes } => rotation::drop_members(state, nodes),
+        Command::RetireRoot { root } => rotation::retire(state, &membership.voter_ids().collect(), &root),
         Command::CreateApiToken(token) => create_api_token(state, token),
         Command::RevokeApiToken { token } => {
             let before = state.api_tokens.len();
@@ -273,7 +278,7 @@ fn rejected(reason: &str) -> Outcome {
     Outcome::Rejected(reason.into())
 }
 
-fn not_a_member(node: NodeId) -> Outcome {
+pub(super) fn not_a_member(node: NodeId) -> Outcome {
     Outcome::Rejected(format!("node {node} is not a member"))
 }
 

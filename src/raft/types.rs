@@ -9,11 +9,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::rotation::Rotation;
 use crate::{
     protocol::join::Refusal,
     types::{
-        Addresses, ClusterId, Databases, Member, NodeId, Office, Recovery, Role, Scope, TimingProfile,
-        TokenId,
+        Addresses, ClusterId, Databases, Member, NodeId, Office, Recovery, Role, Scope, Succession,
+        TimingProfile, TokenId,
     },
 };
 
@@ -97,6 +98,9 @@ pub enum Command {
         node: NodeId,
         /// Ciphertext.
         sealed: serde_bytes::ByteBuf,
+        /// SHA-256 of the root that the key is of.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        of: Option<serde_bytes::ByteBuf>,
     },
     /// Add an API token.
     CreateApiToken(ApiToken),
@@ -104,6 +108,35 @@ pub enum Command {
     RevokeApiToken {
         /// Which.
         token: TokenId,
+    },
+    /// An operator wants a new CA. Rejected while one is being made.
+    RotateCa {
+        /// Milliseconds since 1970.
+        at_ms: u64,
+    },
+    /// The new root, made by the leader: from here on two are trusted, and this one signs.
+    AddRoot {
+        /// The root, vouched for by the one before it.
+        succession: Succession,
+        /// Its key, sealed to every voter.
+        sealed: BTreeMap<NodeId, serde_bytes::ByteBuf>,
+    },
+    /// A member says of which root the certificate is that it shows from now on.
+    ShowsRoot {
+        /// Who.
+        node: NodeId,
+        /// SHA-256 of the root.
+        root: serde_bytes::ByteBuf,
+    },
+    /// An operator does not wait for these members to renew.
+    DropFromRotation {
+        /// Whom.
+        nodes: BTreeSet<NodeId>,
+    },
+    /// Every member that is waited for has renewed: the old root is trusted no more.
+    RetireRoot {
+        /// SHA-256 of the root that goes.
+        root: serde_bytes::ByteBuf,
     },
 }
 
@@ -130,6 +163,11 @@ impl fmt::Display for Command {
             Self::SealCa { node, .. } => write!(f, "seal CA key for {node}"),
             Self::CreateApiToken(token) => write!(f, "create API token {}", token.id()),
             Self::RevokeApiToken { token } => write!(f, "revoke API token {token}"),
+            Self::RotateCa { .. } => f.write_str("rotate the CA"),
+            Self::AddRoot { .. } => f.write_str("add a root"),
+            Self::ShowsRoot { node, .. } => write!(f, "{node} shows the newest root"),
+            Self::DropFromRotation { nodes } => write!(f, "rotate without {} members", nodes.len()),
+            Self::RetireRoot { .. } => f.write_str("retire a root"),
         }
     }
 }
@@ -260,7 +298,7 @@ pub struct State {
     pub cluster: Option<ClusterId>,
     /// Cluster name.
     pub name: String,
-    /// Roots that sign members.
+    /// Roots that members' certificates may be of: one, or two while the CA is rotated. The last signs.
     pub roots: Vec<serde_bytes::ByteBuf>,
     /// Members.
     pub members: BTreeMap<NodeId, Member>,
@@ -275,8 +313,14 @@ pub struct State {
     pub terms: Vec<Office>,
     /// Join tokens.
     pub tokens: BTreeMap<TokenId, TokenRecord>,
-    /// CA key per voter, sealed.
+    /// Key of the first root per voter, sealed.
     pub sealed_ca: BTreeMap<NodeId, serde_bytes::ByteBuf>,
+    /// A rotation of the CA that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<Rotation>,
+    /// How each root followed from the one before it, oldest first: for members that were away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub successions: Vec<Succession>,
     /// API tokens by name.
     pub api_tokens: BTreeMap<String, ApiToken>,
     /// Timeouts.

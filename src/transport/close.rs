@@ -28,7 +28,7 @@ pub enum CloseCode {
     Protocol = 8,
     /// A size or time limit for those not admitted.
     Limit = 9,
-    /// The peer's certificate has expired or is of a retired root: renew it.
+    /// The peer's certificate has expired, is not valid yet or is of a retired root: renew it.
     Lapsed = 10,
     /// Too many at once: try again.
     Busy = 11,
@@ -73,7 +73,7 @@ impl CloseCode {
             Self::Cloned => "two processes use one identity",
             Self::Protocol => "protocol error",
             Self::Limit => "a limit for nodes not admitted was reached",
-            Self::Lapsed => "the certificate has expired, renew it",
+            Self::Lapsed => "the certificate has expired, is not valid yet or is of a retired root, renew it",
             Self::Busy => "too busy, try again",
             Self::OtherGeneration => {
                 "of another generation of this cluster: it was recovered without one of the two"

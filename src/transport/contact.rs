@@ -26,6 +26,8 @@ pub(super) struct Contact {
     pub(super) conn: quinn::Connection,
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) certificate: PeerCertificate,
+    /// What this end showed.
+    shown: Arc<PeerCertificate>,
     /// The cluster admitted the key while this connection was up: its certificate is still the
     /// self-signed one, so membership of the key is what counts.
     promoted: AtomicBool,
@@ -38,13 +40,14 @@ pub(super) struct Contact {
 
 impl Contact {
     /// `None` for a peer without readable certificate; TLS lets none through.
-    pub(super) fn new(conn: quinn::Connection) -> Option<Self> {
+    pub(super) fn new(conn: quinn::Connection, shown: Arc<PeerCertificate>) -> Option<Self> {
         let chain = *conn.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
         let certificate = PeerCertificate::parse(chain.first()?).ok()?;
         Some(Self {
             conn,
             chain,
             certificate,
+            shown,
             promoted: AtomicBool::new(false),
             signer: Mutex::default(),
             pacer: Arc::new(Pacer::new(Instant::now())),
@@ -81,9 +84,40 @@ impl Contact {
         };
         let signed = self.signer.lock().unwrap_or_else(PoisonError::into_inner).1.is_some();
         let promoted = self.promoted.load(Ordering::Acquire);
+        // One that is not valid yet was not renewed, whatever the record says.
+        let signed = signed && now >= self.certificate.not_before;
         // Zero: a joiner's first view names the members before it knows their certificates.
         let current = now <= member.not_after || (promoted && member.not_after == 0);
         if (promoted || signed) && current { PeerClass::Member(node) } else { class }
+    }
+
+    /// True for a listed member with a certificate that names this cluster and is valid in time, of a
+    /// root that this node does not know: the CA may have been rotated while it was away.
+    pub(super) fn is_of_unknown_root(&self, view: &ClusterView, now: u64) -> bool {
+        let certificate = &self.certificate;
+        matches!(self.class(view, now), PeerClass::Lapsed(_))
+            && self.signer.lock().unwrap_or_else(PoisonError::into_inner).1.is_none()
+            && certificate.claims == Some((view.cluster, certificate.node))
+            && (certificate.not_before..=certificate.not_after).contains(&now)
+    }
+
+    /// Of a listed member with a certificate of this cluster: how it is wrong in time, if it is.
+    pub(super) fn is_untimely(&self, view: &ClusterView, now: u64) -> Option<String> {
+        let PeerClass::Lapsed(_) = self.class(view, now) else { return None };
+        self.signer.lock().unwrap_or_else(PoisonError::into_inner).1.as_ref()?;
+        match (self.certificate.not_before, self.certificate.not_after) {
+            (from, _) if now < from => Some(format!("is valid only in {} s", from - now)),
+            (_, until) if now > until => Some(format!("expired {} s ago", now - until)),
+            _ => None,
+        }
+    }
+
+    /// True when both ends showed certificates of the root that signs now when this connection was made.
+    pub(super) fn is_of_newest_root(&self, view: &ClusterView, now: u64) -> bool {
+        self.class(view, now);
+        let signer = self.signer.lock().unwrap_or_else(PoisonError::into_inner).1.clone();
+        let newest = view.roots.last();
+        signer.as_ref() == newest && newest.is_some_and(|root| self.shown.signer(&[root]).is_some())
     }
 
     /// Lets the key's membership count from now on. False unless the view lists the key.

@@ -269,6 +269,7 @@ async fn dial_candidate(
     let node = contact.node();
     let class = contact.class(&inner.view(), (inner.clock)());
     if !class.is_member() {
+        inner.note_lapse_by(&contact);
         contact.turn_away(class, &inner.view());
         return (Err(DialError::NotMember(class)), None);
     }

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tracing::info;
 
-use super::{contact::Contact, dialer, gate, gate::Doorkeeper, link::Link, mesh::Inner};
+use super::{contact::Contact, dialer, gate, gate::Doorkeeper, link::Link, mesh::Inner, refresh};
 
 /// For a handshake of an incoming connection.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,6 +53,7 @@ impl MeshDriver {
         sweep_at.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut tasks = JoinSet::new();
         tasks.spawn(dialer::run(inner.clone()));
+        tasks.spawn(refresh::run(inner.clone()));
         loop {
             tokio::select! {
                 incoming = inner.endpoint.accept() => match incoming {
@@ -86,10 +87,11 @@ impl MeshDriver {
 }
 
 async fn accept(inner: Arc<Inner>, door: Arc<Doorkeeper>, incoming: quinn::Incoming, handshake: Handshake) {
+    let shown = inner.identity.certificate();
     let Ok(connecting) = incoming.accept() else { return };
     let Ok(Ok(conn)) = timeout(HANDSHAKE_TIMEOUT, connecting).await else { return };
     drop(handshake);
-    let Some(contact) = Contact::new(conn) else { return };
+    let Some(contact) = Contact::new(conn, shown) else { return };
     if let Some(link) = gate::receive(&inner, &door, Arc::new(contact)).await {
         gate::serve(&inner, link).await;
     }

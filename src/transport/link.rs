@@ -1,7 +1,7 @@
 //! A link: a connection past its hello. And the hello itself, both ends of it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
@@ -122,12 +122,14 @@ impl fmt::Debug for LinkInfo {
 impl Inner {
     /// A connection to whoever answers at `address`.
     pub(super) async fn dial(&self, address: SocketAddr) -> Result<Arc<Contact>, DialError> {
+        // One that is renewed meanwhile makes this look older than it is, which costs a connection.
+        let shown = self.identity.certificate();
         let connecting = self.endpoint.connect_with(self.client.clone(), address, SERVER_NAME);
         let connecting = connecting.map_err(|e| DialError::Address { address, reason: e.to_string() })?;
         match timeout(DIAL_TIMEOUT, connecting).await {
-            Ok(Ok(conn)) => {
-                Contact::new(conn).map(Arc::new).ok_or_else(|| DialError::Hello("no certificate".to_owned()))
-            }
+            Ok(Ok(conn)) => Contact::new(conn, shown)
+                .map(Arc::new)
+                .ok_or_else(|| DialError::Hello("no certificate".to_owned())),
             Ok(Err(error)) => Err(Closed::from(error).into()),
             Err(_) => Err(DialError::TimedOut(address)),
         }
@@ -148,6 +150,7 @@ impl Inner {
         let peer = contact.node();
         let class = contact.live_class(&self.view(), (self.clock)());
         if !class.is_member() {
+            self.note_lapse_by(&contact);
             contact.turn_away(class, &self.view());
             return Err(DialError::NotMember(class));
         }
@@ -155,7 +158,7 @@ impl Inner {
             contact.close(CloseCode::Duplicate);
             return Err(DialError::AlreadyLinked(peer));
         };
-        let reply = match timeout(HELLO_TIMEOUT, self.exchange_hello(&contact)).await {
+        let reply = match timeout(HELLO_TIMEOUT, self.exchange_hello(&contact, false)).await {
             Ok(Ok(reply)) => reply,
             failed => {
                 // The reason of the close says more than what the stream saw of it.
@@ -172,7 +175,7 @@ impl Inner {
             }
         };
         let own = self.identity.node();
-        self.register(contact, reply, own).map_err(|code| match code {
+        self.register(contact, reply, own, false).map_err(|code| match code {
             CloseCode::Duplicate => DialError::AlreadyLinked(peer),
             code => DialError::Hello(code.to_string()),
         })
@@ -184,12 +187,12 @@ impl Inner {
         started.then(|| Greeting { inner: self.clone(), peer })
     }
 
-    async fn exchange_hello(&self, contact: &Contact) -> Result<Hello, StreamError> {
+    pub(super) async fn exchange_hello(&self, contact: &Contact, renews: bool) -> Result<Hello, StreamError> {
         let ends = contact.conn.open_bi().await.map_err(Closed::from)?;
         let mut stream = contact.stream(ends);
         stream.send.set_lane(Lane::Consensus);
         stream.send.write_header(StreamHeader { kind: StreamKind::Hello, version: VERSION }).await?;
-        stream.exchange(&self.hello(), MAX_MESSAGE).await
+        stream.exchange(&Hello { renews, ..self.hello() }, MAX_MESSAGE).await
     }
 
     /// The acceptor's side of the hello; closes the connection on failure.
@@ -217,8 +220,9 @@ impl Inner {
         }
         // The link is in the pool before the dialer can know that it is: the dialer then never
         // holds a link that its peer has not.
+        let renews = theirs.renews;
         let link = self
-            .register(contact.clone(), theirs, contact.node())
+            .register(contact.clone(), theirs, contact.node(), renews)
             .map_err(|code| io::Error::other(code.to_string()))?;
         let answered = match stream.send.write_message(&self.hello()).await {
             Ok(()) => stream.send.finish(),
@@ -241,11 +245,18 @@ impl Inner {
             version: self.version.clone(),
             features: self.features,
             recovery: self.view().recovery.clone(),
+            renews: false,
         }
     }
 
     /// Judges a hello and lets the pool decide; the connection is closed unless it is the link.
-    fn register(&self, contact: Arc<Contact>, hello: Hello, dialer: NodeId) -> Result<Arc<Link>, CloseCode> {
+    pub(super) fn register(
+        &self,
+        contact: Arc<Contact>,
+        hello: Hello,
+        dialer: NodeId,
+        renews: bool,
+    ) -> Result<Arc<Link>, CloseCode> {
         let peer = contact.node();
         let refuse = |code: CloseCode| {
             contact.close(code);
@@ -264,7 +275,7 @@ impl Inner {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let mut hello = hello;
         hello.addresses.mesh.truncate(MAX_ADDRESSES);
-        let key = Key { number, boot: hello.boot, dialer, remote: contact.remote() };
+        let key = Key { number, boot: hello.boot, dialer, remote: contact.remote(), renews };
         widen(&contact.conn);
         let now = Instant::now();
         let link =
@@ -289,6 +300,7 @@ impl Inner {
                 return refuse(CloseCode::Cloned);
             }
         }
+        self.doubted.send_if_modified(|doubted| doubted.remove(&peer));
         info!(peer = %peer, remote = %key.remote, boot = %key.boot, dialed = dialer != peer, "link up");
         self.publish();
         Ok(link)
@@ -321,6 +333,26 @@ impl Inner {
         });
     }
 
+    /// Notes a member whose certificate is not taken for what this node may be wrong about: its roots,
+    /// or its clock.
+    pub(super) fn note_lapse_by(&self, contact: &Contact) {
+        let (view, now, peer) = (self.view(), (self.clock)(), contact.node());
+        if contact.is_of_unknown_root(&view, now) {
+            debug!(%peer, "shows a certificate of an unknown root");
+            self.lapses.send_modify(|lapses| *lapses += 1);
+        }
+        let news = |doubted: &mut BTreeSet<NodeId>| doubted.insert(peer);
+        if let Some(why) = contact.is_untimely(&view, now)
+            && self.doubted.send_if_modified(news)
+        {
+            warn!(
+                %peer,
+                "by this node's clock the certificate of {peer} {why}: set the clock (NTP), here or there, or it \
+                 renews soon"
+            );
+        }
+    }
+
     /// Looks at why a connection ended, for what this node must know.
     pub(super) fn note_closed(&self, contact: &Contact, closed: &Closed) {
         let peer = contact.node();
@@ -337,7 +369,14 @@ impl Inner {
                 error!(peer = %peer, "refused: another process uses this node's identity");
             }
             Closed::ByPeer(CloseCode::Lapsed) => {
-                warn!(peer = %peer, "refused: this node's certificate has expired and must be renewed");
+                warn!(
+                    peer = %peer,
+                    "refused: to that node this one's certificate has expired, is not valid yet or is of a retired root"
+                );
+                // Anyone can close a connection with any code; a member's key was proven.
+                if self.view().members.contains_key(&peer) {
+                    self.lapses.send_modify(|lapses| *lapses += 1);
+                }
             }
             closed => debug!(peer = %peer, %closed, "connection ended"),
         }
@@ -348,6 +387,13 @@ impl Inner {
 pub(super) struct Greeting {
     inner: Arc<Inner>,
     peer: NodeId,
+}
+
+impl Greeting {
+    /// Of a hello that the pool has allowed.
+    pub(super) fn new(inner: Arc<Inner>, peer: NodeId) -> Self {
+        Self { inner, peer }
+    }
 }
 
 impl Drop for Greeting {

@@ -1,7 +1,7 @@
 //! The handle of the mesh: open a stream to a peer, ask it something, see who is linked.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
@@ -116,6 +116,9 @@ pub(super) struct Inner {
     pub(super) foreign: watch::Sender<Foreign>,
     pub(super) superseded: watch::Sender<Option<Recovery>>,
     pub(super) candidates: watch::Sender<Vec<SocketAddr>>,
+    pub(super) lapses: watch::Sender<u64>,
+    /// Members whose certificates are not good by this node's clock.
+    pub(super) doubted: watch::Sender<BTreeSet<NodeId>>,
     /// Links made outside the driver, for it to serve.
     pub(super) adopt: mpsc::UnboundedSender<Arc<Link>>,
     pub(super) next_number: AtomicU64,
@@ -159,6 +162,8 @@ impl Mesh {
             foreign: watch::Sender::default(),
             superseded: watch::Sender::default(),
             candidates: watch::Sender::default(),
+            lapses: watch::Sender::default(),
+            doubted: watch::Sender::default(),
             adopt,
             next_number: AtomicU64::new(1),
             pool: Mutex::default(),
@@ -229,6 +234,12 @@ impl Mesh {
     /// met a member that came through it.
     pub fn superseded(&self) -> watch::Receiver<Option<Recovery>> {
         self.inner.superseded.subscribe()
+    }
+
+    /// How often a listed member has not taken this node's certificate, or has shown one of a root that
+    /// this node does not know: signs that a new certificate is needed, whatever this node's clock says.
+    pub fn lapses(&self) -> watch::Receiver<u64> {
+        self.inner.lapses.subscribe()
     }
 
     /// Addresses where members may be (seeds, mDNS): dialled while some member has no link. The

@@ -15,6 +15,7 @@ mod lanes;
 mod link;
 mod mesh;
 mod pool;
+mod refresh;
 mod router;
 mod stranger;
 mod stream;

@@ -27,6 +27,8 @@ pub(super) struct Key {
     /// Which of the two nodes dialled.
     pub(super) dialer: NodeId,
     pub(super) remote: SocketAddr,
+    /// It is to take the place of the one there is: same processes, newer certificates.
+    pub(super) renews: bool,
 }
 
 /// The verdict on a connection offered.
@@ -88,7 +90,8 @@ impl<L: Clone> Pool<L> {
             return Offer::Up;
         };
         let old = *old;
-        if old.boot == key.boot && old.dialer != key.dialer && old.dialer < key.dialer {
+        let renews = old.boot == key.boot && key.renews;
+        if old.boot == key.boot && old.dialer != key.dialer && old.dialer < key.dialer && !renews {
             return Offer::Duplicate;
         }
         if old.boot != key.boot {
@@ -99,6 +102,7 @@ impl<L: Clone> Pool<L> {
         }
         let replaced = self.links.insert(peer, (key, link));
         match replaced {
+            Some((_, loser)) if renews => Offer::UpDrain(loser),
             // Dialled by the other side: alive, with streams that deserve to end in peace.
             Some((_, loser)) if old.boot == key.boot && old.dialer != key.dialer => Offer::UpDrain(loser),
             // The same side dialled again, so it has lost the old one; or another boot.
@@ -130,7 +134,12 @@ impl<L: Clone> Pool<L> {
         !self.links.contains_key(&peer) && self.greeting.insert(peer)
     }
 
-    /// Ends what [`Pool::start_hello`] began.
+    /// Starts an outgoing hello to a linked peer, to renew the link: false while there is another.
+    pub(super) fn start_renewal(&mut self, peer: NodeId) -> bool {
+        self.links.contains_key(&peer) && self.greeting.insert(peer)
+    }
+
+    /// Ends what [`Pool::start_hello`] or [`Pool::start_renewal`] began.
     pub(super) fn end_hello(&mut self, peer: NodeId) {
         self.greeting.remove(&peer);
     }
@@ -145,7 +154,7 @@ mod tests {
 
     fn key(number: u64, boot: u64, dialer: NodeId) -> Key {
         let remote = SocketAddr::from(([127, 0, 0, 1], 1000 + boot as u16));
-        Key { number, boot: BootId(boot), dialer, remote }
+        Key { number, boot: BootId(boot), dialer, remote, renews: false }
     }
 
     #[tokio::test(start_paused = true)]
@@ -167,6 +176,21 @@ mod tests {
         pool.offer(PEER, key(1, 7, SMALL), 1, now);
         assert_eq!(pool.offer(PEER, key(2, 7, SMALL), 2, now), Offer::UpReplace(1));
         assert_eq!(pool.offer(PEER, key(3, 8, PEER), 3, now), Offer::UpReplace(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_takes_the_place_of_a_live_link_of_the_same_processes_whoever_dialled() {
+        let now = Instant::now();
+        for (old, new) in [(SMALL, SMALL), (PEER, SMALL), (SMALL, PEER), (PEER, PEER)] {
+            let mut pool = Pool::default();
+            assert!(!pool.start_renewal(PEER), "there is nothing to renew");
+            pool.offer(PEER, key(1, 7, old), 1, now);
+            assert!(pool.start_renewal(PEER) && !pool.start_renewal(PEER));
+            let renewal = Key { renews: true, ..key(2, 7, new) };
+            assert_eq!(pool.offer(PEER, renewal, 2, now), Offer::UpDrain(1), "{old} {new}");
+            let other_boot = Key { renews: true, ..key(3, 8, new) };
+            assert_eq!(pool.offer(PEER, other_boot, 3, now), Offer::UpReplace(2));
+        }
     }
 
     #[tokio::test(start_paused = true)]

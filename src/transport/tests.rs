@@ -27,6 +27,9 @@ use crate::{
     types::{Addresses, BootId, ClusterId, ClusterView, Lsn, Member, NodeId, Recovery, Role, TimingProfile},
 };
 
+mod bad_certificates;
+mod rotation;
+
 const NOW: u64 = 1_800_000_000;
 const CLUSTER: ClusterId = ClusterId([9; 16]);
 

@@ -6,12 +6,14 @@ pub mod planted;
 mod position;
 mod recovery;
 mod scope;
+mod succession;
 mod view;
 
 pub use ids::{BootId, ClusterId, IdParseError, NodeId, Role, TokenId};
 pub use position::{Epoch, EpochTable, Lsn, LsnParseError};
 pub use recovery::{Recovery, generation};
 pub use scope::{Databases, Scope};
+pub use succession::{CaRotation, Succession};
 pub use view::{
     Addresses, ClusterView, Member, MembershipId, NodeHealth, Office, Timing, TimingProfile, Why, is_majority,
 };

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{BootId, ClusterId, Epoch, NodeId, Recovery, Role};
+use super::{BootId, CaRotation, ClusterId, Epoch, NodeId, Recovery, Role};
 
 /// Log id of the membership entry that is in force, as (term, index) of the raft log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -197,8 +197,12 @@ pub struct ClusterView {
     pub leader: Option<NodeId>,
     /// Newest raft term seen.
     pub term: u64,
-    /// Root certificates (DER) that sign members: one, or two while the CA is rotated.
+    /// Root certificates (DER) that members' certificates may be of: one, or two while the CA is
+    /// rotated. The last one signs.
     pub roots: Vec<serde_bytes::ByteBuf>,
+    /// How far a rotation of the CA is, while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<CaRotation>,
     /// Cluster-wide timeouts.
     pub profile: TimingProfile,
     /// Feature bits in use cluster-wide.

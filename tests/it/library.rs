@@ -42,6 +42,7 @@ pub async fn start_with(
         dir: open_when_free(dir).await,
         name: dir.file_name().unwrap().to_string_lossy().into_owned(),
         role: Role::Voter,
+        ca: None,
         join,
         new_cluster: seeds.is_empty(),
         bootstrap_expect: None,

@@ -19,6 +19,10 @@ mod auth;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod bootstrap;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod ca_rotation;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod clocks;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod cluster;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod damage;
@@ -42,6 +46,8 @@ mod graceful;
 mod http;
 #[cfg(all(feature = "server", feature = "sql", feature = "mdns"))]
 mod mdns;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod own_ca;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod partial_writes;
 #[cfg(all(feature = "server", feature = "sql"))]

@@ -169,6 +169,7 @@ impl Host {
             dir: DataDir::open(&self.dir()).map_err(NodeError::from)?,
             name: self.name.to_owned(),
             role: self.role,
+            ca: None,
             join,
             new_cluster: founder,
             bootstrap_expect: None,

@@ -275,6 +275,7 @@ mod tests {
             generation: 0,
             nodes,
             terms: vec![],
+            ca: Default::default(),
             warnings: vec![],
         }
     }

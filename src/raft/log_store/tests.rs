@@ -153,7 +153,7 @@ async fn reads_for_replication_fit_in_a_message() {
     let mut store = open(Arc::new(RealDisk), dir.path()).await.unwrap();
     let big = |index| {
         let sealed = serde_bytes::ByteBuf::from(vec![7; 3 * 1024 * 1024]);
-        Entry::new_normal(id(1, index), Command::SealCa { node: NodeId::default(), sealed })
+        Entry::new_normal(id(1, index), Command::SealCa { node: NodeId::default(), sealed, of: None })
     };
     append(&mut store, (1..=5).map(big).collect()).await.unwrap();
     assert_eq!(store.limited_get_log_entries(1, 6).await.unwrap().len(), 2);

@@ -138,7 +138,7 @@ fn a_token_without_limits_admits_any_number() {
 fn a_removed_node_never_comes_back() {
     let (mut state, m) = founded();
     apply(&mut state, &m, admit_command(2, Role::Voter, 1, 10));
-    apply(&mut state, &m, Command::SealCa { node: node(2), sealed: bytes(2) });
+    apply(&mut state, &m, Command::SealCa { node: node(2), sealed: bytes(2), of: None });
     let remove = || Command::Remove { node: node(2), at_ms: 77 };
     // A voter retires first, and only if another is left.
     let retire = || Command::Retire { node: node(2) };
@@ -173,7 +173,7 @@ fn only_members_are_updated_and_sealed_to() {
         features: 5,
     };
     assert!(matches!(apply(&mut state, &m, update(2, None)), Outcome::Rejected(_)));
-    let seal = Command::SealCa { node: node(2), sealed: bytes(2) };
+    let seal = Command::SealCa { node: node(2), sealed: bytes(2), of: None };
     assert!(matches!(apply(&mut state, &m, seal), Outcome::Rejected(_)));
     assert_eq!(apply(&mut state, &m, update(1, None)), Outcome::Done);
     assert_eq!((state.members[&node(1)].serial.as_str(), state.members[&node(1)].features), ("1", 5));
