@@ -169,6 +169,8 @@ mod tests {
             cert_days_left: Some(29),
             snapshot: None,
             scrubbed: None,
+            follows: None,
+            view_age_ms: None,
             is_leader: false,
             is_writer: false,
             silent_ms: None,

@@ -128,6 +128,7 @@ impl Local for ThisNode {
             damaged,
             damaged_files,
             scrubbed: self.findings.scrub.finished(),
+            follows: None,
         }
     }
 

@@ -491,6 +491,7 @@ mod tests {
             damaged: None,
             damaged_files: 0,
             scrubbed: None,
+            follows: None,
         }
     }
 

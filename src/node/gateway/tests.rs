@@ -1,0 +1,1 @@
+//! A gateway beside real nodes of one process.
