@@ -16,11 +16,11 @@ use futures::future::BoxFuture;
 use rand::RngCore;
 use tokio::{sync::watch, time::timeout};
 
+use self::{ask::Asker, choice::Choice, feed::Feed, feed::Heard};
 pub use self::{
     ask::{Answer, AskError, Piece},
     choice::Errand,
 };
-use self::{ask::Asker, choice::Choice, feed::Feed, feed::Heard};
 use super::{
     NodeConfig, NodeError,
     assembly::clear_unfinished,
@@ -192,7 +192,15 @@ impl Gateway {
         let asker = Asker { mesh, view, choice, passed_over: Counter::default() };
         let dir = config.dir;
         Self {
-            inner: Arc::new(Inner { dir, this, submitter, asker, tasks, stopping: stopping_out, _late: late }),
+            inner: Arc::new(Inner {
+                dir,
+                this,
+                submitter,
+                asker,
+                tasks,
+                stopping: stopping_out,
+                _late: late,
+            }),
         }
     }
 
@@ -242,12 +250,7 @@ impl Gateway {
     ///
     /// # Errors
     /// Nobody answered.
-    pub async fn ask(
-        &self,
-        errand: Errand,
-        request: &HttpRequest,
-        body: &Bytes,
-    ) -> Result<Answer, AskError> {
+    pub async fn ask(&self, errand: Errand, request: &HttpRequest, body: &Bytes) -> Result<Answer, AskError> {
         self.inner.asker.ask(errand, request, body).await
     }
 
@@ -266,7 +269,10 @@ impl Gateway {
             None => reasons.push("no node with data has shown its view of the cluster yet".to_owned()),
             Some(heard) if !self.is_current() => {
                 let ms = heard.at.elapsed().as_millis();
-                reasons.push(format!("no node with data has been heard for {ms} ms; the last was {}", heard.from));
+                reasons.push(format!(
+                    "no node with data has been heard for {ms} ms; the last was {}",
+                    heard.from
+                ));
             }
             Some(heard) if !heard.ready => {
                 reasons.push(format!("{}, whose view this gateway follows, is not ready", heard.from));

@@ -79,11 +79,7 @@ fn signer_of(this: &ThisNode) -> Signer {
 }
 
 /// What a node signs with, if it holds the CA key; one that does not asks with it for a certificate.
-pub(super) fn signer(
-    identity: Arc<Identity>,
-    seal_key: Arc<SealKey>,
-    surroundings: &Surroundings,
-) -> Signer {
+pub(super) fn signer(identity: Arc<Identity>, seal_key: Arc<SealKey>, surroundings: &Surroundings) -> Signer {
     let (clock, serials) = (surroundings.clone(), surroundings.clone());
     Signer {
         identity,

@@ -6,7 +6,7 @@ use super::PlaceArgs;
 use crate::{
     cli::{Failure, output, table::or_dash},
     raft::{LogAt, RaftSurvey, survey},
-    types::{ClusterView, Role},
+    types::ClusterView,
 };
 
 pub(super) async fn run(args: PlaceArgs) -> Result<(), Failure> {

@@ -7,6 +7,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use serde_bytes::ByteBuf;
 use tokio::{
     sync::watch,
     time::{Instant, timeout},
@@ -28,6 +29,8 @@ use super::choice::{Choice, Errand, UnderWay};
 const SILENCE: Duration = Duration::from_secs(2);
 /// Statuses that say: not now, or not here. Another node may do better.
 const ELSEWHERE: [u16; 2] = [429, 503];
+/// The same in gRPC, whose HTTP status is always good.
+const UNAVAILABLE: &[u8] = b"14";
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -128,7 +131,7 @@ impl Asker {
         let mut last = Err(AskError::Nobody(whom));
         for node in self.choice.order(errand, &view, &linked, Instant::now()) {
             match self.attempt(node, request, body, patience).await {
-                Ok(answer) if errand == Errand::Query && ELSEWHERE.contains(&answer.head.status) => {
+                Ok(answer) if errand == Errand::Query && elsewhere(&answer.head) => {
                     last = Ok(answer);
                 }
                 Ok(answer) => return Ok(answer),
@@ -199,6 +202,11 @@ impl Asker {
         let rest = first.is_some().then_some(recv);
         Ok(Answer { node, head, first, rest, patience, under_way })
     }
+}
+
+fn elsewhere(head: &HttpResponse) -> bool {
+    let unavailable = |(name, value): &(String, ByteBuf)| name == "grpc-status" && value[..] == *UNAVAILABLE;
+    ELSEWHERE.contains(&head.status) || head.headers.iter().any(unavailable)
 }
 
 /// The next piece of a body, past the beats.

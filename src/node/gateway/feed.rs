@@ -153,12 +153,7 @@ fn judge(own: &ClusterView, new: &ClusterView, source: NodeId) -> Result<(), &'s
 }
 
 /// Nodes with data that may be followed, best first.
-fn order(
-    view: &ClusterView,
-    linked: &BTreeSet<NodeId>,
-    me: NodeId,
-    last: Option<NodeId>,
-) -> Vec<NodeId> {
+fn order(view: &ClusterView, linked: &BTreeSet<NodeId>, me: NodeId, last: Option<NodeId>) -> Vec<NodeId> {
     // A joiner's first view names members, and not yet who of them is what.
     let roles_unknown = view.voters.is_empty();
     let mut nodes: Vec<(NodeId, Role)> = view
