@@ -39,10 +39,9 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter, on},
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+#[cfg(feature = "sql")]
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 pub use gateway::{GatewayState, serve_gateway};
 pub use serve::{Listeners, bind_socket, serve};
