@@ -9,7 +9,7 @@ use axum::{
     Router,
     body::Body,
     extract::{FromRef, Request, State},
-    http::{Method, StatusCode, Version},
+    http::{Method, Version},
     response::Response,
     routing::{MethodFilter, on},
 };
@@ -209,12 +209,11 @@ fn unanswered(error: AskError, errand: Errand) -> ApiError {
 
 fn respond(answer: Answer, deadline: Instant) -> Result<Response, ApiError> {
     let nonsense = || ApiError::new(Fault::Internal, format!("the answer of {} is not HTTP", answer.node));
-    let status = StatusCode::from_u16(answer.head.status).map_err(|_| nonsense())?;
+    let status = answer.head.status;
     let mut headers = as_map(&answer.head.headers).ok_or_else(nonsense)?;
     error::set(&mut headers, "x-skein-forwarded", true);
-    let mut response = Response::new(body_of(answer, deadline));
-    (*response.status_mut(), *response.headers_mut()) = (status, headers);
-    Ok(response)
+    let response = error::as_answered(status, headers, body_of(answer, deadline));
+    response.ok_or_else(|| ApiError::new(Fault::Internal, format!("{status} is no status of HTTP")))
 }
 
 /// What the body of an answer is given.

@@ -316,6 +316,8 @@ pub(super) fn receipt_headers(receipt: &Receipt) -> HeaderMap {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use axum::{
         body::Body,
         http::{Method, Uri},
