@@ -328,7 +328,8 @@ mod tests {
     fn asked(gate: &Gate, secret: &str, access: Access, database: Option<&str>) -> Result<(), Fault> {
         let mut headers = HeaderMap::new();
         headers.insert("authorization", format!("Bearer {secret}").parse().unwrap());
-        let done = gate.authorize(TCP, &Uri::from_static("/x"), &headers, access, database);
+        let uri = Uri::from_static("/x");
+        let done = gate.authorize(TCP, &uri, &headers, access, database);
         let done = done.now_or_never().expect("it knows by itself");
         done.map(drop).map_err(|error| error.fault())
     }
@@ -361,7 +362,8 @@ mod tests {
                 headers.insert("authorization", format!("Bearer {secret}").parse().unwrap());
             }
             let peer = Peer::Gateway { at: [192, 0, 2, 9].into(), vouched };
-            let done = open.authorize(peer, &Uri::from_static("/x"), &headers, access, None);
+            let uri = Uri::from_static("/x");
+            let done = open.authorize(peer, &uri, &headers, access, None);
             done.now_or_never().expect("it knows by itself").map(drop).map_err(|error| error.fault())
         };
         for access in [Access::Read, Access::Write, Access::Data] {
