@@ -18,7 +18,7 @@ use crate::{
     types::{ClusterId, ClusterView, NodeId, Role, Timing},
 };
 
-/// Between two looks for a node to follow, while there is none.
+/// Before the next node is followed, and between two looks for one while there is none.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// The last word of the node that is followed.
@@ -64,11 +64,9 @@ impl Feed {
             };
             let Err(reason) = self.follow(source).await;
             tracing::info!(node = %source, %reason, "this gateway looks for another node to follow");
-            if last == Some(source) {
-                // The only one there is.
-                tokio::time::sleep(LOOK).await;
-            }
             last = Some(source);
+            // Whatever is wrong with all of them is not better within no time.
+            tokio::time::sleep(LOOK).await;
         }
     }
 
