@@ -274,3 +274,26 @@ fn body_of(mut answer: Answer, deadline: Instant) -> Body {
         })
     })))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_of_the_table_is_there_and_asks_for_the_same() {
+        for route in routes() {
+            let named = format!("{} {}", route.method, route.path);
+            let here = handled(route.method.clone(), route.path, route.access);
+            let here = here.unwrap_or_else(|| panic!("a gateway has no {named}"));
+            assert_eq!((here.method, here.path, here.access), (route.method, route.path, route.access));
+        }
+    }
+
+    #[test]
+    fn what_may_have_been_done_is_not_called_unavailable() {
+        let broken = || AskError::Broken { node: crate::types::NodeId::default(), reason: "silent".into() };
+        assert_eq!(unanswered(broken(), Errand::Query).fault(), Fault::Unavailable);
+        assert_eq!(unanswered(broken(), Errand::Change).fault(), Fault::Unknown);
+        assert_eq!(unanswered(AskError::Nobody("voter"), Errand::Change).fault(), Fault::Unavailable);
+    }
+}
