@@ -138,6 +138,8 @@ pub(super) mod tests {
             cert_days_left: None,
             snapshot: None,
             scrubbed: None,
+            follows: None,
+            view_age_ms: None,
             is_leader: false,
             is_writer: false,
             silent_ms: None,

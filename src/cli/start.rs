@@ -1,13 +1,17 @@
 //! `skein start`: assembles a node with the columnar engine and the HTTP edge, and runs it until it
 //! is told to stop or cannot go on.
 
+mod gateway;
+
 use std::{
     io::{self, IsTerminal},
     net::SocketAddr,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use rustls::server::ResolvesServerCert;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -20,9 +24,13 @@ use crate::{
     engine::columnar::{ColumnarConfig, ColumnarEngine},
     http::{self, AppState, CertificateFiles, EdgeTls, Listeners},
     identity::{CaFiles, DataDir, JoinToken},
-    node::{ADMIN_TOKEN_FILE, MdnsConfig, Node, NodeConfig, NodeError, ScrubConfig, Surroundings, come_back},
+    node::{
+        ADMIN_TOKEN_FILE, Gateway, MdnsConfig, Node, NodeConfig, NodeError, ScrubConfig, Surroundings,
+        come_back,
+    },
     telemetry::{Logging, Registry},
     transport::Socket,
+    types::{ClusterView, NodeId},
 };
 
 /// Runs a node until SIGTERM or SIGINT (a second one does not wait), or until it cannot go on.
@@ -45,6 +53,12 @@ pub async fn run(args: StartArgs) -> Result<(), Failure> {
         http::bind_socket(&config.data.socket()).map_err(|e| tracing::warn!("no unix socket: {e}")).ok();
     let surroundings = Surroundings::real();
     come_back(&dir, &surroundings).await.map_err(failure)?;
+    let mut stop = Stop::listen()?;
+    if Gateway::is_meant(&dir, &surroundings, token.as_ref()).await.map_err(failure)? {
+        let node_config = node_config(&config, dir, token, http_addr);
+        let doors = gateway::Doors { tcp, unix, files };
+        return gateway::run(&config, node_config, surroundings, doors, stop).await;
+    }
     let engine_config = ColumnarConfig {
         flush_bytes: config.storage.flush_bytes.as_usize(),
         flush_age: config.storage.flush_age,
@@ -55,21 +69,19 @@ pub async fn run(args: StartArgs) -> Result<(), Failure> {
         .await
         .map_err(|e| Failure::disk(e.to_string()))?;
 
-    let mut stop = Stop::listen()?;
     let node = tokio::select! {
         started = Node::start(node_config(&config, dir, token, http_addr), surroundings, engine.clone()) => {
             started.map_err(failure)?
         }
         () = stop.asked() => return Ok(()),
     };
-    let tls = edge_tls(&config, files, &node)?;
+    let tls = edge_tls(&config, files, node.certificate())?;
     // Whoever started this node may have closed the pipe: that is no reason to stop.
     if let Err(error) = output::print(&ready(&node, &config, http_addr)) {
         tracing::debug!(%error, "standard output is closed");
     }
-    warn_if_open(&config, &node, http_addr);
-    // It ends with the process.
-    drop(tokio::spawn(follow_roots(node.clone(), leave_roots(&node))));
+    warn_if_open(&config, node.data_dir(), http_addr);
+    keep_roots(node.data_dir(), node.view());
 
     let metrics = Registry::new();
     node.register_metrics(&metrics);
@@ -144,10 +156,7 @@ fn node_config(config: &Config, dir: DataDir, join: Option<JoinToken>, http: Soc
 
 /// One line for programs; for a person who just founded a cluster, the line for the next node too.
 fn ready(node: &Node, config: &Config, http: SocketAddr) -> String {
-    let view = node.view().borrow().clone();
-    let cluster = if view.name.is_empty() { "(learning)".to_owned() } else { view.name.clone() };
-    let scheme = if config.http.is_encrypted() { "https" } else { "http" };
-    let line = format!("ready http={scheme}://{http} node={} cluster={cluster}\n", node.id());
+    let line = ready_line(node.id(), &node.view().borrow(), config, http);
     let Some(founded) = node.founded() else { return line };
     if !io::stdout().is_terminal() {
         return format!("{line}to add nodes, run: skein token create\n");
@@ -163,6 +172,12 @@ fn ready(node: &Node, config: &Config, http: SocketAddr) -> String {
     )
 }
 
+fn ready_line(id: NodeId, view: &ClusterView, config: &Config, http: SocketAddr) -> String {
+    let cluster = if view.name.is_empty() { "(learning)" } else { &view.name };
+    let scheme = if config.http.is_encrypted() { "https" } else { "http" };
+    format!("ready http={scheme}://{http} node={id} cluster={cluster}\n")
+}
+
 /// The certificate of one's own, if there is one: read before anything is promised to anybody.
 fn certificate_files(config: &Config) -> Result<Option<Arc<CertificateFiles>>, Failure> {
     let (Some(cert), Some(key)) = (&config.http.cert, &config.http.key) else { return Ok(None) };
@@ -173,36 +188,49 @@ fn certificate_files(config: &Config) -> Result<Option<Arc<CertificateFiles>>, F
 fn edge_tls(
     config: &Config,
     files: Option<Arc<CertificateFiles>>,
-    node: &Node,
+    certificate: Arc<dyn ResolvesServerCert>,
 ) -> Result<Option<EdgeTls>, Failure> {
     let tls = match (files, config.http.tls) {
         (Some(files), _) => EdgeTls::of_files(files).map(Some),
-        (None, Tls::Node) => EdgeTls::of_node(node).map(Some),
+        (None, Tls::Node) => EdgeTls::of_node(certificate).map(Some),
         (None, Tls::Off) => Ok(None),
     };
     tls.map_err(|e| Failure::new(e.to_string()))
 }
 
-/// Leaves the cluster's roots in the data directory, for clients that are to trust its nodes.
-fn leave_roots(node: &Node) -> Vec<serde_bytes::ByteBuf> {
-    let roots = node.view().borrow().roots.clone();
+/// Leaves the cluster's roots in the data directory, for clients that are to trust its nodes, and again
+/// whenever they change.
+fn keep_roots(dir: &Path, view: watch::Receiver<Arc<ClusterView>>) {
+    let left = leave_roots(dir, &view.borrow());
+    // It ends with the process.
+    drop(tokio::spawn(follow_roots(dir.to_owned(), view, left)));
+}
+
+/// What was left.
+fn leave_roots(dir: &Path, view: &ClusterView) -> Vec<serde_bytes::ByteBuf> {
+    let roots = view.roots.clone();
     if roots.is_empty() {
         // A member that has not heard yet keeps what it left at its last start.
         return roots;
     }
     let text = roots.iter().map(|root| pem(root)).collect::<String>();
-    let (new, file) = (node.data_dir().join("ca.pem.new"), node.data_dir().join(CA_FILE));
+    let (new, file) = (dir.join("ca.pem.new"), dir.join(CA_FILE));
     if let Err(error) = std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &file)) {
         tracing::warn!(%error, file = %file.display(), "the cluster's CA certificate is not left for clients");
     }
     roots
 }
 
-/// Leaves them again whenever they change: while the CA is rotated, and after.
-async fn follow_roots(node: Node, mut left: Vec<serde_bytes::ByteBuf>) {
-    let mut view = node.view();
-    while view.wait_for(|view| view.roots != left).await.is_ok() {
-        left = leave_roots(&node);
+async fn follow_roots(
+    dir: PathBuf,
+    mut view: watch::Receiver<Arc<ClusterView>>,
+    mut left: Vec<serde_bytes::ByteBuf>,
+) {
+    loop {
+        match view.wait_for(|view| view.roots != left).await {
+            Ok(view) => left = leave_roots(&dir, &view),
+            Err(_) => return,
+        }
     }
 }
 
@@ -213,7 +241,7 @@ fn pem(der: &[u8]) -> String {
     format!("-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n")
 }
 
-fn warn_if_open(config: &Config, node: &Node, http: SocketAddr) {
+fn warn_if_open(config: &Config, dir: &Path, http: SocketAddr) {
     if http.ip().is_loopback() {
         return;
     }
@@ -227,7 +255,7 @@ fn warn_if_open(config: &Config, node: &Node, http: SocketAddr) {
     if config.http.open {
         tracing::warn!(%http, "--http-open: everybody who reaches this address may write and query");
     } else {
-        let file = node.data_dir().join(ADMIN_TOKEN_FILE);
+        let file = dir.join(ADMIN_TOKEN_FILE);
         tracing::info!(
             %http,
             "requests from other machines need an API token; the first lies in {} on the node that made the cluster",

@@ -124,18 +124,19 @@ fn row(node: &NodeReport) -> Vec<String> {
         NodeHealth::Joining => "joining",
         NodeHealth::Draining => "draining",
     };
-    let is = match (node.is_writer, node.is_leader) {
-        (true, true) => "writer, leader",
-        (true, false) => "writer",
-        (false, true) => "leader",
-        (false, false) => "",
+    let is = match (node.is_writer, node.is_leader, node.follows) {
+        (true, true, _) => "writer, leader".to_owned(),
+        (true, false, _) => "writer".to_owned(),
+        (false, true, _) => "leader".to_owned(),
+        (false, false, Some(source)) => format!("follows {}", source.short()),
+        (false, false, None) => String::new(),
     };
     vec![
         node.id.short(),
         node.name.clone(),
         role,
         state.to_owned(),
-        is.to_owned(),
+        is,
         or_dash(node.applied),
         or_dash(node.lag_records),
         or_dash(node.rtt_ms.map(|ms| format!("{ms:.1}"))),
@@ -169,6 +170,8 @@ mod tests {
             cert_days_left: Some(29),
             snapshot: None,
             scrubbed: None,
+            follows: None,
+            view_age_ms: None,
             is_leader: false,
             is_writer: false,
             silent_ms: None,

@@ -134,7 +134,12 @@ fn show_created(created: &Created, on_a_terminal: bool) -> String {
 
 fn generate(args: &GenerateArgs) -> Result<JoinToken, Failure> {
     let role = match args.role.parse::<Role>() {
-        Ok(Role::Gateway) => return Err(Failure::usage("--role gateway: not in this release")),
+        Ok(Role::Gateway) => {
+            return Err(Failure::usage(
+                "--role: the nodes that start together hold data; make a token for gateways with `skein token create \
+                 --role gateway` when the cluster stands",
+            ));
+        }
         Ok(role) => role,
         Err(_) => return Err(Failure::usage(format!("--role: voter or reader, not {:?}", args.role))),
     };

@@ -9,6 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{ByteSize, FromText, duration_text, section::section};
+use crate::types::Balance;
 
 section! {
     /// The HTTP edge.
@@ -57,6 +58,9 @@ section! {
         query_rows: usize = 10_000_000,
         /// Bytes of one answer.
         query_bytes: ByteSize = ByteSize::mib(1024),
+        /// How a gateway spreads queries over readers, else voters: `round-robin`, or
+        /// `least-connections` to the one that answers the fewest of its queries.
+        balance: Balance = Balance::RoundRobin,
     }
 }
 
@@ -118,6 +122,16 @@ pub enum Tls {
     Node,
 }
 
+impl FromText for Balance {
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text {
+            "round-robin" => Ok(Self::RoundRobin),
+            "least-connections" => Ok(Self::LeastConnections),
+            _ => Err(format!("{text:?} is neither round-robin nor least-connections")),
+        }
+    }
+}
+
 impl FromText for Tls {
     fn from_text(text: &str) -> Result<Self, String> {
         match text {
@@ -144,6 +158,13 @@ mod tests {
             assert!(!on(address).is_open(), "{address}");
             assert!(Http { open: true, ..on(address) }.is_open());
         }
+    }
+
+    #[test]
+    fn a_gateway_spreads_queries_in_one_of_two_ways() {
+        assert_eq!(Balance::from_text("round-robin"), Ok(Http::default().balance));
+        assert_eq!(Balance::from_text("least-connections"), Ok(Balance::LeastConnections));
+        assert!(Balance::from_text("fastest").is_err());
     }
 
     #[test]

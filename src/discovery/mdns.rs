@@ -329,7 +329,7 @@ mod tests {
     #[test]
     fn memory_is_bounded() {
         let mut all = Candidates::new();
-        for n in 0..1000_u128 {
+        for n in 0..10_000_u128 {
             insert(&mut all, NodeId(n.to_be_bytes()), Candidate::default());
         }
         assert_eq!(all.len(), MAX_CANDIDATES);

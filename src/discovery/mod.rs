@@ -4,6 +4,7 @@ pub mod interfaces;
 #[cfg(feature = "mdns")]
 pub mod mdns;
 pub mod seeds;
+mod srv;
 #[cfg(feature = "mdns")]
 pub mod survey;
 

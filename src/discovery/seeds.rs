@@ -1,22 +1,31 @@
-//! Seeds: `host:port` texts from flags, configuration and tokens, resolved anew on each attempt.
+//! Seeds: `host:port` texts from flags, configuration and tokens, and names of SRV records, resolved anew
+//! on each attempt.
 
 use std::{fmt, io, net::SocketAddr, str::FromStr, time::Duration};
+
+use futures::future::join_all;
+
+use super::srv;
 
 /// Most addresses that one name is tried under.
 const MAX_PER_NAME: usize = super::MAX_ADDRESSES;
 /// Longest wait for a name server.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A place to try: a DNS name or IP literal, and a UDP port.
+/// A place to try: a DNS name or IP literal and a UDP port, or a name whose SRV records hold such pairs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seed {
     host: String,
-    port: u16,
+    /// None for the name of a service.
+    port: Option<u16>,
 }
 
 /// A text that is not a seed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a seed: {0:?}; want HOST:PORT, for example db1.example.org:7400 or [fd00::1]:7400")]
+#[error(
+    "not a seed: {0:?}; want HOST:PORT, for example db1.example.org:7400 or [fd00::1]:7400, or the name of SRV records, \
+     for example _skein._udp.example.org"
+)]
 pub struct SeedError(String);
 
 impl FromStr for Seed {
@@ -28,10 +37,13 @@ impl FromStr for Seed {
             if address.port() == 0 || address.ip().is_unspecified() {
                 return Err(wrong());
             }
-            return Ok(Self { host: address.ip().to_string(), port: address.port() });
+            return Ok(Self { host: address.ip().to_string(), port: Some(address.port()) });
+        }
+        let name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+        if text.starts_with('_') && text.len() <= 253 && text.contains("._udp.") && text.bytes().all(name) {
+            return Ok(Self { host: text.to_owned(), port: None });
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-        let name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
         if host.is_empty() || host.len() > 253 || !host.bytes().all(name) {
             return Err(wrong());
         }
@@ -39,7 +51,7 @@ impl FromStr for Seed {
             Ok(port)
                 if port != 0 && text.bytes().rev().take_while(|b| *b != b':').all(|b| b.is_ascii_digit()) =>
             {
-                Ok(Self { host: host.to_owned(), port })
+                Ok(Self { host: host.to_owned(), port: Some(port) })
             }
             _ => Err(wrong()),
         }
@@ -48,29 +60,52 @@ impl FromStr for Seed {
 
 impl fmt::Display for Seed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
+        match self.port {
+            Some(port) if self.host.contains(':') => write!(f, "[{}]:{port}", self.host),
+            Some(port) => write!(f, "{}:{port}", self.host),
+            None => f.write_str(&self.host),
         }
     }
 }
 
 impl Seed {
-    /// The addresses behind it right now, in the resolver's order, at most 16. Asks the system's
-    /// resolver each time, so a name that moves is followed. Cancel-safe.
+    /// The addresses behind it right now, in the resolver's order, at most 16; those of a service by
+    /// the priority of its records. Asked each time, so a name that moves is followed. Cancel-safe.
     pub async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
-        let lookup = tokio::net::lookup_host((self.host.as_str(), self.port));
-        let found = tokio::time::timeout(RESOLVE_TIMEOUT, lookup)
-            .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the name server did not answer"))??;
+        let Some(port) = self.port else { return self.resolve_service().await };
         let mut addresses = Vec::new();
-        for address in found {
-            if !addresses.contains(&address) && addresses.len() < MAX_PER_NAME {
-                addresses.push(address);
+        keep(&mut addresses, look_up(&self.host, port).await?);
+        Ok(addresses)
+    }
+
+    async fn resolve_service(&self) -> io::Result<Vec<SocketAddr>> {
+        let places = srv::places(&self.host).await?;
+        let found = join_all(places.iter().take(MAX_PER_NAME).map(|place| look_up(&place.host, place.port)));
+        let (mut addresses, mut failed) = (Vec::new(), None);
+        for found in found.await {
+            match found {
+                Ok(found) => keep(&mut addresses, found),
+                Err(error) => failed = Some(error),
             }
         }
-        Ok(addresses)
+        match failed {
+            Some(error) if addresses.is_empty() => Err(error),
+            _ => Ok(addresses),
+        }
+    }
+}
+
+async fn look_up(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let found = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((host, port))).await;
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the name server did not answer");
+    Ok(found.map_err(late)??.collect())
+}
+
+fn keep(addresses: &mut Vec<SocketAddr>, found: Vec<SocketAddr>) {
+    for address in found {
+        if !addresses.contains(&address) && addresses.len() < MAX_PER_NAME {
+            addresses.push(address);
+        }
     }
 }
 
@@ -80,12 +115,30 @@ mod tests {
 
     #[test]
     fn text_form() {
-        for text in ["db1.example.org:7400", "10.0.0.1:1", "[fd00::1]:65535", "localhost:7400"] {
+        for text in [
+            "db1.example.org:7400",
+            "10.0.0.1:1",
+            "[fd00::1]:65535",
+            "localhost:7400",
+            "_skein._udp.example.org",
+            "_odd:7400",
+        ] {
             assert_eq!(text.parse::<Seed>().unwrap().to_string(), text);
         }
-        for text in
-            ["", "host", "host:", "host:0", "host:+1", ":7400", "fd00::1:7400", "a b:1", "0.0.0.0:7400"]
-        {
+        for text in [
+            "",
+            "host",
+            "host:",
+            "host:0",
+            "host:+1",
+            ":7400",
+            "fd00::1:7400",
+            "a b:1",
+            "0.0.0.0:7400",
+            "_skein._tcp.example.org",
+            "skein._udp.example.org",
+            "_skein._udp.exa mple.org",
+        ] {
             assert!(text.parse::<Seed>().is_err(), "{text}");
         }
     }

@@ -11,7 +11,12 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Edge, body, error, error::ApiError};
+use super::{
+    Edge,
+    auth::Principal,
+    body, error,
+    error::{ApiError, Fault},
+};
 use crate::{
     config::parse_duration,
     engine::columnar::schema::check_database_name,
@@ -74,6 +79,23 @@ pub(super) async fn revoke(
     let id: TokenId = id.parse().map_err(|e| ApiError::invalid(format!("{e}")))?;
     edge.app.node.revoke_api_token(id).await?;
     Ok(error::no_content(HeaderMap::new()))
+}
+
+/// `GET /api/v1/auth/self`: what the caller may do. `state` is the index of the cluster state by which
+/// that was judged: it holds until a later one says otherwise.
+pub(super) async fn own(State(edge): State<Arc<Edge>>, request: Request) -> Result<Json<Value>, ApiError> {
+    // Read before the second look at the tokens, so that what is found there is no older.
+    let state = edge.app.node.view().borrow().applied_index;
+    let mut shown = match Principal::of(request.extensions())? {
+        Principal::Owner => json!({ "scopes": [Scope::Admin], "databases": null }),
+        Principal::Anyone => json!({ "scopes": [Scope::Read, Scope::Write], "databases": null }),
+        Principal::Token(token) if edge.app.node.api_tokens().contains(&token) => describe(&token),
+        Principal::Token(_) => {
+            return Err(ApiError::new(Fault::Unauthorized, "the API token has just been taken back"));
+        }
+    };
+    shown["state"] = state.into();
+    Ok(Json(shown))
 }
 
 fn describe(token: &ApiToken) -> Value {

@@ -6,6 +6,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use axum::http::{Extensions, HeaderMap, Method, Uri};
+use futures::future::BoxFuture;
 
 use super::{
     error::{ApiError, Fault},
@@ -42,6 +43,13 @@ pub(super) enum Peer {
     Tcp(IpAddr),
     /// Over the unix socket in the data directory; its file permissions were the authentication.
     Local,
+    /// Through a gateway, over the mesh.
+    Gateway {
+        /// Where that gateway is.
+        at: IpAddr,
+        /// Its own edge is open: data and status need no credentials there.
+        vouched: bool,
+    },
 }
 
 impl Peer {
@@ -105,8 +113,23 @@ impl Principal {
     }
 }
 
+/// What a lookup comes to: the token that a text is, or that it is none.
+pub(super) type Looked = Result<ApiToken, ApiTokenError>;
+
 /// Finds the API token that a text is.
-type Lookup = Box<dyn Fn(&str) -> Result<ApiToken, ApiTokenError> + Send + Sync>;
+pub(super) enum Lookup {
+    /// Among those that this node has applied.
+    Here(Box<dyn Fn(&str) -> Looked + Send + Sync>),
+    /// A gateway knows none: it asks. An error means that nobody could say.
+    Elsewhere(Box<dyn Fn(String) -> BoxFuture<'static, Result<Looked, ApiError>> + Send + Sync>),
+}
+
+impl Lookup {
+    /// Compares in constant time.
+    pub(super) fn here(find: impl Fn(&str) -> Looked + Send + Sync + 'static) -> Self {
+        Self::Here(Box::new(find))
+    }
+}
 
 /// Judges requests before a handler sees them.
 pub(super) struct Gate {
@@ -118,12 +141,8 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// A gate for an edge so configured; `lookup` compares in constant time.
-    pub(super) fn new(
-        config: &config::Http,
-        metrics: &Registry,
-        lookup: impl Fn(&str) -> Result<ApiToken, ApiTokenError> + Send + Sync + 'static,
-    ) -> Self {
+    /// A gate for an edge so configured.
+    pub(super) fn new(config: &config::Http, metrics: &Registry, lookup: Lookup) -> Self {
         let counter = |why: &'static str| {
             let help = "Requests with an API token that does not count.";
             metrics.counter("skein_http_auth_failures_total", help, &[("why", why)])
@@ -135,7 +154,7 @@ impl Gate {
             // What the certificate says, for clients that want the name in it.
             hosts.push(SERVER_NAME.to_owned());
         }
-        Self { open, hosts, lookup: Box::new(lookup), guesses: Guesses::default(), failed }
+        Self { open, hosts, lookup, guesses: Guesses::default(), failed }
     }
 
     /// Whether a request may come under that name and from that page. A browser that a foreign page
@@ -147,7 +166,8 @@ impl Gate {
         uri: &Uri,
         headers: &HeaderMap,
     ) -> Result<(), ApiError> {
-        if peer == Peer::Local {
+        // What came through a gateway has passed this there.
+        if matches!(peer, Peer::Local | Peer::Gateway { .. }) {
             return Ok(());
         }
         let host = params::authority(uri, headers)?;
@@ -187,7 +207,7 @@ impl Gate {
     /// # Errors
     /// No, unknown or expired credentials (unauthorized; too many requests once an address has
     /// shown too many wrong ones), or good ones that are not for this (forbidden).
-    pub(super) fn authorize(
+    pub(super) async fn authorize(
         &self,
         peer: Peer,
         uri: &Uri,
@@ -198,13 +218,23 @@ impl Gate {
         let address = match (access, peer) {
             (_, Peer::Local) => return Ok(Principal::Owner),
             (Access::Public, _) => return Ok(Principal::Anyone),
-            (Access::Read | Access::Write | Access::Data, _) if self.open => return Ok(Principal::Anyone),
-            (_, Peer::Tcp(address)) => address,
+            (Access::Read | Access::Write | Access::Data, Peer::Tcp(_)) if self.open => {
+                return Ok(Principal::Anyone);
+            }
+            // This node's own edge may be open where that of the gateway is not.
+            (Access::Read | Access::Write | Access::Data, Peer::Gateway { vouched: true, .. }) => {
+                return Ok(Principal::Anyone);
+            }
+            (_, Peer::Tcp(address) | Peer::Gateway { at: address, .. }) => address,
         };
         let Some(secret) = params::credentials(headers, &Params::of(uri)) else {
             return Err(unauthorized(access));
         };
-        let token = (self.lookup)(&secret).map_err(|why| self.refused(address, why))?;
+        let looked = match &self.lookup {
+            Lookup::Here(find) => find(&secret),
+            Lookup::Elsewhere(ask) => ask(secret).await?,
+        };
+        let token = looked.map_err(|why| self.refused(address, why))?;
         let principal = Principal::Token(Arc::new(token));
         match access {
             Access::Public => {}
@@ -247,6 +277,8 @@ fn unauthorized(access: Access) -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     fn gate(listen: &str) -> Gate {
@@ -261,7 +293,7 @@ mod tests {
             }
             _ => Err(ApiTokenError::Unknown),
         };
-        Gate::new(&config, &Registry::new(), known)
+        Gate::new(&config, &Registry::new(), Lookup::here(known))
     }
 
     const TCP: Peer = Peer::Tcp(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)));
@@ -296,7 +328,9 @@ mod tests {
     fn asked(gate: &Gate, secret: &str, access: Access, database: Option<&str>) -> Result<(), Fault> {
         let mut headers = HeaderMap::new();
         headers.insert("authorization", format!("Bearer {secret}").parse().unwrap());
-        let done = gate.authorize(TCP, &Uri::from_static("/x"), &headers, access, database);
+        let uri = Uri::from_static("/x");
+        let done = gate.authorize(TCP, &uri, &headers, access, database);
+        let done = done.now_or_never().expect("it knows by itself");
         done.map(drop).map_err(|error| error.fault())
     }
 
@@ -317,6 +351,33 @@ mod tests {
         assert_eq!(asked(&gate, "guess", Access::Public, None), Ok(()));
         assert!(Principal::of(&Extensions::new()).is_err(), "past the gate is nobody");
         assert!(Principal::Anyone.check(Scope::Admin, None).is_err());
+    }
+
+    #[test]
+    fn a_gateway_vouches_for_data_and_never_for_an_admin() {
+        let open = gate("127.0.0.1:1");
+        let ask = |vouched, access, secret: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            if let Some(secret) = secret {
+                headers.insert("authorization", format!("Bearer {secret}").parse().unwrap());
+            }
+            let peer = Peer::Gateway { at: [192, 0, 2, 9].into(), vouched };
+            let uri = Uri::from_static("/x");
+            let done = open.authorize(peer, &uri, &headers, access, None);
+            done.now_or_never().expect("it knows by itself").map(drop).map_err(|error| error.fault())
+        };
+        for access in [Access::Read, Access::Write, Access::Data] {
+            assert_eq!(ask(true, access, None), Ok(()));
+            // That this node's own edge is open is of no use to a client of that one.
+            assert_eq!(ask(false, access, None), Err(Fault::Unauthorized));
+            assert_eq!(ask(false, access, Some("guess")), Err(Fault::Unauthorized));
+        }
+        assert_eq!(ask(false, Access::Read, Some("reader")), Ok(()));
+        for vouched in [true, false] {
+            assert_eq!(ask(vouched, Access::Admin, None), Err(Fault::Unauthorized));
+            assert_eq!(ask(vouched, Access::Admin, Some("reader")), Err(Fault::Forbidden));
+            assert_eq!(ask(vouched, Access::Public, None), Ok(()));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -314,6 +314,12 @@ pub(super) fn ok(content_type: &'static str, mut headers: HeaderMap, body: Body)
     (StatusCode::OK, headers, body).into_response()
 }
 
+/// What another node has answered; `None` if its status is none.
+pub(super) fn as_answered(status: u16, headers: HeaderMap, body: Body) -> Option<Response> {
+    let status = StatusCode::from_u16(status).ok()?;
+    Some((status, headers, body).into_response())
+}
+
 /// A header whose value is made of ids, numbers and words of our own; left out should it not fit.
 pub(super) fn set(headers: &mut HeaderMap, name: &'static str, value: impl std::fmt::Display) {
     if let Ok(value) = HeaderValue::try_from(value.to_string()) {

@@ -15,7 +15,11 @@ use super::{
     error::{self, ApiError, Fault},
     params::Params,
 };
-use crate::{config::parse_duration, node::Consistency};
+use crate::{
+    config::parse_duration,
+    node::{Consistency, Readiness},
+    telemetry::Registry,
+};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Longest that a probe with a read point waits.
@@ -31,7 +35,10 @@ pub(super) async fn ping() -> Response {
 
 /// `/health`, InfluxDB's and Arc's: passes when the node is ready.
 pub(super) async fn health(State(edge): State<Arc<Edge>>) -> Response {
-    let readiness = edge.app.node.readiness();
+    pass_or_fail(&edge.app.node.readiness())
+}
+
+pub(super) fn pass_or_fail(readiness: &Readiness) -> Response {
     let (status, message) = if readiness.ready {
         ("pass", "ready for queries and writes".to_owned())
     } else {
@@ -60,13 +67,7 @@ pub(super) async fn startup() -> Response {
 pub(super) async fn ready(State(edge): State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
     let params = Params::of(request.uri());
     let node = &edge.app.node;
-    let readiness = node.readiness();
-    if !readiness.ready {
-        return Err(ApiError::new(
-            Fault::Unavailable,
-            format!("not ready: {}", readiness.reasons.join("; ")),
-        ));
-    }
+    must_be_ready(&node.readiness())?;
     if let Some(age) = params.get("max_staleness") {
         let age = parse_duration(age).map_err(|e| ApiError::invalid(format!("max_staleness: {e}")))?;
         node.read_point(Consistency::MaxStaleness(age), PROBE_WAIT).await?;
@@ -81,12 +82,26 @@ pub(super) async fn ready(State(edge): State<Arc<Edge>>, request: Request) -> Re
     Ok(plain(format!("ready\nnode {}\napplied {}\n", node.id(), at.applied)))
 }
 
+pub(super) fn must_be_ready(readiness: &Readiness) -> Result<(), ApiError> {
+    match readiness.ready {
+        true => Ok(()),
+        false => {
+            let says = format!("not ready: {}", readiness.reasons.join("; "));
+            Err(ApiError::new(Fault::Unavailable, says))
+        }
+    }
+}
+
 /// `/metrics` in the Prometheus text format.
 pub(super) async fn metrics(State(edge): State<Arc<Edge>>) -> Response {
-    let text = edge.app.metrics.render();
+    exposition(&edge.app.metrics)
+}
+
+pub(super) fn exposition(metrics: &Registry) -> Response {
+    let text = metrics.render();
     error::ok("text/plain; version=0.0.4; charset=utf-8", HeaderMap::new(), Body::from(text))
 }
 
-fn plain(text: impl Into<Body>) -> Response {
+pub(super) fn plain(text: impl Into<Body>) -> Response {
     error::ok("text/plain; charset=utf-8", HeaderMap::new(), text.into()).into_response()
 }

@@ -14,13 +14,16 @@ mod error;
 mod events;
 #[cfg(feature = "sql")]
 mod flight;
+mod gateway;
 mod guesses;
 mod health;
 mod influx;
+mod intake;
 mod opening;
 mod params;
 #[cfg(feature = "sql")]
 mod query;
+mod relay;
 mod serve;
 mod tls;
 mod tokens;
@@ -31,17 +34,17 @@ use std::{fmt, sync::Arc};
 
 use axum::{
     Router,
-    extract::Request,
+    extract::{FromRef, Request},
     http::Method,
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{MethodFilter, MethodRouter, on},
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
+#[cfg(feature = "sql")]
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
+pub use gateway::{GatewayState, serve_gateway};
 pub use serve::{Listeners, bind_socket, serve};
 pub use tls::{CertificateFileError, CertificateFiles, EdgeTls};
 
@@ -51,10 +54,11 @@ use crate::{
     node::{Node, Traffic},
     telemetry::{Counter, Histogram, Registry},
 };
-use auth::{Access, Gate, Peer};
+use auth::{Access, Gate, Lookup, Peer};
 use body::Budget;
 use error::{ApiError, Fault};
 use events::Live;
+use intake::{Intake, Taker};
 
 /// What the edge works with.
 #[derive(Clone)]
@@ -80,45 +84,27 @@ impl fmt::Debug for AppState {
 /// State and limits of a running edge.
 struct Edge {
     app: AppState,
+    intake: Intake,
     bodies: Arc<Budget>,
-    requests: Arc<Semaphore>,
     #[cfg(feature = "sql")]
     queries: Arc<Semaphore>,
     #[cfg(feature = "sql")]
     queries_answered: Counter,
-    rows_written: Counter,
-    lines_rejected: Counter,
     live: Arc<Live>,
 }
 
 impl Edge {
     fn new(app: AppState) -> Arc<Self> {
-        let bodies = Budget::new(app.config.max_bodies.as_usize());
-        let requests = Arc::new(Semaphore::new(app.config.max_requests.min(Semaphore::MAX_PERMITS)));
         let metrics = &app.metrics;
-        let Traffic { points: rows_written, queries } = app.node.traffic().clone();
-        metrics.show_counter(
-            "skein_http_rows_written_total",
-            "Points acknowledged to clients of this edge.",
-            &[],
-            &rows_written,
-        );
+        let Traffic { queries, .. } = app.node.traffic().clone();
         metrics.show_counter(
             "skein_http_queries_answered_total",
             "Queries whose answer was begun by this edge.",
             &[],
             &queries,
         );
-        let lines_rejected =
-            metrics.counter("skein_http_lines_rejected_total", "Lines answered as bad by this edge.", &[]);
-        let (watched, limit) = (Arc::clone(&requests), app.config.max_requests);
-        metrics.read_gauge("skein_http_requests_running", "Writes and queries now.", &[], move || {
-            limit.saturating_sub(watched.available_permits()) as f64
-        });
-        let watched = Arc::clone(&bodies);
-        metrics.read_gauge("skein_http_body_bytes", "Memory taken by request bodies now.", &[], move || {
-            watched.used() as f64
-        });
+        let taker = Taker::Node(app.node.clone(), Arc::clone(&app.engine));
+        let intake = Intake::new(taker, Arc::clone(&app.config), metrics, app.now_ns);
         let live = Arc::new(Live::default());
         let watched = Arc::clone(&live);
         metrics.read_gauge("skein_http_event_streams", "Streams of events now.", &[], move || {
@@ -136,30 +122,18 @@ impl Edge {
             #[cfg(feature = "sql")]
             queries: Arc::new(Semaphore::new(app.config.max_queries.min(Semaphore::MAX_PERMITS))),
             app,
-            bodies,
-            requests,
+            bodies: Arc::clone(&intake.bodies),
+            intake,
             #[cfg(feature = "sql")]
             queries_answered: queries,
-            rows_written,
-            lines_rejected,
             live,
-        })
-    }
-
-    /// Leave to run a write or a query; held until it is answered.
-    fn permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.requests).try_acquire_owned().map_err(|_| {
-            ApiError::new(
-                Fault::Busy,
-                "too many writes and queries on this node (http.max_requests); ask later or another node",
-            )
         })
     }
 
     /// Leave to run a query: there are places for few at once, others wait up to `longest`.
     #[cfg(feature = "sql")]
     async fn query_permits(&self, longest: std::time::Duration) -> Result<Permits, ApiError> {
-        let request = self.permit()?;
+        let request = self.intake.permit()?;
         let place = Arc::clone(&self.queries).acquire_owned();
         match tokio::time::timeout(longest, place).await {
             Ok(Ok(query)) => Ok(Permits { _request: request, _query: query }),
@@ -168,6 +142,12 @@ impl Edge {
                 "other queries hold all places on this node (http.max_queries); ask later or another node",
             )),
         }
+    }
+}
+
+impl FromRef<Arc<Edge>> for Intake {
+    fn from_ref(edge: &Arc<Edge>) -> Self {
+        edge.intake.clone()
     }
 }
 
@@ -241,6 +221,7 @@ fn routes() -> Vec<Route<Handler>> {
         get("/api/v1/tokens", Admin, on(MethodFilter::GET, tokens::list)),
         post("/api/v1/tokens", Admin, on(MethodFilter::POST, tokens::create)),
         delete("/api/v1/tokens/{id}", Admin, on(MethodFilter::DELETE, tokens::revoke)),
+        get("/api/v1/auth/self", Data, on(MethodFilter::GET, api_tokens::own)),
         get("/api/v1/auth/tokens", Admin, on(MethodFilter::GET, api_tokens::list)),
         post("/api/v1/auth/tokens", Admin, on(MethodFilter::POST, api_tokens::create)),
         delete("/api/v1/auth/tokens/{id}", Admin, on(MethodFilter::DELETE, api_tokens::revoke)),
@@ -266,7 +247,7 @@ fn routes() -> Vec<Route<Handler>> {
 fn router(app: AppState) -> Router {
     let node = app.node.clone();
     let metrics = Arc::clone(&app.metrics);
-    let gate = Gate::new(&app.config, &metrics, move |secret| node.check_api_token(secret));
+    let gate = Gate::new(&app.config, &metrics, Lookup::here(move |secret| node.check_api_token(secret)));
     mount(routes(), gate, &metrics).with_state(Edge::new(app))
 }
 
@@ -325,7 +306,7 @@ impl Door {
     ) -> Response {
         let started = Instant::now();
         let peer = Peer::of(request.extensions());
-        let allowed = door.gate.authorize(peer, request.uri(), request.headers(), door.access, None);
+        let allowed = door.gate.authorize(peer, request.uri(), request.headers(), door.access, None).await;
         let response = match allowed {
             Ok(principal) => {
                 request.extensions_mut().insert(principal);

@@ -18,7 +18,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{AppState, connection::Connections, router, tls::EdgeTls};
+use super::{AppState, connection::Connections, relay::Relay, router, tls::EdgeTls};
 use crate::config;
 
 /// Where the edge listens.
@@ -61,11 +61,19 @@ pub fn bind_socket(path: &Path) -> io::Result<UnixListener> {
 /// Serves until `shutdown` resolves, then accepts nothing more, lets requests under way end (10 s
 /// at most) and returns. Dropping the future cuts every connection.
 pub async fn serve(listeners: Listeners, state: AppState, shutdown: impl Future<Output = ()> + Send) {
-    let config = Arc::clone(&state.config);
-    serve_router(listeners, router(state), &config, shutdown).await;
+    let (config, node) = (Arc::clone(&state.config), state.node.clone());
+    let router = router(state);
+    let (stop, stopped) = watch::channel(false);
+    let relay = Relay::new(router.clone(), node.clone(), stopped);
+    let _answering = node.answer_gateways(Arc::new(relay));
+    let shutdown = async {
+        shutdown.await;
+        stop.send_replace(true);
+    };
+    serve_router(listeners, router, &config, shutdown).await;
 }
 
-async fn serve_router(
+pub(super) async fn serve_router(
     listeners: Listeners,
     router: Router,
     config: &config::Http,

@@ -63,6 +63,8 @@ const ROLES: [Role; 11] = [
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Asks {
     Nothing,
+    /// Any token that is for data.
+    Token,
     /// To read, no matter where.
     Status,
     /// To read `home`.
@@ -119,6 +121,7 @@ fn tries() -> Vec<Try> {
         line("GET /api/v1/tokens", "/api/v1/tokens", "", Asks::Admin, 200),
         line("POST /api/v1/tokens", "/api/v1/tokens", "", Asks::Admin, 201),
         line("DELETE /api/v1/tokens/{id}", "/api/v1/tokens/ffffffffffffffff", "", Asks::Admin, 404),
+        line("GET /api/v1/auth/self", "/api/v1/auth/self", "", Asks::Token, 200),
         line("GET /api/v1/auth/tokens", "/api/v1/auth/tokens", "", Asks::Admin, 200),
         line("POST /api/v1/auth/tokens", "/api/v1/auth/tokens", r#"{"scopes":["read"]}"#, Asks::Admin, 201),
         line("DELETE /api/v1/auth/tokens/{id}", "/api/v1/auth/tokens/ffffffffffffffff", "", Asks::Admin, 404),
@@ -150,8 +153,9 @@ fn expected(one: &Try, open: bool, role: Role) -> u16 {
     };
     match (one.asks, role) {
         (Asks::Nothing, _) | (_, Admin | Local) => one.through,
-        (Asks::Read | Asks::Write | Asks::Status, _) if open => one.through,
+        (Asks::Token | Asks::Read | Asks::Write | Asks::Status, _) if open => one.through,
         (_, Nobody | Unknown | Revoked | Expired) => 401,
+        (Asks::Token, Reader | Writer | EveryReader | Both | Elsewhere) => one.through,
         (Asks::Status, Reader | EveryReader | Both | Elsewhere) => one.through,
         (Asks::Read, Reader | EveryReader | Both) => one.through,
         (Asks::Write, Writer | Both) => one.through,
@@ -335,7 +339,7 @@ async fn what_stands_before_every_route() {
 async fn requests_are_counted_by_route_and_class() {
     let metrics = Registry::new();
     let config = config::Http { listen: "0.0.0.0:1".parse().unwrap(), ..config::Http::default() };
-    let gate = Gate::new(&config, &metrics, |_| Err(crate::node::ApiTokenError::Unknown));
+    let gate = Gate::new(&config, &metrics, Lookup::here(|_| Err(crate::node::ApiTokenError::Unknown)));
     let table: Vec<Route<MethodRouter<()>>> = [("/ping", Access::Public), ("/write", Access::Write)]
         .map(|(path, access)| {
             let handler = on(MethodFilter::GET, || async { "through" });

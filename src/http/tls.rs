@@ -22,10 +22,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::{
-    identity::{TlsError, provider},
-    node::Node,
-};
+use crate::identity::{TlsError, provider};
 
 /// How often own files are looked at.
 const LOOK: Duration = Duration::from_secs(5);
@@ -172,8 +169,8 @@ impl EdgeTls {
     ///
     /// # Errors
     /// None that a configuration can cause.
-    pub fn of_node(node: &Node) -> Result<Self, TlsError> {
-        Ok(Self { acceptor: acceptor(node.certificate())?, files: None })
+    pub fn of_node(certificate: Arc<dyn ResolvesServerCert>) -> Result<Self, TlsError> {
+        Ok(Self { acceptor: acceptor(certificate)?, files: None })
     }
 
     /// With a certificate of one's own.

@@ -1,6 +1,6 @@
 //! Writes: a body becomes points here, at the edge, and one record in the log.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use axum::{
     extract::{Request, State},
@@ -11,10 +11,10 @@ use bytes::Bytes;
 use ring::digest;
 
 use super::{
-    Edge,
     auth::Principal,
     body::{self, Taken},
     error::{self, ApiError, Fault},
+    intake::Intake,
     params::{self, Params},
 };
 use crate::{
@@ -36,55 +36,55 @@ const KEY_LIMIT: usize = 256;
 const TIMEOUT_LIMIT: Duration = Duration::from_secs(600);
 
 /// `POST /write` of InfluxDB 1.
-pub(super) async fn influx1(state: State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
-    write(state, request, Dialect::Influx1).await
+pub(super) async fn influx1(intake: State<Intake>, request: Request) -> Result<Response, ApiError> {
+    write(intake, request, Dialect::Influx1).await
 }
 
 /// `POST /api/v2/write` of InfluxDB 2.
-pub(super) async fn influx2(state: State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
-    write(state, request, Dialect::Influx2).await
+pub(super) async fn influx2(intake: State<Intake>, request: Request) -> Result<Response, ApiError> {
+    write(intake, request, Dialect::Influx2).await
 }
 
 /// `POST /api/v3/write_lp` of InfluxDB 3.
-pub(super) async fn influx3(state: State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
-    write(state, request, Dialect::Influx3).await
+pub(super) async fn influx3(intake: State<Intake>, request: Request) -> Result<Response, ApiError> {
+    write(intake, request, Dialect::Influx3).await
 }
 
 /// `POST /api/v1/write/line-protocol` of Arc.
-pub(super) async fn arc(state: State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
-    write(state, request, Dialect::Arc).await
+pub(super) async fn arc(intake: State<Intake>, request: Request) -> Result<Response, ApiError> {
+    write(intake, request, Dialect::Arc).await
 }
 
 /// `POST /api/v1/write/msgpack` of Arc.
-pub(super) async fn arc_msgpack(state: State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
-    write(state, request, Dialect::ArcMsgpack).await
+pub(super) async fn arc_msgpack(intake: State<Intake>, request: Request) -> Result<Response, ApiError> {
+    write(intake, request, Dialect::ArcMsgpack).await
 }
 
 /// The whole of a write on one screen.
 async fn write(
-    State(edge): State<Arc<Edge>>,
+    State(intake): State<Intake>,
     request: Request,
     dialect: Dialect,
 ) -> Result<Response, ApiError> {
-    let _permit = edge.permit()?;
+    let _permit = intake.permit()?;
     let (head, body) = request.into_parts();
-    let asked = Asked::of(&head, dialect, edge.app.config.write_timeout, edge.app.now_ns)?;
+    let asked = Asked::of(&head, dialect, intake.config.write_timeout, intake.now_ns)?;
     Principal::of(&head.extensions)?.check(Scope::Write, Some(&asked.options.database))?;
-    let mut taken = body::take(body, &head.headers, &edge.app.config, &edge.bodies).await?;
+    let mut taken = body::take(body, &head.headers, &intake.config, &intake.bodies).await?;
     let key = asked.client_key(&taken.bytes).await?;
     let mut tries = 0;
     loop {
-        let (points, back) = asked.parse(taken, edge.app.engine.schemas()).await?;
+        let (points, back) = asked.parse(taken, intake.schemas()).await?;
         taken = back;
         let Some(payload) = points.payload.clone() else {
-            edge.lines_rejected.add(points.rejected_total as u64);
+            intake.lines_rejected.add(points.rejected_total as u64);
             return Err(points.into_error(HeaderMap::new()));
         };
         let write = Write { encoding: batch::ENCODING, payload, ack: asked.ack, timeout: asked.timeout, key };
-        match edge.app.node.submit(write).await {
+        match intake.submit(write).await {
             Ok(receipt) => {
-                edge.rows_written.add(points.rows as u64);
-                edge.lines_rejected.add(points.rejected_total as u64);
+                intake.rows_written.add(points.rows as u64);
+                intake.lines_rejected.add(points.rejected_total as u64);
                 let headers = receipt_headers(&receipt);
                 return if points.rejected_total == 0 {
                     Ok(error::no_content(headers))
@@ -94,7 +94,7 @@ async fn write(
             }
             Err(SubmitError::SchemaChanged(schema)) if tries < PARSE_AGAIN => {
                 tries += 1;
-                edge.app.engine.absorb_schema(&schema).map_err(|e| {
+                intake.absorb_schema(&schema).map_err(|e| {
                     ApiError::new(Fault::Internal, format!("the writer's schema cannot be read: {e}"))
                 })?;
             }
@@ -319,6 +319,8 @@ pub(super) fn receipt_headers(receipt: &Receipt) -> HeaderMap {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use axum::{
         body::Body,
         http::{Method, Uri},

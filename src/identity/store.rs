@@ -69,6 +69,8 @@ pub struct ClusterRecord {
     /// The recovery this node has come through with its cluster: which world it is of. Fixed while
     /// the process runs.
     pub recovery: Option<Recovery>,
+    /// True for a gateway: it has no raft state, no log and no data to come back to. Fixed when it joins.
+    pub gateway: bool,
 }
 
 /// The text form of [`ClusterRecord`].
@@ -83,6 +85,13 @@ struct ClusterFile {
     peers: Vec<SocketAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     recovery: Option<RecoveryFile>,
+    #[serde(default, skip_serializing_if = "is_false")]
+    gateway: bool,
+}
+
+/// Left out, so that the bytes of others are those of before there were gateways.
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// The text form of [`Recovery`].
@@ -294,6 +303,7 @@ impl ClusterFile {
             certificate: BASE64.encode(&record.certificate),
             peers: record.peers.clone(),
             recovery: record.recovery.as_ref().map(RecoveryFile::new),
+            gateway: record.gateway,
         };
         // Strings, numbers and addresses always have a JSON form.
         serde_json::to_vec_pretty(&file).unwrap_or_default()
@@ -312,6 +322,7 @@ impl ClusterFile {
             certificate: der(&file.certificate)?,
             peers: file.peers,
             recovery: file.recovery.map(RecoveryFile::read).transpose()?,
+            gateway: file.gateway,
         })
     }
 }
@@ -387,6 +398,7 @@ mod tests {
                 kept: crate::types::Lsn::new(3, 1 << 60),
                 signature: vec![7; 64],
             }),
+            gateway: true,
         };
         assert_eq!(store.superseded().await.unwrap(), None);
         store.set_superseded(record.recovery.as_ref().unwrap()).await.unwrap();

@@ -107,6 +107,7 @@ impl Joined {
             certificate: self.admitted.certificate.clone(),
             peers: self.admitted.members.iter().flat_map(|m| m.1.mesh.iter().copied()).collect(),
             recovery: self.admitted.recovery.clone(),
+            gateway: false,
         }
     }
 

@@ -249,6 +249,7 @@ impl Renewal {
             certificate: certificate.to_vec(),
             // A certificate is no reason to change worlds, whatever the view says.
             recovery: record.as_ref().and_then(|record| record.recovery.clone()),
+            gateway: record.as_ref().is_some_and(|record| record.gateway),
             peers: record.map(|record| record.peers).unwrap_or_default(),
         };
         self.store.set_cluster(&record).await.map_err(|error| error.to_string())?;

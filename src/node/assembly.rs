@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::{
     engine::StorageEngine,
-    identity::{CaFiles, DataDir, Identity, JoinToken, Store},
+    identity::{CaFiles, DataDir, Identity, JoinToken},
     protocol::StreamKind,
     raft::{Control, ControlDriver, RaftConfig, failover::Failover, membership::Keeper},
     replication::{
@@ -25,8 +25,8 @@ use crate::{
         sender::Sender,
         voter::SealHandler,
     },
-    transport::{Mesh, MeshConfig, MeshDriver, Socket},
-    types::{Addresses, BootId, ClusterView, Lsn, NodeId, Role, Timing, TimingProfile},
+    transport::{Mesh, Socket},
+    types::{BootId, Lsn, NodeId, Role, Timing, TimingProfile},
     wal::{Wal, WalConfig},
     write_path::{
         Submitter,
@@ -38,23 +38,21 @@ use crate::{
 
 use super::{
     NodeError,
-    addresses::Listen,
     become_member::{self, Place, Settled},
     damage::Findings,
+    footing::Footing,
     handle::{Inner, Node},
     heard::LastHeard,
     interrupted,
-    late::LateHandlers,
-    local::{FEATURES, StatusHandler, ThisNode, VERSION},
+    local::{FEATURES, StatusHandler, ThisNode},
     maintenance,
-    peers::Peers,
     reads::Reads,
-    recover,
     scrub::ScrubConfig,
     surroundings::Surroundings,
     tasks::Tasks,
     traffic::Traffic,
     upkeep,
+    view_source::ViewSource,
 };
 
 /// What a node is told at start.
@@ -128,7 +126,7 @@ pub struct MdnsConfig {
     pub deny: Vec<String>,
 }
 
-const KINDS: [StreamKind; 9] = [
+const KINDS: [StreamKind; 11] = [
     StreamKind::Raft,
     StreamKind::Control,
     StreamKind::Append,
@@ -138,6 +136,8 @@ const KINDS: [StreamKind; 9] = [
     StreamKind::Status,
     StreamKind::Seal,
     StreamKind::Read,
+    StreamKind::View,
+    StreamKind::Http,
 ];
 
 /// Parts that exist once the node knows its cluster.
@@ -157,48 +157,28 @@ pub(super) async fn assemble(
     engine: Arc<dyn StorageEngine>,
 ) -> Result<Node, NodeError> {
     let dir = config.dir.path().to_path_buf();
-    let store = Store::new(surroundings.disk.clone(), &dir);
-    if let Some(reason) = store.tombstone().await? {
-        return Err(NodeError::Removed { reason, dir });
-    }
-    if let Some(recovery) = store.superseded().await? {
-        return Err(NodeError::Superseded { recovery: Box::new(recovery), dir });
-    }
-    let (node_key, seal_key) = store.keys([surroundings.random(), surroundings.random()]).await?;
-    let boot = BootId(surroundings.rng().next_u64());
-    let record = store.cluster().await?;
-    // Of a joining that was cut short, it says nothing about this node.
-    let saved_view =
-        if record.is_some() { store.view().await?.unwrap_or_default() } else { ClusterView::default() };
-    // Which world this process is of: told to every peer, and never changed while it runs.
-    let world = record.as_ref().and_then(|record| record.recovery.clone());
-    let saved_voters =
-        if saved_view.recovery == world { saved_view.all_voters() } else { BTreeSet::default() };
-    recover::check(&surroundings, &dir, world.as_ref()).await?;
-    let identity = Arc::new(match &record {
-        Some(record) => Identity::member(node_key, &record.certificate, &record.roots)?,
-        None => Identity::stranger(node_key, surroundings.unix_seconds())?,
-    });
-
-    // The mesh first: a joiner needs it to ask, and its connections stay when it is let in.
-    let tasks = Tasks::default();
-    let (late, router) = LateHandlers::new(&KINDS);
-    let profile = if record.is_none() { config.profile } else { saved_view.profile };
-    let timing = profile.timing();
-    let (view_out, mesh_view) =
-        watch::channel(Arc::new(ClusterView { writer: None, recovery: world, ..saved_view }));
-    let listen = Listen::new(&config);
-    let (addresses_out, addresses) = watch::channel(Addresses { http: config.http, ..Addresses::default() });
-    let mesh_config = mesh_config(&config, &surroundings, timing, boot, addresses.clone());
-    let (mesh, driver) = Mesh::bind(mesh_config, identity.clone(), mesh_view.clone(), router)?;
-    let port = mesh.local_addr().map_err(crate::transport::MeshError::from)?.port();
-    addresses_out.send_replace(listen.addresses(port)?);
-    spawn_mesh(&tasks, driver);
-    let peers =
-        Peers::start(&config, identity.node(), &listen, port, &mesh, &mesh_view, record.as_ref(), &tasks);
+    let Footing {
+        store,
+        seal_key,
+        boot,
+        record,
+        saved_voters,
+        identity,
+        tasks,
+        late,
+        timing,
+        view_out,
+        addresses,
+        mesh,
+        peers,
+    } = Footing::lay(&config, &surroundings, &KINDS).await?;
 
     // Who this node is.
     let place = become_member::decide(&config, record, &peers).await?;
+    if place.is_gateway() {
+        let says = "this is a gateway's data directory or join token: a node with data has its own";
+        return Err(NodeError::Usage(says.to_owned()));
+    }
     if !matches!(place, Place::Member(_)) {
         clear_unfinished(&surroundings, &dir).await?;
     }
@@ -308,6 +288,8 @@ pub(super) async fn assemble(
     upkeep::spawn(&tasks, &this, view_out, &store, config.scrub);
 
     let (stopping_out, stopping) = watch::channel(false);
+    let source = ViewSource { this: this.clone(), stopping: stopping.clone(), timing };
+    late.fill(StreamKind::View, Arc::new(source));
     let submitter = Submitter::new(data.replica.clone(), data.writer, mesh.clone(), stopping);
     let reads = Reads { replica: data.replica, apply: data.apply, index };
     Ok(Node::new(Inner {
@@ -320,7 +302,7 @@ pub(super) async fn assemble(
         founded,
         timing,
         peers,
-        _late: late,
+        late,
         _wal: data.wal,
     }))
 }
@@ -328,7 +310,7 @@ pub(super) async fn assemble(
 /// A founding that did not come to its end leaves a raft log, and nothing that was acknowledged to
 /// anybody. A WAL without the record of its cluster is something else: this node has promised, and
 /// must not come back without its promises.
-async fn clear_unfinished(surroundings: &Surroundings, dir: &Path) -> Result<(), NodeError> {
+pub(super) async fn clear_unfinished(surroundings: &Surroundings, dir: &Path) -> Result<(), NodeError> {
     let disk = &*surroundings.disk;
     let failed = |source| NodeError::Task(format!("cannot look into {}: {source}", dir.display()));
     match disk.list(&dir.join("wal")).await {
@@ -337,32 +319,6 @@ async fn clear_unfinished(surroundings: &Surroundings, dir: &Path) -> Result<(),
         _ => {}
     }
     crate::disk::remove_files_below(disk, &dir.join("raft")).await.map_err(failed)
-}
-
-fn mesh_config(
-    config: &NodeConfig,
-    surroundings: &Surroundings,
-    timing: Timing,
-    boot: BootId,
-    addresses: watch::Receiver<Addresses>,
-) -> MeshConfig {
-    let clock = surroundings.clone();
-    MeshConfig {
-        socket: config.socket.clone(),
-        timing,
-        addresses,
-        version: VERSION.to_owned(),
-        features: FEATURES,
-        boot,
-        clock: Arc::new(move || clock.unix_seconds()),
-    }
-}
-
-fn spawn_mesh(tasks: &Tasks, driver: MeshDriver) {
-    tasks.spawn("mesh", async move {
-        driver.run().await;
-        Ok(())
-    });
 }
 
 async fn start_raft(

@@ -46,6 +46,17 @@ pub(super) enum Place {
     Founder,
 }
 
+impl Place {
+    /// Whether it is, or would become, a member without data.
+    pub(super) fn is_gateway(&self) -> bool {
+        match self {
+            Self::Member(record) => record.gateway,
+            Self::Joiner(token) | Self::Carrier(token, _) => token.role() == Role::Gateway,
+            Self::Founder => false,
+        }
+    }
+}
+
 /// What it is once that is settled with whom it may concern.
 pub(super) enum Settled {
     Member(ClusterRecord),
@@ -72,9 +83,6 @@ pub(super) async fn decide(
     record: Option<ClusterRecord>,
     peers: &Peers,
 ) -> Result<Place, NodeError> {
-    if config.role == Role::Gateway {
-        return Err(NodeError::Usage("--role gateway: not in this release; use voter or reader".into()));
-    }
     let mut situation = Situation {
         empty: record.is_none(),
         token: config.join.as_ref(),
@@ -185,7 +193,7 @@ impl Newcomer<'_> {
         };
         let Some(nodes) = nodes else {
             let joined = join::join(&joiner, &token, &applicant, sources).await?;
-            return Ok(Settled::Joined(self.enter(joined).await?));
+            return Ok(Settled::Joined(self.enter(joined, token.role()).await?));
         };
         if nodes == 1 && sources.sightings.is_some() {
             // No other node has to be heard for this one to go ahead: it must have had the time to hear.
@@ -195,13 +203,13 @@ impl Newcomer<'_> {
         late.fill(StreamKind::Join, Arc::new(meeting.clone()));
         match join::gather(&joiner, &token, sources, &meeting, self.store).await? {
             Gathered::Founder => Ok(Settled::Founder(Some(token))),
-            Gathered::Joined(joined) => Ok(Settled::Joined(self.enter(*joined).await?)),
+            Gathered::Joined(joined) => Ok(Settled::Joined(self.enter(*joined, token.role()).await?)),
         }
     }
 
     /// Makes a node that was let in a member. The connection that it asked on becomes its first link.
-    async fn enter(&self, joined: Joined) -> Result<ClusterRecord, NodeError> {
-        let record = joined.record();
+    async fn enter(&self, joined: Joined, role: Role) -> Result<ClusterRecord, NodeError> {
+        let record = ClusterRecord { gateway: role == Role::Gateway, ..joined.record() };
         let view = joined.first_view();
         // On disk before it counts: from here on a restart rejoins instead of asking again. The view
         // first: without it a restarted node would let nobody in.
@@ -304,6 +312,7 @@ impl Newcomer<'_> {
             certificate: founding.certificate,
             peers: Vec::new(),
             recovery: None,
+            gateway: false,
         };
         self.store.set_cluster(&record).await?;
         let ttl = Duration::from_millis(FIRST_TOKEN_MS);

@@ -21,6 +21,7 @@ use crate::{
         status::{NodeStatus, StatusRequest},
     },
     raft::{Command, Outcome, ProposeError, TokenRecord, failover::Local},
+    transport::Handler,
     types::{ClusterView, NodeId, Role, Timing, TokenId},
     wal::Wal,
     write_path::{Receipt, SubmitError, Submitter, Write},
@@ -33,6 +34,7 @@ use super::{
     late::LateHandlers,
     local::ThisNode,
     peers::Peers,
+    readiness::{self, Readiness},
     reads::{Consistency, ReadError, ReadPoint, Reads},
     status,
     status_report::ClusterStatus,
@@ -66,7 +68,7 @@ pub(super) struct Inner {
     pub(super) founded: Option<Founded>,
     pub(super) timing: Timing,
     pub(super) peers: Peers,
-    pub(super) _late: LateHandlers,
+    pub(super) late: LateHandlers,
     pub(super) _wal: Wal,
 }
 
@@ -93,13 +95,14 @@ pub enum ControlFailure {
     Stopping,
 }
 
-/// Whether this node should get requests.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Readiness {
-    /// True when it should.
-    pub ready: bool,
-    /// Otherwise why not, in plain words.
-    pub reasons: Vec<String>,
+/// While it lives a node answers gateways.
+#[derive(Debug)]
+pub struct AnsweringGateways(Node);
+
+impl Drop for AnsweringGateways {
+    fn drop(&mut self) {
+        self.0.inner.late.empty(StreamKind::Http);
+    }
 }
 
 impl Node {
@@ -168,9 +171,6 @@ impl Node {
         ttl: Option<Duration>,
         uses: Option<u32>,
     ) -> Result<String, ControlFailure> {
-        if role == Role::Gateway {
-            return Err(ControlFailure::Rejected("role gateway: not in this release".into()));
-        }
         let this = &self.inner.this;
         let state = this.control.state();
         let (Some(cluster), Some(root)) = (state.cluster, state.roots.last()) else {
@@ -205,37 +205,13 @@ impl Node {
     /// Whether this node should get requests: a member, a leader known, and applied within 10,000
     /// records of the commit position.
     pub fn readiness(&self) -> Readiness {
-        let this = &self.inner.this;
-        let view = self.view().borrow().clone();
-        let mut reasons = Vec::new();
-        if *self.inner.stopping.borrow() {
-            reasons.push("stopping".to_owned());
-        }
-        if !view.members.contains_key(&self.id()) {
-            reasons.push("the cluster state has not arrived yet".to_owned());
-        }
-        if view.leader.is_none() {
-            reasons.push("no leader: a majority of voters is needed".to_owned());
-        }
-        if view.writer.is_none() {
-            reasons.push("no writer has been named yet".to_owned());
-        }
-        if let Some(debt) = this.replica.wal.debt() {
-            reasons
-                .push(format!("records from {} on were damaged here and are fetched again", debt.lost_from));
-        }
-        let behind = this.replica.commit().seq.saturating_sub(this.apply.watch().borrow().seq);
-        if behind > 10_000 {
-            reasons.push(format!("{behind} records behind the commit position"));
-        }
-        let heard = match this.replica.tenure() {
-            Some(_) => Some(Duration::ZERO),
-            None => this.replica.watch_contact().borrow().map(|contact| contact.heard.elapsed()),
-        };
-        if heard.is_none_or(|age| age > 3 * self.inner.timing.election_max) {
-            reasons.push("the writer has not been heard lately".to_owned());
-        }
-        Readiness { ready: reasons.is_empty(), reasons }
+        readiness::of_node(&self.inner.this, *self.inner.stopping.borrow(), self.inner.timing)
+    }
+
+    /// Hands what gateways ask over HTTP to this handler, until the value is dropped.
+    pub fn answer_gateways(&self, handler: Arc<dyn Handler>) -> AnsweringGateways {
+        self.inner.late.fill(StreamKind::Http, handler);
+        AnsweringGateways(self.clone())
     }
 
     /// False once the node cannot go on.

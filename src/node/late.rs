@@ -73,6 +73,13 @@ impl LateHandlers {
             slot.set(Some(handler));
         }
     }
+
+    /// Takes a handler out again.
+    pub(super) fn empty(&self, kind: StreamKind) {
+        if let Some(slot) = self.slots.get(&kind) {
+            slot.set(None);
+        }
+    }
 }
 
 impl Drop for LateHandlers {

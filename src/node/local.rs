@@ -30,6 +30,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     damage::Findings, heard::LastHeard, reads::staleness, surroundings::Surroundings, traffic::Traffic,
+    upkeep,
 };
 
 /// Software version, as in hello and status.
@@ -65,13 +66,7 @@ pub(super) struct ThisNode {
 impl ThisNode {
     /// Signs with this node's keys, and with the CA's if it is a voter.
     pub(super) fn signer(&self) -> Signer {
-        let (clock, serials) = (self.surroundings.clone(), self.surroundings.clone());
-        Signer {
-            identity: self.identity.clone(),
-            seal_key: self.seal_key.clone(),
-            clock: Arc::new(move || clock.unix_ms()),
-            serials: Arc::new(move || serials.random()),
-        }
+        upkeep::signer(self.identity.clone(), self.seal_key.clone(), &self.surroundings)
     }
 
     /// The key of a CA sealed to a member whose sealing key is its own.
@@ -147,6 +142,7 @@ impl Local for ThisNode {
             damaged,
             damaged_files,
             scrubbed: self.findings.scrub.finished(),
+            follows: None,
         }
     }
 

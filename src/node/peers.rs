@@ -13,12 +13,14 @@ use crate::{
         StreamKind,
         status::{NodeStatus, StatusRequest},
     },
-    transport::Mesh,
+    transport::{MAX_CANDIDATES, Mesh},
     types::{ClusterId, ClusterView, NodeId},
 };
 
 use super::{NodeConfig, addresses::Listen, tasks::Tasks};
 
+/// Places kept for what is announced on the LAN, however much is known otherwise.
+const ANNOUNCED: usize = 16;
 /// Seeds are resolved again this often.
 const RESOLVE: Duration = Duration::from_secs(2);
 /// Longest wait for what a peer knows of others.
@@ -54,15 +56,17 @@ impl Peers {
         let saved = record.map(|record| record.peers.clone()).unwrap_or_default();
         let (mesh, heard, mut view) = (mesh.clone(), sightings.clone(), view.clone());
         tasks.spawn("discovery", async move {
+            let mut round = 0;
             loop {
                 // What mDNS announces follows the cluster this node is in.
                 let known = Some(view.borrow_and_update().cluster).filter(|id| *id != ClusterId::default());
                 cluster_out
                     .send_if_modified(|said| known.is_some() && std::mem::replace(said, known) != known);
-                let mut found = collect(&saved, &seeds, heard.as_ref(), known).await;
+                let mut trusted = collect(&saved, &seeds).await;
                 let members = view.borrow().clone();
-                found.extend(hearsay(&mesh, me, &members).await);
-                mesh.set_candidates(found);
+                trusted.extend(hearsay(&mesh, me, &members).await);
+                mesh.set_candidates(in_turn(trusted, announced(heard.as_ref(), known), round));
+                round += 1;
                 let again = tokio::time::sleep(RESOLVE);
                 match heard.clone() {
                     Some(mut heard) => {
@@ -88,25 +92,45 @@ impl Peers {
     }
 }
 
-async fn collect(
-    saved: &[SocketAddr],
-    seeds: &[Seed],
-    heard: Option<&watch::Receiver<Candidates>>,
-    cluster: Option<ClusterId>,
-) -> Vec<SocketAddr> {
-    let mut found: BTreeSet<SocketAddr> = saved.iter().copied().collect();
+/// What this node was told by its operator, or knows itself.
+async fn collect(saved: &[SocketAddr], seeds: &[Seed]) -> Vec<SocketAddr> {
+    let mut found = Vec::new();
     for seed in seeds {
         match seed.resolve().await {
             Ok(addresses) => found.extend(addresses),
             Err(error) => tracing::debug!(%seed, %error, "seed does not resolve"),
         }
     }
-    if let Some(heard) = heard {
-        let heard = heard.borrow();
-        let ours = |other: Option<ClusterId>| cluster.is_none() || other.is_none() || other == cluster;
-        found.extend(heard.values().filter(|c| ours(c.cluster)).flat_map(|c| c.addresses.iter().copied()));
+    found.extend(saved);
+    found
+}
+
+/// What anybody on the LAN says.
+fn announced(
+    heard: Option<&watch::Receiver<Candidates>>,
+    cluster: Option<ClusterId>,
+) -> BTreeSet<SocketAddr> {
+    let Some(heard) = heard else { return BTreeSet::new() };
+    let ours = |other: Option<ClusterId>| cluster.is_none() || other.is_none() || other == cluster;
+    let heard = heard.borrow();
+    heard.values().filter(|c| ours(c.cluster)).flat_map(|c| c.addresses.iter().copied()).collect()
+}
+
+/// As many as are dialled at once: whoever announces any number of addresses takes no place from those
+/// that this node was told or knows, and his own are tried in turn with everybody's.
+fn in_turn(mut trusted: Vec<SocketAddr>, announced: BTreeSet<SocketAddr>, round: usize) -> Vec<SocketAddr> {
+    if !announced.is_empty() {
+        trusted.truncate(MAX_CANDIDATES - ANNOUNCED);
     }
-    found.into_iter().collect()
+    let room = MAX_CANDIDATES.saturating_sub(trusted.len());
+    let mut announced: Vec<SocketAddr> = announced.into_iter().collect();
+    if announced.len() > room {
+        let turn = round.wrapping_mul(room) % announced.len();
+        announced.rotate_left(turn);
+        announced.truncate(room);
+    }
+    trusted.extend(announced);
+    trusted
 }
 
 /// Where linked peers see the members that this node has no link to. When all addresses have changed
@@ -170,4 +194,39 @@ fn start_mdns(
     _: &Tasks,
 ) -> Option<watch::Receiver<Candidates>> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(n: u32) -> SocketAddr {
+        SocketAddr::from((n.to_be_bytes(), 7400))
+    }
+
+    #[test]
+    fn ten_thousand_forged_announcements_take_no_place_from_what_is_known() {
+        // Lower than every honest address, so that no order of addresses helps.
+        let forged = 0x0100_0000..0x0100_0000 + 10_000;
+        let honest = at(0xc000_0201);
+        let announced: BTreeSet<_> = forged.map(at).chain([honest]).collect();
+        let trusted: Vec<_> = (0..20).map(|n| at(0xc000_0210 + n)).collect();
+        let mut tried = BTreeSet::new();
+        for round in 0..announced.len().div_ceil(MAX_CANDIDATES - trusted.len()) {
+            let all = in_turn(trusted.clone(), announced.clone(), round);
+            assert_eq!((&all[..20], all.len()), (&trusted[..], MAX_CANDIDATES));
+            tried.extend(all);
+        }
+        assert!(tried.contains(&honest), "everybody has a turn");
+        assert_eq!(tried.len(), announced.len() + trusted.len());
+        // However much is known, something that is announced is tried too; and few are tried always.
+        let many: Vec<_> = (0..1_000).map(at).collect();
+        let all = in_turn(many.clone(), announced, 0);
+        assert_eq!(
+            (all.len(), &all[..MAX_CANDIDATES - ANNOUNCED]),
+            (MAX_CANDIDATES, &many[..MAX_CANDIDATES - ANNOUNCED])
+        );
+        assert_eq!(in_turn(vec![at(1)], [at(2), at(3)].into(), 7), [at(1), at(2), at(3)]);
+        assert_eq!(in_turn(many.clone(), BTreeSet::new(), 3), many);
+    }
 }

@@ -256,7 +256,7 @@ impl Survivor {
         let surveyed = |id: NodeId, name: &str, stands| Surveyed {
             id,
             name: name.to_owned(),
-            role: if view.is_voter(id) { Role::Voter } else { Role::Reader },
+            role: view.members.get(&id).map_or(Role::Reader, |member| view.role(member)),
             stands,
             foreign: foreign.get(&id).copied(),
         };

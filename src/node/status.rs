@@ -47,8 +47,11 @@ pub(super) async fn gather(this: &Arc<ThisNode>) -> ClusterStatus {
         .values()
         .map(|member| {
             let status = heard.get(&member.id);
-            let is = if view.is_voter(member.id) { Role::Voter } else { Role::Reader };
-            let lag = status.and_then(|s| Some(commit?.seq.saturating_sub(s.applied.seq)));
+            let is = view.role(member);
+            let following = status.and_then(|s| s.follows);
+            // A gateway has no positions.
+            let placed = status.filter(|_| is != Role::Gateway);
+            let lag = placed.and_then(|s| Some(commit?.seq.saturating_sub(s.applied.seq)));
             NodeReport {
                 id: member.id,
                 name: member.name.clone(),
@@ -58,14 +61,16 @@ pub(super) async fn gather(this: &Arc<ThisNode>) -> ClusterStatus {
                 mesh_addr: member.addresses.mesh.first().map(ToString::to_string),
                 http_addr: member.addresses.http.map(|at| at.to_string()),
                 version: Some(status.map_or(&member.version, |s| &s.version).clone()),
-                durable: status.map(|s| s.durable),
-                applied: status.map(|s| s.applied),
+                durable: placed.map(|s| s.durable),
+                applied: placed.map(|s| s.applied),
                 lag_records: lag,
                 lag_ms: status.and_then(|s| s.stale_ms),
                 rtt_ms: links.get(&member.id).map(|link| link.rtt().as_secs_f64() * 1e3),
                 cert_days_left: status.map(|s| s.cert_days_left),
                 snapshot: status.and_then(|s| s.fetching).map(SnapshotReport::from),
                 scrubbed: status.and_then(|s| s.scrubbed),
+                follows: following.and_then(|f| f.node),
+                view_age_ms: following.and_then(|f| f.age_ms),
                 is_leader: view.leader == Some(member.id),
                 is_writer: view.writer.is_some_and(|office| office.node == member.id),
                 silent_ms: match status {
@@ -173,6 +178,14 @@ fn warnings(
         _ => {}
     }
     for (id, status) in heard {
+        let silence = millis(view.profile.timing().view_silence());
+        if status.follows.is_some_and(|from| from.age_ms.is_none_or(|age| age > silence)) {
+            warnings.push(format!(
+                "The gateway {} has lost the view of the cluster: it answers /readyz with 503 until it hears a node \
+                 with data.",
+                id.short()
+            ));
+        }
         if status.cert_days_left < 7 {
             warnings.push(format!(
                 "The certificate of {} has {} days left and has not been renewed.",

@@ -117,6 +117,12 @@ pub struct NodeReport {
     /// When it last had read and verified everything it stores, in seconds since 1970.
     #[serde(default)]
     pub scrubbed: Option<i64>,
+    /// Of a gateway: the node whose view of the cluster it follows.
+    #[serde(default, with = "optional_text")]
+    pub follows: Option<NodeId>,
+    /// Of a gateway: how long ago it last heard that node, in milliseconds.
+    #[serde(default)]
+    pub view_age_ms: Option<u64>,
     /// True for the raft leader.
     pub is_leader: bool,
     /// True for the writer.
@@ -280,6 +286,8 @@ mod tests {
                     bytes_total: 4,
                 }),
                 scrubbed: None,
+                follows: None,
+                view_age_ms: None,
                 is_leader: true,
                 is_writer: false,
                 silent_ms: None,

@@ -10,12 +10,12 @@ use rand::RngCore;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    identity::Store,
-    join::{Door, Renewal},
+    identity::{Identity, SealKey, Store},
+    join::{Door, Renewal, Signer},
     raft::{Command, MeshSlot},
     replication::catch_up::Fetch,
-    transport::Handler,
-    types::{ClusterId, ClusterView},
+    transport::{Handler, Mesh},
+    types::{ClusterId, ClusterView, NodeId},
 };
 
 use super::{
@@ -23,6 +23,7 @@ use super::{
     local::{FEATURES, ThisNode, VERSION},
     rotation, scrub,
     scrub::ScrubConfig,
+    surroundings::Surroundings,
     tasks::Tasks,
 };
 
@@ -82,6 +83,17 @@ pub(super) fn door(this: &Arc<ThisNode>) -> Arc<dyn Handler> {
     Arc::new(Door::new(this.signer(), this.control.clone(), slot))
 }
 
+/// What a node signs with, if it holds the CA key; one that does not asks with it for a certificate.
+pub(super) fn signer(identity: Arc<Identity>, seal_key: Arc<SealKey>, surroundings: &Surroundings) -> Signer {
+    let (clock, serials) = (surroundings.clone(), surroundings.clone());
+    Signer {
+        identity,
+        seal_key,
+        clock: Arc::new(move || clock.unix_ms()),
+        serials: Arc::new(move || serials.random()),
+    }
+}
+
 /// Spawns the rest.
 pub(super) fn spawn(
     tasks: &Tasks,
@@ -104,8 +116,9 @@ pub(super) fn spawn(
     });
     tasks.spawn("ca-rotation", rotation::carry_on(this.clone()));
     tasks.spawn("addresses", tell_addresses(this.clone()));
-    tasks.spawn("removal", notice_removal(this.clone(), store.clone()));
-    tasks.spawn("recovery", notice_recovery(this.clone(), store.clone()));
+    let (me, mesh) = (this.identity.node(), this.mesh.clone());
+    tasks.spawn("removal", notice_removal(me, mesh.clone(), this.control.view(), store.clone()));
+    tasks.spawn("recovery", notice_recovery(mesh, store.clone()));
     tasks.spawn("backoff", reset_backoff(this.clone()));
     tasks.spawn("last-heard", heard::watch_links(this.clone()));
     tasks.spawn("disk", watch_disk(this.clone()));
@@ -142,14 +155,18 @@ async fn tell_addresses(this: Arc<ThisNode>) -> Result<(), NodeError> {
 }
 
 /// A node that learns of its own removal leaves a tombstone and stops for good.
-async fn notice_removal(this: Arc<ThisNode>, store: Store) -> Result<(), NodeError> {
-    let me = this.identity.node();
+pub(super) async fn notice_removal(
+    me: NodeId,
+    mesh: Mesh,
+    view: watch::Receiver<Arc<ClusterView>>,
+    store: Store,
+) -> Result<(), NodeError> {
     let by = tokio::select! {
-        told = until(this.mesh.removed_notice(), Option::is_some) => match told.flatten() {
+        told = until(mesh.removed_notice(), Option::is_some) => match told.flatten() {
             Some(by) => format!(" (said node {by})"),
             None => return std::future::pending().await,
         },
-        seen = until(this.control.view(), |view| view.removed.contains_key(&me)) => match seen {
+        seen = until(view, |view| view.removed.contains_key(&me)) => match seen {
             Some(_) => String::new(),
             None => return std::future::pending().await,
         },
@@ -162,8 +179,8 @@ async fn notice_removal(this: Arc<ThisNode>, store: Store) -> Result<(), NodeErr
 
 /// A node that was left out of a recovery stops acknowledging anything as soon as it hears of it:
 /// what it acknowledged would be given up. It comes back at its next start.
-async fn notice_recovery(this: Arc<ThisNode>, store: Store) -> Result<(), NodeError> {
-    let Some(recovery) = until(this.mesh.superseded(), Option::is_some).await.flatten() else {
+pub(super) async fn notice_recovery(mesh: Mesh, store: Store) -> Result<(), NodeError> {
+    let Some(recovery) = until(mesh.superseded(), Option::is_some).await.flatten() else {
         return std::future::pending().await;
     };
     store.set_superseded(&recovery).await?;

@@ -50,11 +50,13 @@ pub enum StreamKind {
     Read = 10,
     /// Control commands for the raft leader (members, tokens, addresses).
     Control = 11,
+    /// A client's request, from a gateway to a node with data.
+    Http = 12,
 }
 
 impl StreamKind {
     /// Every kind, for tables and tests.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Hello,
         Self::Raft,
         Self::Append,
@@ -66,6 +68,7 @@ impl StreamKind {
         Self::Seal,
         Self::Read,
         Self::Control,
+        Self::Http,
     ];
 
     /// The kind with this number on the wire.
@@ -79,6 +82,8 @@ impl StreamKind {
             Self::Hello | Self::Raft | Self::Seal | Self::Read | Self::View | Self::Status => Lane::Consensus,
             Self::Forward | Self::Join | Self::Control => Lane::Request,
             Self::Append => Lane::Live,
+            // Answers of queries may be long: they hold up neither the log nor a write.
+            Self::Http => Lane::CatchUp,
             Self::Snapshot => Lane::Bulk,
         }
     }
@@ -93,7 +98,7 @@ pub enum Lane {
     Request,
     /// Live WAL.
     Live,
-    /// WAL a follower catches up on.
+    /// WAL a follower catches up on, and answers of queries.
     CatchUp,
     /// Snapshots.
     Bulk,

@@ -3,8 +3,10 @@
 pub mod forward;
 pub mod frame;
 pub mod hello;
+pub mod http;
 pub mod join;
 pub mod replication;
 pub mod status;
+pub mod view;
 
 pub use frame::{DecodeError, Lane, StreamKind};

@@ -84,6 +84,18 @@ pub struct NodeStatus {
     /// When everything it stores was last read and verified, in seconds since 1970; none since its start.
     #[serde(default)]
     pub scrubbed: Option<i64>,
+    /// Set by a gateway, which has no positions: whose view it follows.
+    #[serde(default)]
+    pub follows: Option<Following>,
+}
+
+/// Where a gateway has its view of the cluster from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Following {
+    /// The node that was heard last; none since the gateway started.
+    pub node: Option<NodeId>,
+    /// How long ago, in milliseconds.
+    pub age_ms: Option<u64>,
 }
 
 /// How far a node is that fetches an engine snapshot.

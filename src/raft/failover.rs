@@ -493,6 +493,7 @@ mod tests {
             damaged: None,
             damaged_files: 0,
             scrubbed: None,
+            follows: None,
         }
     }
 

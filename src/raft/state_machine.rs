@@ -133,6 +133,9 @@ fn apply(state: &mut State, membership: &StoredMembership, command: Command) -> 
                 return rejected("the node is the only voter: the cluster would be gone with it");
             }
             let Some(member) = state.members.get_mut(&node) else { return not_a_member(node) };
+            if member.role == Role::Gateway {
+                return rejected("a gateway is no voter, and has no data to be a reader with");
+            }
             member.role = Role::Reader;
             Outcome::Done
         }

@@ -21,7 +21,7 @@ use super::{
     contact::Contact,
     link::Link,
     mesh::Inner,
-    router::Peer,
+    router::{Peer, may_open},
     stream::{NOT_SERVED, Stream, read_header},
 };
 use crate::protocol::{DecodeError, StreamKind, frame::MAX_JOIN};
@@ -195,7 +195,8 @@ async fn serve_stream(
         Ok(Err(super::StreamError::Decode(DecodeError::UnknownKind(_)))) => None,
         _ => return,
     };
-    let Some((kind, handler)) = kind.and_then(|kind| Some((kind, inner.router.get(kind)?))) else {
+    let served = kind.filter(|kind| may_open(&inner.view(), peer.node(), *kind));
+    let Some((kind, handler)) = served.and_then(|kind| Some((kind, inner.router.get(kind)?))) else {
         let _ = send.reset(NOT_SERVED);
         let _ = recv.stop(NOT_SERVED);
         return;

@@ -34,8 +34,8 @@ use crate::{
     types::{Addresses, BootId, ClusterView, NodeId, Recovery, Timing},
 };
 
-/// Candidate addresses kept at once.
-const MAX_CANDIDATES: usize = 64;
+/// Candidate addresses kept, and dialled in turn, at once.
+pub const MAX_CANDIDATES: usize = 64;
 
 /// What a mesh endpoint is made of.
 #[derive(Clone)]
@@ -243,11 +243,11 @@ impl Mesh {
     }
 
     /// Addresses where members may be (seeds, mDNS): dialled while some member has no link. The
-    /// first 64 count; they replace the ones given before.
-    pub fn set_candidates(&self, mut addresses: Vec<SocketAddr>) {
-        addresses.sort_unstable();
-        addresses.dedup();
-        addresses.truncate(MAX_CANDIDATES);
+    /// first [`MAX_CANDIDATES`] count; they replace the ones given before.
+    pub fn set_candidates(&self, addresses: Vec<SocketAddr>) {
+        let mut seen = BTreeSet::new();
+        let new = addresses.into_iter().filter(|address| seen.insert(*address));
+        let addresses: Vec<SocketAddr> = new.take(MAX_CANDIDATES).collect();
         self.inner.candidates.send_if_modified(|old| {
             let changed = *old != addresses;
             *old = addresses;

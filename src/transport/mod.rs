@@ -27,7 +27,7 @@ pub use driver::MeshDriver;
 pub use endpoint::{MeshError, Socket};
 pub use generation::Foreign;
 pub use link::{DialError, LinkInfo};
-pub use mesh::{CallError, Mesh, MeshConfig, OpenError};
+pub use mesh::{CallError, MAX_CANDIDATES, Mesh, MeshConfig, OpenError};
 pub use router::{Handler, Peer, PromoteError, Router};
 pub use stranger::StrangerLink;
 pub use stream::{RecvStream, SendStream, Stream, StreamError};

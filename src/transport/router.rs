@@ -59,6 +59,27 @@ impl Router {
     }
 }
 
+/// Whether a member may open streams of that kind. A gateway has no part in agreement and holds no
+/// data: raft, the log, seals, read confirmations and snapshots are not its business, whoever has its
+/// key. It can never become a voter, so no view, however old, is wrong about it.
+pub(super) fn may_open(view: &ClusterView, member: NodeId, kind: StreamKind) -> bool {
+    let gateway = view.is_gateway(member);
+    match kind {
+        StreamKind::Raft
+        | StreamKind::Append
+        | StreamKind::Snapshot
+        | StreamKind::Seal
+        | StreamKind::Read => !gateway,
+        StreamKind::Hello
+        | StreamKind::Forward
+        | StreamKind::Join
+        | StreamKind::View
+        | StreamKind::Status
+        | StreamKind::Control
+        | StreamKind::Http => true,
+    }
+}
+
 /// A key that the view does not list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("node {0} is not in the current membership")]

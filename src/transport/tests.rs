@@ -643,6 +643,18 @@ async fn a_joiner_is_linked_on_the_connection_it_joined_on() {
 }
 
 #[tokio::test]
+async fn the_first_candidates_count_and_no_more_than_are_dialled_in_turn() {
+    let a = Node::start(member(1), 1);
+    let at = |n: u32| SocketAddr::from((n.to_be_bytes(), 7400));
+    let mut all: Vec<_> = (0..10_000_u32).rev().map(|n| at(0x7f01_0000 + n)).collect();
+    all.insert(1, all[0]);
+    a.mesh.set_candidates(all.clone());
+    let kept = a.mesh.inner.candidates.borrow().clone();
+    all.remove(1);
+    assert_eq!(kept, all[..MAX_CANDIDATES]);
+}
+
+#[tokio::test]
 async fn members_that_all_moved_find_each_other_by_candidates() {
     let (a, b) = (Node::start(member(1), 1), Node::start(member(2), 2));
     let dead = Some("127.0.0.1:9".parse().unwrap());

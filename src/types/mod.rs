@@ -1,5 +1,6 @@
 //! Words everyone uses: identifiers, positions in the log, the view of the cluster. No I/O.
 
+mod balance;
 mod ids;
 #[cfg(feature = "testing")]
 pub mod planted;
@@ -9,6 +10,7 @@ mod scope;
 mod succession;
 mod view;
 
+pub use balance::Balance;
 pub use ids::{BootId, ClusterId, IdParseError, NodeId, Role, TokenId};
 pub use position::{Epoch, EpochTable, Lsn, LsnParseError};
 pub use recovery::{Recovery, generation};

@@ -152,6 +152,14 @@ pub struct Timing {
     pub keep_alive: Duration,
 }
 
+impl Timing {
+    /// For so long a gateway may hear nothing of the view before it counts as not ready: three election
+    /// times.
+    pub fn view_silence(&self) -> Duration {
+        3 * self.election_max
+    }
+}
+
 impl TimingProfile {
     /// The timeouts this profile stands for.
     pub const fn timing(self) -> Timing {
@@ -224,6 +232,20 @@ impl ClusterView {
     /// True when every member says that it has these features.
     pub fn all_have(&self, features: u64) -> bool {
         !self.members.is_empty() && self.members.values().all(|member| member.features & features == features)
+    }
+
+    /// What a member is: a voter by the voter sets, a gateway because it joined as one, else a reader.
+    pub fn role(&self, member: &Member) -> Role {
+        match member.role {
+            Role::Gateway => Role::Gateway,
+            _ if self.is_voter(member.id) => Role::Voter,
+            _ => Role::Reader,
+        }
+    }
+
+    /// True when `id` is a member of role gateway.
+    pub fn is_gateway(&self, id: NodeId) -> bool {
+        self.members.get(&id).is_some_and(|member| member.role == Role::Gateway)
     }
 
     /// Every voter of every set.

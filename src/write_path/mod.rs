@@ -32,7 +32,7 @@ use crate::{
     },
     replication::Replica,
     transport::Mesh,
-    types::{Epoch, Lsn, NodeId, Office},
+    types::{BootId, ClusterView, Epoch, Lsn, NodeId, Office},
     wal::DedupKey,
 };
 
@@ -48,8 +48,11 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_m
 /// Takes writes on any node and brings them to the writer.
 #[derive(Debug)]
 pub struct Submitter {
-    replica: Arc<Replica>,
-    writer: Arc<Writer>,
+    /// In whose name batches are numbered.
+    edge: (NodeId, BootId),
+    view: watch::Receiver<Arc<ClusterView>>,
+    /// Commits here, while this node is in office; a gateway never is.
+    writer: Option<Arc<Writer>>,
     mesh: Mesh,
     counter: AtomicU64,
     held: Arc<Semaphore>,
@@ -148,8 +151,29 @@ impl Submitter {
         mesh: Mesh,
         stopping: watch::Receiver<bool>,
     ) -> Arc<Self> {
+        let edge = (replica.node, replica.boot);
+        Self::of(edge, replica.view.clone(), Some(writer), mesh, stopping)
+    }
+
+    /// Submits for a gateway, by the view it follows: every write goes to another node.
+    pub fn forwarding(
+        edge: (NodeId, BootId),
+        view: watch::Receiver<Arc<ClusterView>>,
+        mesh: Mesh,
+        stopping: watch::Receiver<bool>,
+    ) -> Arc<Self> {
+        Self::of(edge, view, None, mesh, stopping)
+    }
+
+    fn of(
+        edge: (NodeId, BootId),
+        view: watch::Receiver<Arc<ClusterView>>,
+        writer: Option<Arc<Writer>>,
+        mesh: Mesh,
+        stopping: watch::Receiver<bool>,
+    ) -> Arc<Self> {
         let held = Arc::new(Semaphore::new(HELD_BYTES));
-        Arc::new(Self { replica, writer, mesh, counter: AtomicU64::new(0), held, stopping })
+        Arc::new(Self { edge, view, writer, mesh, counter: AtomicU64::new(0), held, stopping })
     }
 
     /// Brings a write to whoever holds office, wherever that is, until it is acknowledged or
@@ -171,7 +195,7 @@ impl Submitter {
         let batch = self.number(&write, started + write.timeout);
         let size = u32::try_from(write.payload.len()).unwrap_or(u32::MAX);
         let _held = self.held.try_acquire_many(size.max(1)).map_err(|_| SubmitError::Busy)?;
-        let mut view = self.replica.view.clone();
+        let mut view = self.view.clone();
         let (mut sent, mut pause) = (None, RETRY.0);
         loop {
             let office = view.borrow_and_update().writer;
@@ -187,8 +211,8 @@ impl Submitter {
             };
             match attempt {
                 Ok((at, ack)) => {
-                    let writer = office.map_or(self.replica.node, |o| o.node);
-                    return Ok(Receipt { at, ack, writer, forwarded: writer != self.replica.node });
+                    let writer = office.map_or(self.edge.0, |o| o.node);
+                    return Ok(Receipt { at, ack, writer, forwarded: writer != self.edge.0 });
                 }
                 Err(CommitError::NotWriter | CommitError::LostOffice) if Instant::now() < batch.deadline => {
                     tokio::select! {
@@ -211,9 +235,10 @@ impl Submitter {
     ) -> Result<(Lsn, AckLevel), CommitError> {
         let Some(office) = office else { return Err(CommitError::NotWriter) };
         let before = *sent;
-        let answer = if office.node == self.replica.node {
+        let answer = if office.node == self.edge.0 {
+            let Some(writer) = &self.writer else { return Err(CommitError::NotWriter) };
             *sent = Some(office.epoch);
-            self.writer.commit(office.epoch, batch.clone()).await
+            writer.commit(office.epoch, batch.clone()).await
         } else {
             let Ok(forwarding) = Forwarding::open(&self.mesh, office).await else {
                 return Err(CommitError::NotWriter);
@@ -245,8 +270,8 @@ impl Submitter {
                 DedupKey::Client { key, body }
             }
             None => DedupKey::Batch(BatchId {
-                edge: self.replica.node,
-                boot: self.replica.boot,
+                edge: self.edge.0,
+                boot: self.edge.1,
                 counter: self.counter.fetch_add(1, Ordering::Relaxed) + 1,
             }),
         };

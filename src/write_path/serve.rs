@@ -16,7 +16,10 @@ use crate::{
     wal::DedupKey,
 };
 
-use super::commit::{Batch, CommitError, Writer};
+use super::{
+    commit::{Batch, CommitError, Writer},
+    policy,
+};
 
 /// Longest wait that an edge may ask for: the longest that its clients may.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -60,6 +63,11 @@ impl ForwardHandler {
     async fn answer(&self, peer: &Peer, request: ForwardRequest, payload: Bytes) -> ForwardResponse {
         if !own_key(&request.key, peer) || !request.also.is_none_or(|key| own_key(&key, peer)) {
             return ForwardResponse::Invalid { reason: "the batch id names another edge".to_owned() };
+        }
+        // It brings points in. What is done to databases as a whole a node with data asks for, once it
+        // has seen an admin token.
+        if request.encoding == policy::ENCODING && self.replica.view.borrow().is_gateway(peer.node()) {
+            return ForwardResponse::Invalid { reason: "a gateway changes no database".to_owned() };
         }
         // An edge with a bug must not put into the log what no replica can apply.
         if let Err(reason) = self.writer.validate(request.encoding, &payload) {

@@ -41,6 +41,8 @@ mod flight;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod full_disk;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod gateway;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod graceful;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod http;

@@ -253,6 +253,8 @@ mod tests {
             cert_days_left: Some(29),
             snapshot: None,
             scrubbed: None,
+            follows: None,
+            view_age_ms: None,
             is_leader: n == 1,
             is_writer: n == 1,
             silent_ms: None,

@@ -115,6 +115,8 @@ mod tests {
             cert_days_left: None,
             snapshot: None,
             scrubbed: None,
+            follows: None,
+            view_age_ms: None,
             is_leader: false,
             is_writer: false,
             silent_ms: Some(12_300),

@@ -6,7 +6,7 @@ use super::PlaceArgs;
 use crate::{
     cli::{Failure, output, table::or_dash},
     raft::{LogAt, RaftSurvey, survey},
-    types::{ClusterView, Role},
+    types::ClusterView,
 };
 
 pub(super) async fn run(args: PlaceArgs) -> Result<(), Failure> {
@@ -50,7 +50,7 @@ pub(super) fn show_cluster(view: &ClusterView) -> String {
         or_dash(writer)
     );
     for member in view.members.values() {
-        let role = if view.is_voter(member.id) { Role::Voter } else { Role::Reader };
+        let role = view.role(member);
         out.push_str(&format!("member     {}  {role}  {}\n", member.id, member.name));
     }
     for id in view.removed.keys() {

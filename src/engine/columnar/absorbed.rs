@@ -1,10 +1,13 @@
 //! What writers told this edge of columns that are not applied here yet.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use tokio::time::{Duration, Instant};
 
-use super::schema::{Schemas, TableSchema};
+use super::schema::{SchemaError, Schemas, TableSchema};
 
 /// How long a word about a table is believed: by then the records it was about have been applied, or
 /// never will be.
@@ -43,6 +46,33 @@ impl Absorbed {
 
     fn forget_old(&mut self) {
         self.0.retain(|_, (_, at)| at.elapsed() <= BELIEVED_FOR);
+    }
+}
+
+/// What an edge without data knows of columns: what writers told it in the last seconds, and no more.
+#[derive(Debug, Default)]
+pub struct ToldSchemas(Mutex<Absorbed>);
+
+impl ToldSchemas {
+    /// The columns of every table it was told of, to parse against.
+    pub fn schemas(&self) -> Schemas {
+        let mut schemas = Schemas::default();
+        self.lock().add_to(&mut schemas);
+        schemas
+    }
+
+    /// Takes over the bytes of [`Refused::SchemaChanged`](crate::engine::Refused::SchemaChanged).
+    ///
+    /// # Errors
+    /// They are not schemas.
+    pub fn absorb(&self, bytes: &[u8]) -> Result<(), SchemaError> {
+        let told = Schemas::from_bytes(bytes)?;
+        self.lock().absorb(&told);
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Absorbed> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

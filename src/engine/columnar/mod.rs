@@ -50,6 +50,8 @@ pub mod survey;
 mod tests;
 mod verify;
 
+pub use absorbed::ToldSchemas;
+
 /// Time from a failed checkpoint to the next try.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 

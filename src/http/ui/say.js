@@ -32,6 +32,10 @@ export function lag(node) {
   if (node.state === 'down') {
     return { level: 'bad', text: node.silent_ms == null ? 'not heard' : `silent ${span(node.silent_ms)}` };
   }
+  if (node.role === 'gateway') {
+    const age = node.view_age_ms;
+    return age == null ? { level: 'bad', text: 'no view' } : { level: age < 2000 ? 'ok' : 'bad', text: `view ${millis(age)}` };
+  }
   const records = node.lag_records ?? 0;
   if (node.lag_ms == null) {
     const text = node.lag_records == null ? 'unknown' : records === 0 ? 'unconfirmed' : `${short(records)} records`;

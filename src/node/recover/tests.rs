@@ -101,6 +101,7 @@ async fn lay_down(disk: &SimDisk, dir: &Path, role: Role) {
         certificate: issued.certificate,
         peers: vec![],
         recovery: None,
+        gateway: false,
     };
     store.set_cluster(&record).await.unwrap();
 

@@ -330,7 +330,7 @@ fn offices_of_before_times_were_noted_are_read() {
 }
 
 #[test]
-fn a_reader_enlists_and_a_gateway_does_not() {
+fn a_reader_enlists_and_a_gateway_stays_one() {
     let (mut state, m) = founded();
     assert!(matches!(apply(&mut state, &m, Command::Enlist { node: node(2) }), Outcome::Rejected(_)));
     for (n, role) in [(2, Role::Reader), (3, Role::Gateway)] {
@@ -338,6 +338,8 @@ fn a_reader_enlists_and_a_gateway_does_not() {
     }
     assert_eq!(apply(&mut state, &m, Command::Enlist { node: node(2) }), Outcome::Done);
     assert_eq!(state.members[&node(2)].role, Role::Voter);
-    assert!(matches!(apply(&mut state, &m, Command::Enlist { node: node(3) }), Outcome::Rejected(_)));
+    for change in [Command::Enlist { node: node(3) }, Command::Retire { node: node(3) }] {
+        assert!(matches!(apply(&mut state, &m, change), Outcome::Rejected(_)));
+    }
     assert_eq!(state.members[&node(3)].role, Role::Gateway);
 }

@@ -1,0 +1,221 @@
+//! What gateways pass on: a request that comes over the mesh goes through the same router, and the same
+//! gate, as one that comes over TCP.
+
+use std::{pin::pin, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version},
+};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http_body_util::BodyExt;
+use hyper::service::Service;
+use hyper_util::service::TowerToHyperService;
+use serde_bytes::ByteBuf;
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{auth::Peer, events::Stopping};
+use crate::{
+    node::Node,
+    protocol::http::{Headers, HttpRequest, HttpResponse, MAX_BODY, MAX_HEAD, MAX_PIECE, Part},
+    transport::{Handler, Peer as MeshPeer, Stream, StreamError},
+};
+
+/// How often a gateway is told that its request is worked on.
+const BEAT: Duration = Duration::from_millis(250);
+/// For a request to come in whole.
+const ARRIVE: Duration = Duration::from_secs(10);
+/// Headers that are about one connection (RFC 9110, 7.6.1), and those that a body in whole makes untrue.
+const OF_ONE_CONNECTION: [&str; 11] = [
+    "connection",
+    "content-encoding",
+    "content-length",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-authorization",
+    "proxy-connection",
+    "transfer-encoding",
+    "upgrade",
+    "trailer",
+];
+
+/// The headers that go along with a request of a client.
+pub(super) fn passed_on(headers: &HeaderMap) -> Headers {
+    let stays = |name: &&HeaderName| !OF_ONE_CONNECTION.contains(&name.as_str());
+    let one = |(name, value): (&HeaderName, &HeaderValue)| {
+        stays(&name).then(|| (name.as_str().to_owned(), ByteBuf::from(value.as_bytes())))
+    };
+    headers.iter().filter_map(one).collect()
+}
+
+/// As a map; `None` if some are no headers.
+pub(super) fn as_map(headers: &Headers) -> Option<HeaderMap> {
+    let mut map = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+        map.append(name, HeaderValue::from_bytes(value).ok()?);
+    }
+    Some(map)
+}
+
+/// Handles `Http` streams.
+pub(super) struct Relay {
+    router: TowerToHyperService<Router>,
+    node: Node,
+    stopped: watch::Receiver<bool>,
+}
+
+impl Relay {
+    pub(super) fn new(router: Router, node: Node, stopped: watch::Receiver<bool>) -> Self {
+        Self { router: TowerToHyperService::new(router), node, stopped }
+    }
+}
+
+impl Handler for Relay {
+    fn handle(&self, peer: MeshPeer, mut stream: Stream) -> BoxFuture<'static, ()> {
+        // Other members have an edge of their own, or are none.
+        if !self.node.view().borrow().is_gateway(peer.node()) {
+            tracing::warn!(peer = %peer.node(), "refused a request over HTTP: it is no gateway");
+            return Box::pin(async move { stream.send.abandon() });
+        }
+        let (router, stopping) = (self.router.clone(), Stopping(self.stopped.clone()));
+        Box::pin(async move {
+            // The router is dropped with the request when the gateway goes.
+            if let Err(error) = serve(&router, &peer, stopping, &mut stream).await {
+                tracing::debug!(gateway = %peer.node(), %error, "a request of a gateway ended early");
+                stream.send.abandon();
+            }
+        })
+    }
+}
+
+async fn serve(
+    router: &TowerToHyperService<Router>,
+    peer: &MeshPeer,
+    stopping: Stopping,
+    stream: &mut Stream,
+) -> Result<(), StreamError> {
+    let arrived = timeout(ARRIVE, async {
+        let head = stream.recv.read_message::<HttpRequest>(MAX_HEAD).await?;
+        Ok::<_, StreamError>((head, stream.recv.read_frame(MAX_BODY).await?))
+    });
+    let Ok(arrived) = arrived.await else { return Err(StreamError::Truncated) };
+    let (head, body) = arrived?;
+    let from = Peer::Gateway { at: peer.remote().ip(), vouched: head.vouched };
+    let Some(mut request) = request(&head, body) else {
+        let bad = HttpResponse { status: 400, headers: Vec::new() };
+        stream.send.write_message(&Part::Head(bad)).await?;
+        stream.send.write_message(&Part::End).await?;
+        return stream.send.finish();
+    };
+    request.extensions_mut().insert(from);
+    request.extensions_mut().insert(stopping);
+    let mut answer = pin!(router.call(request));
+    // The first one tells the gateway that its request is here.
+    stream.send.write_message(&Part::Beat).await?;
+    let answer: Response<Body> = loop {
+        match timeout(BEAT, answer.as_mut()).await {
+            Ok(answered) => break answered.unwrap_or_else(|never| match never {}),
+            Err(_) => stream.send.write_message(&Part::Beat).await?,
+        }
+    };
+    give(answer, stream).await
+}
+
+/// The request as the router takes it; `None` if it is none.
+fn request(head: &HttpRequest, body: Bytes) -> Option<Request<Body>> {
+    let mut request = Request::new(Body::from(body));
+    *request.method_mut() = Method::from_bytes(head.method.as_bytes()).ok()?;
+    *request.uri_mut() = head.target.parse::<Uri>().ok()?;
+    *request.version_mut() = if head.http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+    *request.headers_mut() = as_map(&head.headers)?;
+    Some(request)
+}
+
+/// Sends an answer as it comes.
+async fn give(answer: Response<Body>, stream: &mut Stream) -> Result<(), StreamError> {
+    let (head, mut body) = answer.into_parts();
+    let head = HttpResponse { status: head.status.as_u16(), headers: passed_on(&head.headers) };
+    stream.send.write_message(&Part::Head(head)).await?;
+    let mut beat_at = Instant::now() + BEAT;
+    loop {
+        let Ok(frame) = timeout_at(beat_at, body.frame()).await else {
+            stream.send.write_message(&Part::Beat).await?;
+            beat_at = Instant::now() + BEAT;
+            continue;
+        };
+        match frame {
+            None => break,
+            Some(Err(error)) => {
+                // What came so far must not look like the answer.
+                tracing::debug!(%error, "an answer to a gateway broke off");
+                return Err(StreamError::Truncated);
+            }
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(mut data) => {
+                    while !data.is_empty() {
+                        let piece = data.split_to(data.len().min(MAX_PIECE));
+                        stream.send.write_message(&Part::Data).await?;
+                        stream.send.write_frame(piece).await?;
+                    }
+                }
+                Err(frame) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        stream.send.write_message(&Part::Trailers(passed_on(&trailers))).await?;
+                    }
+                }
+            },
+        }
+        beat_at = Instant::now() + BEAT;
+    }
+    stream.send.write_message(&Part::End).await?;
+    stream.send.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_about_one_connection_stays_there() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("authorization", "Bearer t"),
+            ("connection", "close"),
+            ("content-length", "3"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("x-arc-database", "a"),
+            ("x-arc-database", "b"),
+        ] {
+            headers.append(name, value.parse().unwrap());
+        }
+        let kept = passed_on(&headers);
+        let names: Vec<&str> = kept.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["authorization", "te", "x-arc-database", "x-arc-database"]);
+        let map = as_map(&kept).unwrap();
+        assert_eq!(map.get_all("x-arc-database").iter().count(), 2);
+        assert_eq!(as_map(&vec![("a b".to_owned(), ByteBuf::new())]), None);
+    }
+
+    #[test]
+    fn a_request_that_is_none_is_no_request() {
+        let head = |method: &str, target: &str| HttpRequest {
+            method: method.to_owned(),
+            target: target.to_owned(),
+            http2: false,
+            headers: vec![],
+            vouched: false,
+        };
+        assert!(request(&head("GET", "/x?y=z"), Bytes::new()).is_some());
+        for (method, target) in [("", "/"), ("G T", "/"), ("GET", "a b"), ("GET", "")] {
+            assert!(request(&head(method, target), Bytes::new()).is_none(), "{method} {target}");
+        }
+    }
+}
