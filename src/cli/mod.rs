@@ -1,6 +1,8 @@
 //! The command line: parses, runs one command, tells the shell how it went.
 
+mod archive;
 mod auth;
+mod backup;
 mod bench;
 mod client;
 mod db;
@@ -15,8 +17,10 @@ mod logs;
 mod node;
 mod output;
 mod processes;
+mod progress;
 mod query;
 mod recover;
+mod restore;
 pub mod start;
 mod status;
 mod stranger;
@@ -70,6 +74,10 @@ enum Command {
     Db(db::DbArgs),
     /// Carry on with one surviving voter when a majority is gone for good
     Recover(recover::RecoverArgs),
+    /// Put everything, as it is at one position, into a file; or say whether such a file is whole
+    Backup(backup::BackupArgs),
+    /// Make a new cluster of a backup, or databases of a running one
+    Restore(restore::RestoreArgs),
     /// Write line protocol from a file or standard input
     Write(write::WriteArgs),
     /// Ask in SQL
@@ -127,6 +135,8 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Transfer(args) => node::transfer(args).await,
         Command::Db(args) => db::run(args).await,
         Command::Recover(args) => recover::run(args).await,
+        Command::Backup(args) => backup::run(args).await,
+        Command::Restore(args) => restore::run(args).await,
         Command::Write(args) => write::run(args).await,
         Command::Query(args) => query::run(args).await,
         Command::Bench(args) => bench::run(args).await,
@@ -159,6 +169,11 @@ mod tests {
             "skein auth create --name t --scope read,write --scope write --database a -d b --ttl 90d --json",
             "skein auth list --json",
             "skein auth revoke 0000000000000007",
+            "skein backup",
+            "skein backup --output /b -d home --database away --local --json --data-dir /d",
+            "skein backup verify FILE --json",
+            "skein restore FILE --data-dir /new",
+            "skein restore FILE -d home --as again --merge --json --url http://x:1",
             "skein recover",
             "skein recover --data-dir /d --seed a:1 --seed b:2 --accept-loss --from-here --json",
             "skein node list",
@@ -197,6 +212,9 @@ mod tests {
             "skein auth revoke",
             "skein db",
             "skein db drop",
+            "skein backup verify",
+            "skein backup --json verify FILE",
+            "skein restore",
             "skein recover --from-here",
             "skein query --format xml q",
             "skein bench",

@@ -5,6 +5,7 @@
 
 mod api_tokens;
 mod auth;
+mod backup;
 mod body;
 mod cluster;
 mod connection;
@@ -41,6 +42,7 @@ use tokio::{
     time::Instant,
 };
 
+pub(crate) use backup::ROWS;
 pub use serve::{Listeners, bind_socket, serve};
 pub use tls::{CertificateFileError, CertificateFiles, EdgeTls};
 
@@ -220,6 +222,8 @@ fn routes() -> Vec<Route<Handler>> {
         get("/api/v1/databases", Read, on(MethodFilter::GET, databases::list)),
         delete("/api/v1/databases/{name}", Admin, on(MethodFilter::DELETE, databases::drop)),
         put("/api/v1/databases/{name}/retention", Admin, on(MethodFilter::PUT, databases::retention)),
+        post("/api/v1/databases/{name}/rows", Admin, on(MethodFilter::POST, backup::import)),
+        get("/api/v1/backup", Admin, on(MethodFilter::GET, backup::take)),
         get("/api/v1/measurements", Read, on(MethodFilter::GET, databases::measurements)),
         get("/query", Data, on(MethodFilter::GET, influx::query)),
         post("/query", Data, on(MethodFilter::POST, influx::query)),

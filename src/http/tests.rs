@@ -107,6 +107,8 @@ fn tries() -> Vec<Try> {
         line("GET /api/v1/measurements", "/api/v1/measurements?database=home", "", Asks::Read, 200),
         line("DELETE /api/v1/databases/{name}", "/api/v1/databases/nowhere", "", Asks::Admin, 404),
         line("PUT /api/v1/databases/{name}/retention", "/api/v1/databases/home/retention", r#"{"keep":"none"}"#, Asks::Admin, 204),
+        line("POST /api/v1/databases/{name}/rows", "/api/v1/databases/home/rows", "cpu v=1 1", Asks::Admin, 400),
+        line("GET /api/v1/backup", "/api/v1/backup", "", Asks::Admin, 200),
         line("GET /metrics", "/metrics", "", Asks::Status, 200),
         line("GET /api/v1/cluster", "/api/v1/cluster", "", Asks::Status, 200),
         line("GET /api/v1/cluster/events", "/api/v1/cluster/events", "", Asks::Status, 200),

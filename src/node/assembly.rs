@@ -49,6 +49,7 @@ use super::{
     peers::Peers,
     reads::Reads,
     recover,
+    restored::Restored,
     scrub::ScrubConfig,
     surroundings::Surroundings,
     tasks::Tasks,
@@ -160,6 +161,7 @@ pub(super) async fn assemble(
     if let Some(recovery) = store.superseded().await? {
         return Err(NodeError::Superseded { recovery: Box::new(recovery), dir });
     }
+    let restored = Restored::check(&*surroundings.disk, &config, &store).await?;
     let (node_key, seal_key) = store.keys([surroundings.random(), surroundings.random()]).await?;
     let boot = BootId(surroundings.rng().next_u64());
     let record = store.cluster().await?;
@@ -223,7 +225,8 @@ pub(super) async fn assemble(
             let timing = config.profile.timing();
             let founding = newcomer.prepare_founding()?;
             let control = start_raft(&dir, &identity, timing, &surroundings, &mesh, &tasks).await?;
-            let (record, founded) = newcomer.found(founding, chosen, &control).await?;
+            let (record, founded) =
+                newcomer.found(founding, chosen, Restored::after(restored.as_ref()), &control).await?;
             (record, timing, control, founded)
         }
     };
@@ -240,6 +243,7 @@ pub(super) async fn assemble(
         timing,
         &control,
         &saved_voters,
+        restored,
         engine.clone(),
         &tasks,
     )
@@ -398,6 +402,7 @@ async fn open_data(
     timing: Timing,
     control: &Control,
     saved_voters: &BTreeSet<NodeId>,
+    restored: Option<Restored>,
     engine: Arc<dyn StorageEngine>,
     tasks: &Tasks,
 ) -> Result<DataPlane, NodeError> {
@@ -413,6 +418,10 @@ async fn open_data(
             .await?;
     tasks.spawn("log", async move { Ok(driver.run().await?) });
     tracing::info!(end = %recovered.end, commit = %recovered.commit, promise = recovered.promise, "log recovered");
+    let commit = match restored {
+        Some(restored) => restored.begin_log(&*surroundings.disk, dir, &wal, &*engine).await?,
+        None => recovered.commit,
+    };
     let (apply, checkpointer) = Apply::new(engine.clone())?;
     // A restarted voter may have granted a lease in its former life.
     let hold_off = (!recovered.empty).then_some(timing.election_min);
@@ -421,7 +430,7 @@ async fn open_data(
         fence,
         wal.clone(),
         (identity.node(), boot),
-        recovered.commit,
+        commit,
         control.view(),
         timing.election_min,
     );

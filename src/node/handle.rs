@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use crate::{
+    disk::Disk,
     engine::StorageEngine,
     identity::{DataDir, JoinToken},
     join::{TokenLimits, token_record},
@@ -44,9 +45,9 @@ use super::{
 pub(super) const PROPOSAL: Duration = Duration::from_secs(10);
 /// How long a graceful stop waits for office and leadership to move.
 const HAND_OVER: Duration = Duration::from_secs(5);
-const HAND_OVER_LOOK: Duration = Duration::from_millis(50);
 /// How long another voter may take to say whether it stays.
 const WILLING: Duration = Duration::from_millis(300);
+const HAND_OVER_LOOK: Duration = Duration::from_millis(50);
 /// How long the closing of connections may take.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -271,7 +272,6 @@ impl Node {
             "office or leadership was not handed over in time; the others take it when they miss it"
         );
     }
-
     /// Voters that answer and are not about to stop themselves.
     pub(super) async fn willing(&self) -> Vec<NodeId> {
         let ask = StatusRequest { resign: false };
@@ -285,6 +285,7 @@ impl Node {
         });
         join_all(asked).await.into_iter().flatten().collect()
     }
+
 
     /// Stops gracefully: hands over, takes no more writes, makes everything applied durable, closes
     /// the mesh.
@@ -305,12 +306,12 @@ impl Node {
         let _ = timeout(FAREWELL, this.mesh.closed()).await;
         self.inner.tasks.abort_all();
     }
-
     fn others_that_vote(&self) -> Vec<NodeId> {
         let linked = self.inner.this.mesh.links().borrow().clone();
         let view = self.view().borrow().clone();
         view.all_voters().into_iter().filter(|id| *id != self.id() && linked.contains_key(id)).collect()
     }
+
 
     pub(super) async fn propose(&self, command: Command) -> Result<(), ControlFailure> {
         match self.inner.this.control.propose(command, PROPOSAL).await {
@@ -324,6 +325,11 @@ impl Node {
 
     pub(super) fn this(&self) -> &ThisNode {
         &self.inner.this
+    }
+
+    /// Where its files are.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.this().surroundings.disk
     }
 
     /// What this node says of itself.

@@ -200,7 +200,9 @@ impl Failover {
             at_ms: self.local.unix_ms(),
             // Boot 0 held no office: it is what a recovery leaves in the register.
             why: match view.writer {
-                Some(office) if office.boot == BootId(0) => Why::Recovered,
+                Some(office) if office.boot == BootId(0) && view.recovery.is_some() => Why::Recovered,
+                // The data was restored from a backup.
+                Some(office) if office.boot == BootId(0) => Why::First,
                 _ => trigger.why(),
             },
         };
@@ -419,11 +421,11 @@ fn rank(report: &Report) -> Lsn {
         return Lsn::new(0, report.durable.seq);
     }
     report.durable
-}
-
 /// For status pages: who holds office by what the view says.
 pub fn office_of(view: &ClusterView) -> Option<(Epoch, NodeId, BootId)> {
     view.writer.map(|office| (office.epoch, office.node, office.boot))
+}
+
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     protocol::join::Refusal,
-    types::{Member, NodeId, Office, Role},
+    types::{BootId, Member, MembershipId, NodeId, Office, Role, Why},
 };
 
 /// Most API tokens at a time: every one is compared with what a request shows.
@@ -100,11 +100,21 @@ pub(super) fn apply_entry(applied: &mut Applied, entry: Entry) -> Outcome {
 /// What `command` does to `state` under the membership in force.
 fn apply(state: &mut State, membership: &StoredMembership, command: Command) -> Outcome {
     match command {
-        Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token } => {
+        Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token, after } => {
             if state.cluster.is_some() {
                 return rejected("the cluster has been founded before");
             }
+            // Nobody's office: no process ever draws boot 0, so the first leader names the next epoch's.
+            let restored = (after > 0).then_some(Office {
+                epoch: after,
+                node: member.id,
+                boot: BootId(0),
+                membership: MembershipId::default(),
+                at_ms: 0,
+                why: Why::Unknown,
+            });
             *state = State {
+                writer: restored,
                 cluster: Some(cluster),
                 name,
                 roots: vec![root],

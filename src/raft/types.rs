@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     protocol::join::Refusal,
     types::{
-        Addresses, ClusterId, Databases, Member, NodeId, Office, Recovery, Role, Scope, TimingProfile,
+        Addresses, ClusterId, Databases, Epoch, Member, NodeId, Office, Recovery, Role, Scope, TimingProfile,
         TokenId,
     },
 };
@@ -39,6 +39,10 @@ pub enum Command {
         token: TokenRecord,
         /// The cluster's first API token.
         api_token: ApiToken,
+        /// The last epoch of the history that its data comes from, if it was restored from a backup: its own
+        /// epochs begin behind it.
+        #[serde(default, skip_serializing_if = "is_none_yet")]
+        after: Epoch,
     },
     /// Admit a node and spend a use of its token. Idempotent per node id.
     Admit {
@@ -239,6 +243,11 @@ impl ApiToken {
     pub fn is_expired(&self, now_ms: u64) -> bool {
         self.expires_ms.is_some_and(|expires| expires <= now_ms)
     }
+}
+
+/// Left out, so that the bytes are those of before there was such a field.
+fn is_none_yet(epoch: &Epoch) -> bool {
+    *epoch == 0
 }
 
 fn is_false(flag: &bool) -> bool {

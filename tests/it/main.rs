@@ -17,6 +17,8 @@ mod arc_clients;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod auth;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod backup;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod bootstrap;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod cluster;

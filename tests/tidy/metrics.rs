@@ -59,7 +59,7 @@ fn every_metric_is_documented() {
 #[test]
 fn a_metric_without_a_line_and_a_line_without_a_metric_are_seen() {
     let page = "# p\n| `skein_a`, `skein_b` | gauge | `skein_not_here` |\n| `skein_old` | gauge | x |\n`skein_c` is worth an alarm";
-    let source = "//! m\nfn f() { gauge(\"skein_a\"); gauge(\"skein_b\") } // \"skein_d\"\nfn g() { gauge(\n    \"skein_c\",\n) }\n\
+    let source = "//! m\nfn f() { gauge(\"skein_a\"); gauge(\"skein_b\") }\n// \"skein_d\"\nfn g() { gauge(\n    \"skein_c\",\n) }\n\
                   const T: &str = \"skein_\";\n#[cfg(test)]\nmod tests { fn t() { gauge(\"skein_e\") } }";
     let sources = [
         Source::new("src/lib.rs", "//! l\nmod m;"),

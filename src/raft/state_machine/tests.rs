@@ -60,6 +60,7 @@ fn found(n: u8) -> Command {
             created_ms: 0,
             ..ApiToken::default()
         },
+        after: 0,
     }
 }
 
