@@ -66,7 +66,7 @@ enum Command {
     /// Show whom mDNS finds on each interface, and why an address is not used
     #[cfg(feature = "mdns")]
     Discover(discover::DiscoverArgs),
-    /// List, promote, demote and remove nodes
+    /// List, drain, promote, demote and remove nodes
     Node(node::NodeArgs),
     /// Let another voter write and lead, before the one that does is stopped or moved
     Transfer(node::TransferArgs),
@@ -185,6 +185,9 @@ mod tests {
             "skein node demote b",
             "skein node promote b --url http://x:1",
             "skein transfer",
+            "skein transfer b --data-dir /d",
+            "skein node drain b",
+            "skein node undrain b --url http://x:1",
             "skein write -d home --precision s FILE",
             "skein write -d home --ack all -",
             "skein query -d home --format csv --consistency linearizable SELECT",

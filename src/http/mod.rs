@@ -239,6 +239,8 @@ fn routes() -> Vec<Route<Handler>> {
         post("/api/v1/nodes/{id}/demote", Admin, on(MethodFilter::POST, cluster::demote)),
         post("/api/v1/nodes/{id}/promote", Admin, on(MethodFilter::POST, cluster::promote)),
         post("/api/v1/nodes/{id}/transfer", Admin, on(MethodFilter::POST, cluster::transfer)),
+        post("/api/v1/nodes/{id}/drain", Admin, on(MethodFilter::POST, cluster::drain)),
+        delete("/api/v1/nodes/{id}/drain", Admin, on(MethodFilter::DELETE, cluster::undrain)),
         delete("/api/v1/nodes/{id}", Admin, on(MethodFilter::DELETE, cluster::remove)),
         get("/api/v1/tokens", Admin, on(MethodFilter::GET, tokens::list)),
         post("/api/v1/tokens", Admin, on(MethodFilter::POST, tokens::create)),

@@ -116,6 +116,8 @@ fn tries() -> Vec<Try> {
         line("POST /api/v1/nodes/{id}/demote", "/api/v1/nodes/x/demote", "", Asks::Admin, 400),
         line("POST /api/v1/nodes/{id}/promote", "/api/v1/nodes/x/promote", "", Asks::Admin, 400),
         line("POST /api/v1/nodes/{id}/transfer", "/api/v1/nodes/x/transfer", "", Asks::Admin, 400),
+        line("POST /api/v1/nodes/{id}/drain", "/api/v1/nodes/x/drain", "", Asks::Admin, 400),
+        line("DELETE /api/v1/nodes/{id}/drain", "/api/v1/nodes/x/drain", "", Asks::Admin, 400),
         line("DELETE /api/v1/nodes/{id}", "/api/v1/nodes/x", "", Asks::Admin, 400),
         line("GET /api/v1/tokens", "/api/v1/tokens", "", Asks::Admin, 200),
         line("POST /api/v1/tokens", "/api/v1/tokens", "", Asks::Admin, 201),

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     net::SocketAddr,
     path::Path,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
 use rand::RngCore;
@@ -265,6 +265,7 @@ pub(super) async fn assemble(
         findings: Findings::default(),
         disk_is_slow: AtomicBool::new(false),
         resigning: AtomicBool::new(false),
+        successor: Mutex::default(),
         heard: LastHeard::default(),
         traffic: Traffic::default(),
     });

@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use futures::future::join_all;
 use tokio::{
     sync::watch,
     time::{Instant, timeout},
@@ -17,10 +16,7 @@ use crate::{
     engine::StorageEngine,
     identity::{DataDir, JoinToken},
     join::{TokenLimits, token_record},
-    protocol::{
-        StreamKind,
-        status::{NodeStatus, StatusRequest},
-    },
+    protocol::status::NodeStatus,
     raft::{Command, Outcome, ProposeError, TokenRecord, failover::Local},
     types::{ClusterView, NodeId, Role, Timing, TokenId},
     wal::Wal,
@@ -45,8 +41,6 @@ use super::{
 pub(super) const PROPOSAL: Duration = Duration::from_secs(10);
 /// How long a graceful stop waits for office and leadership to move.
 const HAND_OVER: Duration = Duration::from_secs(5);
-/// How long another voter may take to say whether it stays.
-const WILLING: Duration = Duration::from_millis(300);
 const HAND_OVER_LOOK: Duration = Duration::from_millis(50);
 /// How long the closing of connections may take.
 const FAREWELL: Duration = Duration::from_millis(200);
@@ -218,6 +212,9 @@ impl Node {
         if view.writer.is_none() {
             reasons.push("no writer has been named yet".to_owned());
         }
+        if view.drained.contains(&self.id()) {
+            reasons.push("drained: it is about to be stopped (skein node undrain ends that)".to_owned());
+        }
         if let Some(debt) = this.replica.wal.debt() {
             reasons
                 .push(format!("records from {} on were damaged here and are fetched again", debt.lost_from));
@@ -257,7 +254,7 @@ impl Node {
         }
         let deadline = Instant::now() + HAND_OVER;
         while Instant::now() < deadline {
-            let willing = self.willing().await;
+            let willing = this.willing().await;
             let (writes, leads) = (this.replica.tenure().is_some(), this.control.is_leader());
             let (Some(to), true) = (willing.first(), writes || leads) else { return };
             if writes {
@@ -272,20 +269,6 @@ impl Node {
             "office or leadership was not handed over in time; the others take it when they miss it"
         );
     }
-    /// Voters that answer and are not about to stop themselves.
-    pub(super) async fn willing(&self) -> Vec<NodeId> {
-        let ask = StatusRequest { resign: false };
-        let asked = self.others_that_vote().into_iter().map(|voter| {
-            let ask = &ask;
-            async move {
-                let status: Result<NodeStatus, _> =
-                    self.this().mesh.request(voter, StreamKind::Status, ask, WILLING).await;
-                status.ok().filter(|status| !status.draining).map(|_| voter)
-            }
-        });
-        join_all(asked).await.into_iter().flatten().collect()
-    }
-
 
     /// Stops gracefully: hands over, takes no more writes, makes everything applied durable, closes
     /// the mesh.
@@ -306,12 +289,6 @@ impl Node {
         let _ = timeout(FAREWELL, this.mesh.closed()).await;
         self.inner.tasks.abort_all();
     }
-    fn others_that_vote(&self) -> Vec<NodeId> {
-        let linked = self.inner.this.mesh.links().borrow().clone();
-        let view = self.view().borrow().clone();
-        view.all_voters().into_iter().filter(|id| *id != self.id() && linked.contains_key(id)).collect()
-    }
-
 
     pub(super) async fn propose(&self, command: Command) -> Result<(), ControlFailure> {
         match self.inner.this.control.propose(command, PROPOSAL).await {

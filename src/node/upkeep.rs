@@ -19,7 +19,7 @@ use crate::{
 };
 
 use super::{
-    NodeError, damage, heard,
+    NodeError, damage, drain, heard,
     local::{ThisNode, VERSION},
     scrub,
     scrub::ScrubConfig,
@@ -104,6 +104,7 @@ pub(super) fn spawn(tasks: &Tasks, this: &Arc<ThisNode>, store: &Store, scrubbin
     tasks.spawn("last-heard", heard::watch_links(this.clone()));
     tasks.spawn("disk", watch_disk(this.clone()));
     tasks.spawn("fail-stop", fail_stop(this.clone()));
+    tasks.spawn("step-aside", drain::step_aside(this.clone()));
     tasks.spawn("mend-log", damage::mend_log(this.clone()));
     let into = Fetch::new(this.surroundings.disk.clone(), store.dir().join("mending"));
     tasks.spawn("mend-files", damage::mend_files(this.clone(), into));

@@ -153,6 +153,7 @@ fn apply(state: &mut State, membership: &StoredMembership, command: Command) -> 
             member.role = Role::Voter;
             Outcome::Done
         }
+        Command::Drain { node, drained } => drain(state, membership, node, drained),
         Command::Remove { node, at_ms } => {
             if state.removed.contains_key(&node) {
                 return Outcome::Done;
@@ -167,6 +168,7 @@ fn apply(state: &mut State, membership: &StoredMembership, command: Command) -> 
             }
             state.members.remove(&node);
             state.admitted_by.remove(&node);
+            state.drained.remove(&node);
             state.sealed_ca.remove(&node);
             state.removed.insert(node, at_ms);
             Outcome::Done
@@ -204,6 +206,22 @@ fn apply(state: &mut State, membership: &StoredMembership, command: Command) -> 
             }
         }
     }
+}
+
+/// Somebody must be left who may write and lead.
+fn drain(state: &mut State, membership: &StoredMembership, node: NodeId, drained: bool) -> Outcome {
+    if !state.members.contains_key(&node) {
+        return not_a_member(node);
+    }
+    if !drained {
+        state.drained.remove(&node);
+        return Outcome::Done;
+    }
+    if membership.voter_ids().all(|voter| voter == node || state.drained.contains(&voter)) {
+        return rejected("no other voter is left that may write: add one, or undrain one, first");
+    }
+    state.drained.insert(node);
+    Outcome::Done
 }
 
 /// No name and no id twice, so that what is taken back is what was meant.

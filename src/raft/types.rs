@@ -77,6 +77,14 @@ pub enum Command {
         /// Who.
         node: NodeId,
     },
+    /// A node shall hold neither office nor leadership, or may again: it is about to be stopped for a while.
+    /// Rejected if no voter would be left that may.
+    Drain {
+        /// Who.
+        node: NodeId,
+        /// Whether it shall not.
+        drained: bool,
+    },
     /// Take a member out for ever: peers cut it off at once. Rejected while it is a voter: the others
     /// might not be able to commit its leaving without it.
     Remove {
@@ -119,6 +127,8 @@ impl fmt::Display for Command {
             Self::Update { node, .. } => write!(f, "update {node}"),
             Self::Retire { node } => write!(f, "retire {node}"),
             Self::Enlist { node } => write!(f, "enlist {node}"),
+            Self::Drain { node, drained: true } => write!(f, "drain {node}"),
+            Self::Drain { node, drained: false } => write!(f, "undrain {node}"),
             Self::Remove { node, .. } => write!(f, "remove {node}"),
             Self::SetWriter(office) => write!(f, "writer {} epoch {}", office.node, office.epoch),
             Self::CreateToken(token) => write!(f, "create token {}", token.id),
@@ -269,6 +279,9 @@ pub struct State {
     pub admitted_by: BTreeMap<NodeId, TokenId>,
     /// Removed members and when (ms).
     pub removed: BTreeMap<NodeId, u64>,
+    /// Members that shall hold neither office nor leadership.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub drained: BTreeSet<NodeId>,
     /// The register.
     pub writer: Option<Office>,
     /// The last 32 values of the register, oldest first, the present one included.

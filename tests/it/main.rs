@@ -29,6 +29,8 @@ mod databases;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod doctor;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod drain;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod events;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod failover;

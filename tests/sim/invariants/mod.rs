@@ -88,6 +88,7 @@ pub(crate) mod sample {
             damaged: None,
             damaged_files: 0,
             scrubbed: None,
+            successor: None,
             rtt_us: Vec::new(),
             stale_ms: None,
             unix_ms: 0,
