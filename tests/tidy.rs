@@ -1,4 +1,4 @@
-//! The house rules as a test: layers, where a dependency may appear, file shape, banned words.
+//! The house rules as a test: layers, where a dependency may appear, file shape, metrics, banned words.
 //!
 //! Each rule is a function from sources to violations and stands beside a test that plants one.
 //! `docs/ARCHITECTURE.md` says why the rules are there.
@@ -7,6 +7,8 @@
 mod crates;
 #[path = "tidy/layers.rs"]
 mod layers;
+#[path = "tidy/metrics.rs"]
+mod metrics;
 #[path = "tidy/promises.rs"]
 mod promises;
 #[path = "tidy/shape.rs"]

@@ -140,7 +140,7 @@ fn table(databases: &[Database]) -> String {
 }
 
 /// A name that can be a part of a path: what a database may be called is narrower still.
-fn path_part(name: &str) -> Result<&str, Failure> {
+pub(super) fn path_part(name: &str) -> Result<&str, Failure> {
     let good = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     if !name.is_empty() && name.bytes().all(good) {
         return Ok(name);

@@ -1,6 +1,8 @@
 //! The command line: parses, runs one command, tells the shell how it went.
 
+mod archive;
 mod auth;
+mod backup;
 mod bench;
 mod ca;
 mod client;
@@ -16,8 +18,10 @@ mod logs;
 mod node;
 mod output;
 mod processes;
+mod progress;
 mod query;
 mod recover;
+mod restore;
 pub mod start;
 mod status;
 mod stranger;
@@ -65,7 +69,7 @@ enum Command {
     /// Show whom mDNS finds on each interface, and why an address is not used
     #[cfg(feature = "mdns")]
     Discover(discover::DiscoverArgs),
-    /// List, promote, demote and remove nodes
+    /// List, drain, promote, demote and remove nodes
     Node(node::NodeArgs),
     /// Let another voter write and lead, before the one that does is stopped or moved
     Transfer(node::TransferArgs),
@@ -73,6 +77,10 @@ enum Command {
     Db(db::DbArgs),
     /// Carry on with one surviving voter when a majority is gone for good
     Recover(recover::RecoverArgs),
+    /// Put everything, as it is at one position, into a file; or say whether such a file is whole
+    Backup(backup::BackupArgs),
+    /// Make a new cluster of a backup, or databases of a running one
+    Restore(restore::RestoreArgs),
     /// Write line protocol from a file or standard input
     Write(write::WriteArgs),
     /// Ask in SQL
@@ -131,6 +139,8 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Transfer(args) => node::transfer(args).await,
         Command::Db(args) => db::run(args).await,
         Command::Recover(args) => recover::run(args).await,
+        Command::Backup(args) => backup::run(args).await,
+        Command::Restore(args) => restore::run(args).await,
         Command::Write(args) => write::run(args).await,
         Command::Query(args) => query::run(args).await,
         Command::Bench(args) => bench::run(args).await,
@@ -166,6 +176,11 @@ mod tests {
             "skein ca rotate",
             "skein ca rotate --drop b --drop aaaa --data-dir /d",
             "skein ca status --json",
+            "skein backup",
+            "skein backup --output /b -d home --database away --local --json --data-dir /d",
+            "skein backup verify FILE --json",
+            "skein restore FILE --data-dir /new",
+            "skein restore FILE -d home --as again --merge --json --url http://x:1",
             "skein recover",
             "skein recover --data-dir /d --seed a:1 --seed b:2 --accept-loss --from-here --json",
             "skein node list",
@@ -177,6 +192,9 @@ mod tests {
             "skein node demote b",
             "skein node promote b --url http://x:1",
             "skein transfer",
+            "skein transfer b --data-dir /d",
+            "skein node drain b",
+            "skein node undrain b --url http://x:1",
             "skein write -d home --precision s FILE",
             "skein write -d home --ack all -",
             "skein query -d home --format csv --consistency linearizable SELECT",
@@ -205,6 +223,9 @@ mod tests {
             "skein auth revoke",
             "skein db",
             "skein db drop",
+            "skein backup verify",
+            "skein backup --json verify FILE",
+            "skein restore",
             "skein recover --from-here",
             "skein query --format xml q",
             "skein bench",

@@ -3,9 +3,11 @@
 use clap::{Args, Subcommand};
 use hyper::Method;
 
-use super::{Client, Failure, TargetArgs, output, status::node_table, token::path_part};
+use super::{
+    Answer, Client, Failure, TargetArgs, client::query_string, output, status::node_table, token::path_part,
+};
 use crate::{
-    node::{ClusterStatus, NodeReport},
+    node::{ClusterStatus, DrainReport, NodeReport},
     types::NodeId,
 };
 
@@ -24,6 +26,10 @@ enum NodeCommand {
     Demote(MemberArgs),
     /// Make a reader a voter, as soon as it is level with the others
     Promote(MemberArgs),
+    /// Take office and leadership from a node until it is undrained, and wait until it is safe to stop it
+    Drain(MemberArgs),
+    /// Let a drained node write and lead again
+    Undrain(MemberArgs),
     /// Take a member out for ever; it comes back only as a new node
     Remove(MemberArgs),
 }
@@ -64,6 +70,11 @@ pub(super) async fn run(args: NodeArgs) -> Result<(), Failure> {
                 node.name, node.id
             ))
         }
+        NodeCommand::Drain(args) => drain(&args).await,
+        NodeCommand::Undrain(args) => {
+            let node = change(&args, Method::DELETE, "/drain").await?;
+            output::print(&format!("node {} ({}) may write and lead again\n", node.name, node.id))
+        }
         NodeCommand::Remove(args) => {
             let node = change(&args, Method::DELETE, "").await?;
             output::print(&format!("node {} ({}) is removed\n", node.name, node.id))
@@ -71,19 +82,43 @@ pub(super) async fn run(args: NodeArgs) -> Result<(), Failure> {
     }
 }
 
+/// Drains, and says whether the node may be stopped.
+async fn drain(args: &MemberArgs) -> Result<(), Failure> {
+    let (node, answer) = ask(args, Method::POST, "/drain").await?;
+    let report: DrainReport = answer.json().await?;
+    let (name, id) = (&node.name, node.id);
+    if report.safe {
+        return output::print(&format!(
+            "node {name} ({id}) is drained: it neither writes nor leads, and a majority stays without it.\nIt is safe to \
+             stop. When it is back: skein node undrain {name}\n"
+        ));
+    }
+    Err(Failure::new(format!(
+        "node {name} ({id}) is drained, but do not stop it yet:\n  - {}\nGive the command again to look again, or skein \
+         node undrain {name}",
+        report.waits_for.join("\n  - ")
+    )))
+}
+
 /// Asks for a change of the member that is meant.
 async fn change(args: &MemberArgs, method: Method, what: &str) -> Result<NodeReport, Failure> {
+    ask(args, method, what).await.map(|(node, _)| node)
+}
+
+async fn ask(args: &MemberArgs, method: Method, what: &str) -> Result<(NodeReport, Answer), Failure> {
     let client = Client::from_env(args.target.resolve()?);
     let status: ClusterStatus = client.get("/api/v1/cluster").await?;
     let node = find(&status.nodes, &args.node)?;
     let id = node.id.to_string();
-    client.send(method, &format!("/api/v1/nodes/{}{what}", path_part(&id)?), "").await?;
-    Ok(node.clone())
+    let answer = client.send(method, &format!("/api/v1/nodes/{}{what}", path_part(&id)?), "").await?;
+    Ok((node.clone(), answer))
 }
 
 /// Flags of `skein transfer`.
 #[derive(Debug, Args)]
 pub(super) struct TransferArgs {
+    /// To this voter: id, first characters of the id, or name [default: whoever is level first]
+    node: Option<String>,
     #[command(flatten)]
     target: TargetArgs,
 }
@@ -95,7 +130,12 @@ pub(super) async fn transfer(args: TransferArgs) -> Result<(), Failure> {
     let Some(writer) = status.writer else {
         return Err(Failure::new("there is no writer to take over from: see skein status"));
     };
-    client.send(Method::POST, &format!("/api/v1/nodes/{writer}/transfer"), "").await?;
+    let to = match &args.node {
+        Some(wanted) => Some(find(&status.nodes, wanted)?.id.to_string()),
+        None => None,
+    };
+    let query = query_string(&[("to", to.as_deref())]);
+    client.send(Method::POST, &format!("/api/v1/nodes/{writer}/transfer{query}"), "").await?;
     let now: ClusterStatus = client.get("/api/v1/cluster").await?;
     let name = |id: Option<NodeId>| {
         now.nodes.iter().find(|node| Some(node.id) == id).map_or("nobody", |node| node.name.as_str())

@@ -1,16 +1,27 @@
 //! The cluster as this node sees it, and its members.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
     extract::{Path, State},
+    http::{HeaderMap, Uri},
     response::Response,
 };
 use serde_json::{Value, json};
 
-use super::{Edge, error, error::ApiError};
-use crate::{node::ClusterStatus, types::NodeId};
+use super::{
+    Edge, error,
+    error::ApiError,
+    params::{self, Params},
+};
+use crate::{
+    node::{ClusterStatus, DrainReport},
+    types::NodeId,
+};
+
+/// How long a drain is waited for, unless the request says otherwise, and at most.
+const DRAIN: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(600));
 
 /// `GET /api/v1/cluster`.
 pub(super) async fn status(State(edge): State<Arc<Edge>>) -> Json<ClusterStatus> {
@@ -41,13 +52,36 @@ pub(super) async fn promote(
     Ok(error::no_content(axum::http::HeaderMap::new()))
 }
 
-/// `POST /api/v1/nodes/{id}/transfer`: office and leadership move away from it.
+/// `POST /api/v1/nodes/{id}/transfer`: office and leadership move away from it, to `to` if that is given.
 pub(super) async fn transfer(
     State(edge): State<Arc<Edge>>,
     Path(id): Path<String>,
+    uri: Uri,
 ) -> Result<Response, ApiError> {
-    edge.app.node.transfer_from(node_id(&id)?).await?;
+    let to = Params::of(&uri).get("to").map(node_id).transpose()?;
+    edge.app.node.transfer_from(node_id(&id)?, to).await?;
     Ok(error::no_content(axum::http::HeaderMap::new()))
+}
+
+/// `POST /api/v1/nodes/{id}/drain`: it gives office and leadership up and gets none again. Answers when
+/// nothing depends on it, or after `timeout`, saying what does.
+pub(super) async fn drain(
+    State(edge): State<Arc<Edge>>,
+    Path(id): Path<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Json<DrainReport>, ApiError> {
+    let patience = params::timeout(&Params::of(&uri), &headers, DRAIN.0, DRAIN.1)?;
+    Ok(Json(edge.app.node.drain_node(node_id(&id)?, patience).await?))
+}
+
+/// `DELETE /api/v1/nodes/{id}/drain`: it may hold office and lead again.
+pub(super) async fn undrain(
+    State(edge): State<Arc<Edge>>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    edge.app.node.undrain_node(node_id(&id)?).await?;
+    Ok(error::no_content(HeaderMap::new()))
 }
 
 /// `DELETE /api/v1/nodes/{id}`: takes a member out for ever.

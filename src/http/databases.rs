@@ -31,9 +31,17 @@ use crate::{
 /// How long a change may take, unless the request says otherwise, and at most.
 const TIMEOUT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 
-/// `GET /api/v1/databases` of Arc, and what each keeps and holds on this node.
+/// `GET /api/v1/databases` of Arc, and what each keeps and holds on this node; with
+/// `consistency=linearizable` once this node has come to everything that is acknowledged.
 pub(super) async fn list(State(edge): State<Arc<Edge>>, request: Request) -> Result<Json<Value>, ApiError> {
     let visible = Principal::of(request.extensions())?.databases();
+    match Params::of(request.uri()).get("consistency") {
+        None | Some("local") => {}
+        Some("linearizable") => {
+            edge.app.node.read_point(Consistency::Linearizable, TIMEOUT.0).await?;
+        }
+        Some(_) => return Err(ApiError::invalid("consistency is local or linearizable")),
+    }
     let databases = edge.app.engine.survey_databases();
     let databases: Vec<Value> =
         databases.iter().filter(|database| visible.contains(&database.name)).map(shown_database).collect();

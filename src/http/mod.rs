@@ -5,6 +5,7 @@
 
 mod api_tokens;
 mod auth;
+mod backup;
 mod body;
 mod ca;
 mod cluster;
@@ -44,6 +45,7 @@ use axum::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+pub(crate) use backup::ROWS;
 pub use gateway::{GatewayState, serve_gateway};
 pub use serve::{Listeners, bind_socket, serve};
 pub use tls::{CertificateFileError, CertificateFiles, EdgeTls};
@@ -201,6 +203,8 @@ fn routes() -> Vec<Route<Handler>> {
         get("/api/v1/databases", Read, on(MethodFilter::GET, databases::list)),
         delete("/api/v1/databases/{name}", Admin, on(MethodFilter::DELETE, databases::drop)),
         put("/api/v1/databases/{name}/retention", Admin, on(MethodFilter::PUT, databases::retention)),
+        post("/api/v1/databases/{name}/rows", Admin, on(MethodFilter::POST, backup::import)),
+        get("/api/v1/backup", Admin, on(MethodFilter::GET, backup::take)),
         get("/api/v1/measurements", Read, on(MethodFilter::GET, databases::measurements)),
         get("/query", Data, on(MethodFilter::GET, influx::query)),
         post("/query", Data, on(MethodFilter::POST, influx::query)),
@@ -216,6 +220,8 @@ fn routes() -> Vec<Route<Handler>> {
         post("/api/v1/nodes/{id}/demote", Admin, on(MethodFilter::POST, cluster::demote)),
         post("/api/v1/nodes/{id}/promote", Admin, on(MethodFilter::POST, cluster::promote)),
         post("/api/v1/nodes/{id}/transfer", Admin, on(MethodFilter::POST, cluster::transfer)),
+        post("/api/v1/nodes/{id}/drain", Admin, on(MethodFilter::POST, cluster::drain)),
+        delete("/api/v1/nodes/{id}/drain", Admin, on(MethodFilter::DELETE, cluster::undrain)),
         delete("/api/v1/nodes/{id}", Admin, on(MethodFilter::DELETE, cluster::remove)),
         post("/api/v1/ca/rotate", Admin, on(MethodFilter::POST, ca::rotate)),
         get("/api/v1/tokens", Admin, on(MethodFilter::GET, tokens::list)),

@@ -136,6 +136,7 @@ impl Node {
                 created_ms: 1,
                 ..ApiToken::default()
             },
+            after: 0,
         };
         assert_eq!(self.control.propose(found, SOON).await, Ok(Outcome::Done));
         self.sees(|view| view.is_voter(self.id())).await;

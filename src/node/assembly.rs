@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     net::SocketAddr,
     path::Path,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, Mutex, atomic::AtomicBool},
 };
 
 use rand::RngCore;
@@ -47,6 +47,7 @@ use super::{
     local::{FEATURES, StatusHandler, ThisNode},
     maintenance,
     reads::Reads,
+    restored::Restored,
     scrub::ScrubConfig,
     surroundings::Surroundings,
     tasks::Tasks,
@@ -157,6 +158,8 @@ pub(super) async fn assemble(
     engine: Arc<dyn StorageEngine>,
 ) -> Result<Node, NodeError> {
     let dir = config.dir.path().to_path_buf();
+    let store = Store::new(surroundings.disk.clone(), config.dir.path());
+    let restored = Restored::check(&*surroundings.disk, &config, &store).await?;
     let Footing {
         store,
         seal_key,
@@ -207,7 +210,8 @@ pub(super) async fn assemble(
             let timing = config.profile.timing();
             let founding = newcomer.prepare_founding()?;
             let control = start_raft(&dir, &identity, timing, &surroundings, &mesh, &tasks).await?;
-            let (record, founded) = newcomer.found(founding, chosen, &control).await?;
+            let (record, founded) =
+                newcomer.found(founding, chosen, Restored::after(restored.as_ref()), &control).await?;
             (record, timing, control, founded)
         }
     };
@@ -224,6 +228,7 @@ pub(super) async fn assemble(
         timing,
         &control,
         &saved_voters,
+        restored,
         engine.clone(),
         &tasks,
     )
@@ -245,6 +250,7 @@ pub(super) async fn assemble(
         findings: Findings::default(),
         disk_is_slow: AtomicBool::new(false),
         resigning: AtomicBool::new(false),
+        successor: Mutex::default(),
         heard: LastHeard::default(),
         traffic: Traffic::default(),
     });
@@ -358,6 +364,7 @@ async fn open_data(
     timing: Timing,
     control: &Control,
     saved_voters: &BTreeSet<NodeId>,
+    restored: Option<Restored>,
     engine: Arc<dyn StorageEngine>,
     tasks: &Tasks,
 ) -> Result<DataPlane, NodeError> {
@@ -374,6 +381,10 @@ async fn open_data(
     tasks.spawn("log", async move { Ok(driver.run().await?) });
     tracing::info!(end = %recovered.end, commit = %recovered.commit, promise = recovered.promise, "log recovered");
     interrupted::finish(&wal, engine.recovered().0).await?;
+    let commit = match restored {
+        Some(restored) => restored.begin_log(&*surroundings.disk, dir, &wal, &*engine).await?,
+        None => wal.commit(),
+    };
     let (apply, checkpointer) = Apply::new(engine.clone())?;
     // A restarted voter may have granted a lease in its former life.
     let hold_off = (!recovered.empty || wal.end() > Lsn::ZERO).then_some(timing.election_min);
@@ -382,7 +393,7 @@ async fn open_data(
         fence,
         wal.clone(),
         (identity.node(), boot),
-        wal.commit(),
+        commit,
         control.view(),
         timing.election_min,
     );

@@ -18,7 +18,7 @@ use crate::{
     protocol::StreamKind,
     raft::{Command, Control, Outcome},
     transport::Mesh,
-    types::{Addresses, ClusterId, ClusterView, Member, Role},
+    types::{Addresses, ClusterId, ClusterView, Epoch, Member, Role},
 };
 
 use super::{
@@ -256,11 +256,12 @@ impl Newcomer<'_> {
 
     /// Makes a raft of one and founds the cluster in it, with the token chosen up front or with one
     /// made for the next nodes. The record that makes this node a member is written last: a crash
-    /// before it leaves an empty node that starts over.
+    /// before it leaves an empty node that starts over. Its epochs begin behind `after`.
     pub(super) async fn found(
         &self,
         founding: Founding,
         chosen: Option<JoinToken>,
+        after: Epoch,
         control: &Control,
     ) -> Result<(ClusterRecord, Option<Founded>), NodeError> {
         control.initialize().await?;
@@ -298,6 +299,7 @@ impl Newcomer<'_> {
             profile: self.config.profile,
             token: token_record(&token, verifier, limits),
             api_token,
+            after,
         };
         self.keep_admin_token(&admin_token).await?;
         match control.propose(command, Duration::from_secs(30)).await {

@@ -356,6 +356,7 @@ impl ThisGateway {
             damaged: None,
             damaged_files: 0,
             scrubbed: None,
+            successor: None,
             follows: Some(Following { node: heard.map(|heard| heard.from), age_ms: age }),
         }
     }

@@ -6,20 +6,17 @@ use std::{
     time::Duration,
 };
 
-use futures::future::join_all;
 use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
 
 use crate::{
+    disk::Disk,
     engine::StorageEngine,
     identity::{DataDir, JoinToken},
     join::{TokenLimits, token_record},
-    protocol::{
-        StreamKind,
-        status::{NodeStatus, StatusRequest},
-    },
+    protocol::status::NodeStatus,
     raft::{Command, Outcome, ProposeError, TokenRecord, failover::Local},
     transport::Handler,
     types::{ClusterView, NodeId, Role, Timing, TokenId},
@@ -47,8 +44,6 @@ pub(super) const PROPOSAL: Duration = Duration::from_secs(10);
 /// How long a graceful stop waits for office and leadership to move.
 const HAND_OVER: Duration = Duration::from_secs(5);
 const HAND_OVER_LOOK: Duration = Duration::from_millis(50);
-/// How long another voter may take to say whether it stays.
-const WILLING: Duration = Duration::from_millis(300);
 /// How long the closing of connections may take.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -235,7 +230,7 @@ impl Node {
         }
         let deadline = Instant::now() + HAND_OVER;
         while Instant::now() < deadline {
-            let willing = self.willing().await;
+            let willing = this.willing().await;
             let (writes, leads) = (this.replica.tenure().is_some(), this.control.is_leader());
             let (Some(to), true) = (willing.first(), writes || leads) else { return };
             if writes {
@@ -249,20 +244,6 @@ impl Node {
         tracing::warn!(
             "office or leadership was not handed over in time; the others take it when they miss it"
         );
-    }
-
-    /// Voters that answer and are not about to stop themselves.
-    pub(super) async fn willing(&self) -> Vec<NodeId> {
-        let ask = StatusRequest { resign: false };
-        let asked = self.others_that_vote().into_iter().map(|voter| {
-            let ask = &ask;
-            async move {
-                let status: Result<NodeStatus, _> =
-                    self.this().mesh.request(voter, StreamKind::Status, ask, WILLING).await;
-                status.ok().filter(|status| !status.draining).map(|_| voter)
-            }
-        });
-        join_all(asked).await.into_iter().flatten().collect()
     }
 
     /// Stops gracefully: hands over, takes no more writes, makes everything applied durable, closes
@@ -285,12 +266,6 @@ impl Node {
         self.inner.tasks.abort_all();
     }
 
-    fn others_that_vote(&self) -> Vec<NodeId> {
-        let linked = self.inner.this.mesh.links().borrow().clone();
-        let view = self.view().borrow().clone();
-        view.all_voters().into_iter().filter(|id| *id != self.id() && linked.contains_key(id)).collect()
-    }
-
     pub(super) async fn propose(&self, command: Command) -> Result<(), ControlFailure> {
         match self.inner.this.control.propose(command, PROPOSAL).await {
             Ok(Outcome::Done) => Ok(()),
@@ -304,6 +279,11 @@ impl Node {
 
     pub(super) fn this(&self) -> &ThisNode {
         &self.inner.this
+    }
+
+    /// Where its files are.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.this().surroundings.disk
     }
 
     /// What this node says of itself.

@@ -2,13 +2,13 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join_all};
 use serde_bytes::ByteBuf;
 
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
     identity::{ClusterCa, Identity, SealKey, seal},
     join::Signer,
     protocol::{
+        StreamKind,
         frame::MAX_MESSAGE,
         replication::{Seal, Sealed},
         status::{NodeStatus, StatusRequest},
@@ -38,6 +39,11 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Feature bits of this software.
 pub(super) const FEATURES: u64 = crate::protocol::forward::KEYS_BY_DATABASE;
 
+/// How long another voter may take to say whether it stays.
+const WILLING: Duration = Duration::from_millis(300);
+/// For so long only the one that is meant may take over; afterwards anybody who is level.
+const MEANT: Duration = Duration::from_secs(2);
+
 /// This node, for itself.
 #[derive(Debug)]
 pub(super) struct ThisNode {
@@ -57,6 +63,8 @@ pub(super) struct ThisNode {
     pub(super) disk_is_slow: AtomicBool,
     /// Turns true when the node is asked to hand over.
     pub(super) resigning: AtomicBool,
+    /// To whom it hands over, if somebody is meant, and until when others must not.
+    pub(super) successor: Mutex<Option<(NodeId, Instant)>>,
     /// When its peers were last heard.
     pub(super) heard: LastHeard,
     /// What clients do at its HTTP edge.
@@ -84,12 +92,43 @@ impl ThisNode {
             .map_err(|error| error.to_string())
     }
 
-    /// Lets the office of writer go, or, without it, raft's leadership to the voter that asks.
-    async fn resign(&self, asker: NodeId) {
+    /// Voters that answer, are not about to stop themselves and are not drained.
+    pub(super) async fn willing(&self) -> Vec<NodeId> {
+        let ask = StatusRequest::default();
+        let linked = self.mesh.links().borrow().clone();
+        let view = self.control.view().borrow().clone();
+        let me = self.identity.node();
+        let fit = |id: &NodeId| *id != me && linked.contains_key(id) && !view.drained.contains(id);
+        let asked = view.all_voters().into_iter().filter(fit).map(|voter| {
+            let ask = &ask;
+            async move {
+                let status: Result<NodeStatus, _> =
+                    self.mesh.request(voter, StreamKind::Status, ask, WILLING).await;
+                status.ok().filter(|status| !status.draining).map(|_| voter)
+            }
+        });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// Lets the office of writer go, to `to` if somebody is meant.
+    pub(super) fn let_go(&self, to: Option<NodeId>) {
+        *self.successor.lock().unwrap_or_else(PoisonError::into_inner) =
+            to.map(|to| (to, Instant::now() + MEANT));
+        self.writer.drain();
+    }
+
+    fn successor(&self) -> Option<NodeId> {
+        let meant = *self.successor.lock().unwrap_or_else(PoisonError::into_inner);
+        meant.filter(|(_, until)| Instant::now() < *until).map(|(to, _)| to)
+    }
+
+    /// Lets the office of writer go, or, without it, raft's leadership, to the voter that is meant or else to
+    /// the one that asks.
+    async fn resign(&self, asker: NodeId, to: Option<NodeId>) {
         if self.replica.tenure().is_some() || !self.control.is_leader() {
             tracing::info!(asked_by = %asker, "asked to hand over the office of writer");
-            self.writer.drain();
-        } else if let Err(error) = self.control.transfer_leader(asker).await {
+            self.let_go(to);
+        } else if let Err(error) = self.control.transfer_leader(to.unwrap_or(asker)).await {
             tracing::info!(asked_by = %asker, %error, "leadership was not handed over");
         }
     }
@@ -143,6 +182,7 @@ impl Local for ThisNode {
             damaged_files,
             scrubbed: self.findings.scrub.finished(),
             follows: None,
+            successor: self.successor(),
         }
     }
 
@@ -186,7 +226,8 @@ impl Handler for StatusHandler {
         Box::pin(async move {
             let Ok(request) = stream.recv.read_message::<StatusRequest>(MAX_MESSAGE).await else { return };
             if request.resign && this.replica.view.borrow().is_voter(peer.node()) {
-                this.resign(peer.node()).await;
+                let to = request.to.filter(|to| this.replica.view.borrow().is_voter(*to));
+                this.resign(peer.node(), to).await;
             }
             if stream.send.write_message(&this.status()).await.is_ok() {
                 let _ = stream.send.finish();

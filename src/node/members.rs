@@ -10,7 +10,7 @@ use crate::{
         status::{NodeStatus, StatusRequest},
     },
     raft::Command,
-    types::{NodeId, Role},
+    types::{ClusterView, NodeId, Role},
 };
 
 use super::{
@@ -33,7 +33,7 @@ impl Node {
             self.retire(id).await?;
         }
         if self.view().borrow().leader == Some(id) {
-            self.depose(id).await;
+            self.depose(id, None).await;
         }
         let remove = Command::Remove { node: id, at_ms: self.this().surroundings.unix_ms() };
         match self.propose(remove).await {
@@ -75,10 +75,13 @@ impl Node {
         }
     }
 
-    /// Moves office and leadership away from a node, to voters that are level with it. Returns when office
-    /// has moved; leadership is given a moment.
-    pub async fn transfer_from(&self, id: NodeId) -> Result<(), ControlFailure> {
+    /// Moves office and leadership away from a node, to `to`, or to voters that are level with it. Returns
+    /// when office has moved; leadership is given a moment.
+    pub async fn transfer_from(&self, id: NodeId, to: Option<NodeId>) -> Result<(), ControlFailure> {
         let now = self.view().borrow().clone();
+        if let Some(to) = to {
+            self.may_take_over(to, &now).await?;
+        }
         if !now.members.contains_key(&id) {
             return Err(no_member(id));
         }
@@ -90,12 +93,36 @@ impl Node {
             return Err(ControlFailure::Rejected("there is no other voter".to_owned()));
         }
         if writes {
-            self.relieve(id).await?;
+            self.relieve(id, to).await?;
         }
         if self.view().borrow().leader == Some(id) {
-            self.depose(id).await;
+            self.depose(id, to).await;
         }
-        Ok(())
+        let writer = self.view().borrow().writer.map(|office| office.node);
+        match (writer, to) {
+            (Some(writer), Some(to)) if writes && writer != to => Err(ControlFailure::Rejected(format!(
+                "{to} was not level with {id} in time, and {writer} took over: try again"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether somebody may be meant by a transfer.
+    async fn may_take_over(&self, to: NodeId, now: &ClusterView) -> Result<(), ControlFailure> {
+        let why = if !now.members.contains_key(&to) {
+            return Err(no_member(to));
+        } else if !now.is_voter(to) {
+            "is no voter"
+        } else if now.writer.is_some_and(|office| office.node == to) {
+            "writes already"
+        } else if now.drained.contains(&to) {
+            "is drained: skein node undrain first"
+        } else if to != self.id() && !self.this().willing().await.contains(&to) {
+            "does not answer, or is about to stop"
+        } else {
+            return Ok(());
+        };
+        Err(ControlFailure::Rejected(format!("{to} {why}")))
     }
 
     /// Takes a node out of the voters, and waits until it is.
@@ -103,7 +130,7 @@ impl Node {
         let mut view = self.view();
         let now = view.borrow().clone();
         if now.writer.is_some_and(|office| office.node == id) && now.all_voters().len() > 1 {
-            self.relieve(id).await?;
+            self.relieve(id, None).await?;
         }
         self.propose(Command::Retire { node: id }).await?;
         match timeout(PROPOSAL, view.wait_for(|view| !view.is_voter(id))).await {
@@ -118,17 +145,18 @@ impl Node {
 
     /// Asks the raft leader to let another voter lead, and waits a moment for it. One that does not
     /// is missed for an election once it is cut off.
-    async fn depose(&self, leader: NodeId) {
+    async fn depose(&self, leader: NodeId, to: Option<NodeId>) {
         let this = self.this();
         let moved = async {
             if leader == self.id() {
-                for to in self.willing().await {
+                let fit = this.willing().await.into_iter().filter(|one| to.is_none_or(|to| to == *one));
+                for to in fit {
                     if this.control.transfer_leader(to).await.is_ok() {
                         break;
                     }
                 }
             } else {
-                let ask = StatusRequest { resign: true };
+                let ask = StatusRequest { resign: true, to };
                 let asked: Result<NodeStatus, _> =
                     this.mesh.request(leader, StreamKind::Status, &ask, Duration::from_secs(2)).await;
                 if let Err(error) = asked {
@@ -143,12 +171,12 @@ impl Node {
     }
 
     /// Asks the writer to hand over, and waits until another holds office.
-    async fn relieve(&self, writer: NodeId) -> Result<(), ControlFailure> {
+    async fn relieve(&self, writer: NodeId, to: Option<NodeId>) -> Result<(), ControlFailure> {
         let this = self.this();
         if writer == self.id() {
-            this.writer.drain();
+            this.let_go(to);
         } else {
-            let ask = StatusRequest { resign: true };
+            let ask = StatusRequest { resign: true, to };
             let asked: Result<NodeStatus, _> =
                 this.mesh.request(writer, StreamKind::Status, &ask, Duration::from_secs(2)).await;
             // A writer that does not answer is replaced for its silence.
@@ -173,6 +201,6 @@ impl Node {
     }
 }
 
-fn no_member(id: NodeId) -> ControlFailure {
+pub(super) fn no_member(id: NodeId) -> ControlFailure {
     ControlFailure::NotFound(format!("there is no member {id}"))
 }

@@ -3,11 +3,13 @@
 mod addresses;
 mod api_tokens;
 mod assembly;
+mod backup;
 mod become_member;
 mod certificate;
 mod come_back;
 mod damage;
 mod databases;
+mod drain;
 mod error;
 mod footing;
 mod gateway;
@@ -23,6 +25,7 @@ mod peers;
 mod readiness;
 mod reads;
 pub mod recover;
+mod restored;
 mod rotation;
 mod scrub;
 mod status;
@@ -35,14 +38,17 @@ mod view_source;
 
 pub use api_tokens::{ApiTokenError, NewApiToken};
 pub use assembly::{MdnsConfig, NodeConfig};
+pub use backup::{Backup, BackupError};
 pub use become_member::{ADMIN_TOKEN_FILE, Founded};
 pub use come_back::come_back;
+pub use drain::DrainReport;
 pub use error::NodeError;
 pub use gateway::{Answer, AskError, Errand, Gateway, Piece};
 pub use handle::{AnsweringGateways, ControlFailure, Node};
 pub use local::VERSION;
 pub use readiness::Readiness;
 pub use reads::{Consistency, ReadError, ReadPoint};
+pub use restored::{RESTORED_FILE, Restored};
 pub use scrub::ScrubConfig;
 pub use status_report::{
     CaReport, ClusterStatus, LinkReport, NodeReport, RootReport, RotationReport, SnapshotReport, TermReport,

@@ -37,6 +37,9 @@ pub(super) fn of_node(this: &ThisNode, stopping: bool, timing: Timing) -> Readin
     if view.writer.is_none() {
         reasons.push("no writer has been named yet".to_owned());
     }
+    if view.drained.contains(&this.identity.node()) {
+        reasons.push("drained: it is about to be stopped (skein node undrain ends that)".to_owned());
+    }
     if let Some(debt) = this.replica.wal.debt() {
         reasons.push(format!("records from {} on were damaged here and are fetched again", debt.lost_from));
     }

@@ -229,7 +229,7 @@ impl Survivor {
         mesh.set_candidates(self.addresses(seeds).await);
         let others: BTreeSet<NodeId> = view.members.keys().copied().filter(|id| *id != me).collect();
         let foreign = meet(&mesh, &others).await;
-        let ask = StatusRequest { resign: false };
+        let ask = StatusRequest::default();
         let asked = others.iter().map(|id| {
             let (mesh, ask) = (&mesh, &ask);
             async move {

@@ -108,7 +108,7 @@ pub(super) async fn gather(this: &Arc<ThisNode>) -> ClusterStatus {
 /// Asks a member; its status, and by how many milliseconds its wall clock is ahead of this node's.
 async fn ask(this: &ThisNode, peer: NodeId) -> Option<(NodeStatus, Option<i64>)> {
     let asked = Instant::now();
-    let request = StatusRequest { resign: false };
+    let request = StatusRequest::default();
     let status: NodeStatus = this.mesh.request(peer, StreamKind::Status, &request, PATIENCE).await.ok()?;
     // It speaks for itself only.
     if status.node != peer {
@@ -139,7 +139,7 @@ fn millis(time: Duration) -> u64 {
 fn health(view: &ClusterView, id: NodeId, status: Option<&NodeStatus>, changing: bool) -> NodeHealth {
     match status {
         None => NodeHealth::Down,
-        Some(status) if status.draining => NodeHealth::Draining,
+        Some(status) if status.draining || view.drained.contains(&id) => NodeHealth::Draining,
         // More than five voters are never made: a sixth waits for ever, and that is its state.
         Some(_) if changing && !view.is_voter(id) && view.all_voters().len() < 5 => NodeHealth::Joining,
         Some(_) => NodeHealth::Up,
@@ -176,6 +176,12 @@ fn warnings(
         (all, alive) if alive < all && tolerates == 0 => warnings
             .push(format!("{} of {all} voters do not answer: losing one more stops writes.", all - alive)),
         _ => {}
+    }
+    for member in view.drained.iter().filter_map(|id| view.members.get(id)) {
+        warnings.push(format!(
+            "{} is drained and takes no office: skein node undrain {} when it is to again.",
+            member.name, member.name
+        ));
     }
     for (id, status) in heard {
         let silence = millis(view.profile.timing().view_silence());

@@ -19,7 +19,7 @@ use crate::{
 };
 
 use super::{
-    NodeError, damage, heard,
+    NodeError, damage, drain, heard,
     local::{FEATURES, ThisNode, VERSION},
     rotation, scrub,
     scrub::ScrubConfig,
@@ -123,6 +123,7 @@ pub(super) fn spawn(
     tasks.spawn("last-heard", heard::watch_links(this.clone()));
     tasks.spawn("disk", watch_disk(this.clone()));
     tasks.spawn("fail-stop", fail_stop(this.clone()));
+    tasks.spawn("step-aside", drain::step_aside(this.clone()));
     tasks.spawn("mend-log", damage::mend_log(this.clone()));
     let into = Fetch::new(this.surroundings.disk.clone(), store.dir().join("mending"));
     tasks.spawn("mend-files", damage::mend_files(this.clone(), into));

@@ -1,5 +1,6 @@
 //! Wire bytes, and nothing but bytes: messages, frames and every limit on them. No I/O.
 
+pub mod archive;
 pub mod forward;
 pub mod frame;
 pub mod hello;

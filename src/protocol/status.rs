@@ -11,6 +11,9 @@ use crate::types::{Addresses, BootId, Epoch, Lsn, NodeId};
 pub struct StatusRequest {
     /// Also asks the node to hand over leadership and office (only voters may).
     pub resign: bool,
+    /// To whom, if that matters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<NodeId>,
 }
 
 /// A node's positions and health at one moment.
@@ -84,6 +87,9 @@ pub struct NodeStatus {
     /// When everything it stores was last read and verified, in seconds since 1970; none since its start.
     #[serde(default)]
     pub scrubbed: Option<i64>,
+    /// To whom it hands over, if somebody is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<NodeId>,
     /// Set by a gateway, which has no positions: whose view it follows.
     #[serde(default)]
     pub follows: Option<Following>,

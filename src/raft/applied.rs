@@ -29,6 +29,7 @@ impl Applied {
             name: state.name.clone(),
             members: state.members.clone(),
             removed: state.removed.clone(),
+            drained: state.drained.clone(),
             voters: membership.get_joint_config().clone(),
             learners: membership.learner_ids().collect::<BTreeSet<_>>(),
             membership: membership_id(&self.membership),

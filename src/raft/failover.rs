@@ -151,7 +151,7 @@ impl Failover {
                 let ask = self.mesh.request::<_, NodeStatus>(
                     id,
                     StreamKind::Status,
-                    &StatusRequest { resign: false },
+                    &StatusRequest { resign: false, to: None },
                     self.timing.heartbeat * 4 / 5,
                 );
                 Box::pin(async move { (id, ask.await) })
@@ -202,7 +202,9 @@ impl Failover {
             at_ms: self.local.unix_ms(),
             // Boot 0 held no office: it is what a recovery leaves in the register.
             why: match view.writer {
-                Some(office) if office.boot == BootId(0) => Why::Recovered,
+                Some(office) if office.boot == BootId(0) && view.recovery.is_some() => Why::Recovered,
+                // The data was restored from a backup.
+                Some(office) if office.boot == BootId(0) => Why::First,
                 _ => trigger.why(),
             },
         };
@@ -356,7 +358,7 @@ pub fn due(view: &ClusterView, reign: &Reign, now: Instant, silence: Duration) -
 
 /// Who wins a tie: the leader itself, unless it is about to stop or its disk is in trouble.
 fn preferred(view: &ClusterView, reign: &Reign, me: NodeId) -> NodeId {
-    let sound = |status: &NodeStatus| !status.draining && !status.disk_troubled;
+    let sound = |status: &NodeStatus| fit(view, status);
     let heard = || reign.heard.values().map(|(_, status)| status);
     if heard().any(|status| status.node == me && sound(status)) {
         return me;
@@ -366,14 +368,17 @@ fn preferred(view: &ClusterView, reign: &Reign, me: NodeId) -> NodeId {
 
 /// A healthy voter, other than the writer, that has everything the writer has.
 fn level(view: &ClusterView, reign: &Reign, writer: &NodeStatus) -> Option<NodeId> {
-    reign
-        .heard
-        .values()
-        .map(|(_, status)| status)
-        .filter(|s| s.node != writer.node && view.is_voter(s.node) && !s.draining && !s.disk_troubled)
-        // A follower may be ahead: the writer sends before it syncs, and its disk may be the slow one.
-        .find(|s| s.durable >= writer.durable)
-        .map(|s| s.node)
+    let others = || reign.heard.values().map(|(_, status)| status).filter(|s| s.node != writer.node);
+    let fit = || others().filter(|s| view.is_voter(s.node) && fit(view, s));
+    let meant = writer.successor.filter(|to| fit().any(|s| s.node == *to));
+    // A follower may be ahead: the writer sends before it syncs, and its disk may be the slow one.
+    let mut level = fit().filter(|s| s.durable >= writer.durable).map(|s| s.node);
+    level.find(|node| meant.is_none_or(|meant| meant == *node))
+}
+
+/// Neither about to stop nor in trouble.
+fn fit(view: &ClusterView, status: &NodeStatus) -> bool {
+    !status.draining && !status.disk_troubled && !view.drained.contains(&status.node)
 }
 
 /// A report contradicts what was committed: never go on from here.
@@ -421,11 +426,6 @@ fn rank(report: &Report) -> Lsn {
         return Lsn::new(0, report.durable.seq);
     }
     report.durable
-}
-
-/// For status pages: who holds office by what the view says.
-pub fn office_of(view: &ClusterView) -> Option<(Epoch, NodeId, BootId)> {
-    view.writer.map(|office| (office.epoch, office.node, office.boot))
 }
 
 #[cfg(test)]
@@ -494,6 +494,7 @@ mod tests {
             damaged_files: 0,
             scrubbed: None,
             follows: None,
+            successor: None,
         }
     }
 
@@ -564,6 +565,22 @@ mod tests {
         let behind = NodeStatus { durable: Lsn::new(1, 4), ..status(3, 3, None, 4) };
         slow.heard.insert(id(3), (late, behind));
         assert_eq!(due(&view, &slow, late, L), None);
+        // One that is drained is none to hand over to, and one that is meant is waited for.
+        let heard = [status(1, 1, None, 4), status(3, 3, None, 4)];
+        let with = |draining: NodeStatus| reign(&[draining, heard[0].clone(), heard[1].clone()]);
+        let draining = NodeStatus { draining: true, ..healthy.clone() };
+        let without_1 = ClusterView { drained: [id(1)].into(), ..view.clone() };
+        assert_eq!(
+            due(&without_1, &with(draining.clone()), soon, L),
+            Some(Trigger::Drains { target: id(3) })
+        );
+        let meant = NodeStatus { successor: Some(id(3)), ..draining };
+        assert_eq!(due(&view, &with(meant.clone()), soon, L), Some(Trigger::Drains { target: id(3) }));
+        let mut behind = with(meant.clone());
+        behind.heard.insert(id(3), (start, NodeStatus { durable: Lsn::new(1, 4), ..heard[1].clone() }));
+        assert_eq!(due(&view, &behind, soon, L), None);
+        let without_3 = ClusterView { drained: [id(3)].into(), ..view.clone() };
+        assert_eq!(due(&without_3, &with(meant), soon, L), Some(Trigger::Drains { target: id(1) }));
         let troubled = NodeStatus { disk_troubled: true, ..status(3, 3, None, 4) };
         slow.heard.insert(id(3), (late, troubled));
         assert_eq!(due(&view, &slow, late, L), None);

@@ -244,6 +244,7 @@ fn alive(view: &ClusterView, statuses: &Statuses, now: Instant) -> BTreeSet<Node
     let fresh = Duration::from_secs(1);
     view.all_voters()
         .into_iter()
+        .filter(|id| !view.drained.contains(id))
         .filter(|id| statuses.get(id).is_some_and(|(heard, s)| now - *heard < fresh && !s.draining))
         .collect()
 }

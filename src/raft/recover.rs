@@ -122,8 +122,10 @@ impl Survivor {
         let mut state = (*self.applied.state).clone();
         state.recovery = Some(recovery.clone());
         // Nobody's office: no process ever draws boot 0, so the first leader starts a round.
+        // A cluster whose data was restored from one of a later generation has epochs above those of its own.
+        let above = state.writer.map_or(0, |office| ((office.epoch >> 32) + 1) << 32);
         state.writer = Some(Office {
-            epoch: Recovery::first_epoch(recovery.generation),
+            epoch: Recovery::first_epoch(recovery.generation).max(above),
             node: me,
             boot: BootId(0),
             membership: membership_id(&last_membership),

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     protocol::join::Refusal,
-    types::{Member, NodeId, Office, Role},
+    types::{BootId, Member, MembershipId, NodeId, Office, Role, Why},
 };
 
 /// Most API tokens at a time: every one is compared with what a request shows.
@@ -101,11 +101,21 @@ pub(super) fn apply_entry(applied: &mut Applied, entry: Entry) -> Outcome {
 /// What `command` does to `state` under the membership in force.
 fn apply(state: &mut State, membership: &StoredMembership, command: Command) -> Outcome {
     match command {
-        Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token } => {
+        Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token, after } => {
             if state.cluster.is_some() {
                 return rejected("the cluster has been founded before");
             }
+            // Nobody's office: no process ever draws boot 0, so the first leader names the next epoch's.
+            let restored = (after > 0).then_some(Office {
+                epoch: after,
+                node: member.id,
+                boot: BootId(0),
+                membership: MembershipId::default(),
+                at_ms: 0,
+                why: Why::Unknown,
+            });
             *state = State {
+                writer: restored,
                 cluster: Some(cluster),
                 name,
                 roots: vec![root],
@@ -147,6 +157,7 @@ fn apply(state: &mut State, membership: &StoredMembership, command: Command) -> 
             member.role = Role::Voter;
             Outcome::Done
         }
+        Command::Drain { node, drained } => drain(state, membership, node, drained),
         Command::Remove { node, at_ms } => {
             if state.removed.contains_key(&node) {
                 return Outcome::Done;
@@ -161,6 +172,7 @@ fn apply(state: &mut State, membership: &StoredMembership, command: Command) -> 
             }
             state.members.remove(&node);
             state.admitted_by.remove(&node);
+            state.drained.remove(&node);
             state.sealed_ca.remove(&node);
             rotation::forget(state, node);
             state.removed.insert(node, at_ms);
@@ -202,6 +214,22 @@ fn apply(state: &mut State, membership: &StoredMembership, command: Command) -> 
             }
         }
     }
+}
+
+/// Somebody must be left who may write and lead.
+fn drain(state: &mut State, membership: &StoredMembership, node: NodeId, drained: bool) -> Outcome {
+    if !state.members.contains_key(&node) {
+        return not_a_member(node);
+    }
+    if !drained {
+        state.drained.remove(&node);
+        return Outcome::Done;
+    }
+    if membership.voter_ids().all(|voter| voter == node || state.drained.contains(&voter)) {
+        return rejected("no other voter is left that may write: add one, or undrain one, first");
+    }
+    state.drained.insert(node);
+    Outcome::Done
 }
 
 /// No name and no id twice, so that what is taken back is what was meant.

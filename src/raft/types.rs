@@ -13,7 +13,7 @@ use super::rotation::Rotation;
 use crate::{
     protocol::join::Refusal,
     types::{
-        Addresses, ClusterId, Databases, Member, NodeId, Office, Recovery, Role, Scope, Succession,
+        Addresses, ClusterId, Databases, Epoch, Member, NodeId, Office, Recovery, Role, Scope, Succession,
         TimingProfile, TokenId,
     },
 };
@@ -40,6 +40,10 @@ pub enum Command {
         token: TokenRecord,
         /// The cluster's first API token.
         api_token: ApiToken,
+        /// The last epoch of the history that its data comes from, if it was restored from a backup: its own
+        /// epochs begin behind it.
+        #[serde(default, skip_serializing_if = "is_none_yet")]
+        after: Epoch,
     },
     /// Admit a node and spend a use of its token. Idempotent per node id.
     Admit {
@@ -73,6 +77,14 @@ pub enum Command {
     Enlist {
         /// Who.
         node: NodeId,
+    },
+    /// A node shall hold neither office nor leadership, or may again: it is about to be stopped for a while.
+    /// Rejected if no voter would be left that may.
+    Drain {
+        /// Who.
+        node: NodeId,
+        /// Whether it shall not.
+        drained: bool,
     },
     /// Take a member out for ever: peers cut it off at once. Rejected while it is a voter: the others
     /// might not be able to commit its leaving without it.
@@ -156,6 +168,8 @@ impl fmt::Display for Command {
             Self::Update { node, .. } => write!(f, "update {node}"),
             Self::Retire { node } => write!(f, "retire {node}"),
             Self::Enlist { node } => write!(f, "enlist {node}"),
+            Self::Drain { node, drained: true } => write!(f, "drain {node}"),
+            Self::Drain { node, drained: false } => write!(f, "undrain {node}"),
             Self::Remove { node, .. } => write!(f, "remove {node}"),
             Self::SetWriter(office) => write!(f, "writer {} epoch {}", office.node, office.epoch),
             Self::CreateToken(token) => write!(f, "create token {}", token.id),
@@ -287,6 +301,11 @@ impl ApiToken {
     }
 }
 
+/// Left out, so that the bytes are those of before there was such a field.
+fn is_none_yet(epoch: &Epoch) -> bool {
+    *epoch == 0
+}
+
 fn is_false(flag: &bool) -> bool {
     !flag
 }
@@ -306,6 +325,9 @@ pub struct State {
     pub admitted_by: BTreeMap<NodeId, TokenId>,
     /// Removed members and when (ms).
     pub removed: BTreeMap<NodeId, u64>,
+    /// Members that shall hold neither office nor leadership.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub drained: BTreeSet<NodeId>,
     /// The register.
     pub writer: Option<Office>,
     /// The last 32 values of the register, oldest first, the present one included.

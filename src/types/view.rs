@@ -190,6 +190,10 @@ pub struct ClusterView {
     pub members: BTreeMap<NodeId, Member>,
     /// Members that were removed, and when (milliseconds since 1970).
     pub removed: BTreeMap<NodeId, u64>,
+    /// Members that an operator has drained: they hold neither office nor leadership, and no query should
+    /// be brought to them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub drained: BTreeSet<NodeId>,
     /// The voter sets that each need a majority: one, or two while membership is joint.
     pub voters: Vec<BTreeSet<NodeId>>,
     /// Raft learners.

@@ -70,6 +70,8 @@ pub struct SegmentSurvey {
 pub struct DamageSurvey {
     /// In which file, or where it should be.
     pub file: String,
+    /// From which byte of it on, if it is records.
+    pub offset: Option<u64>,
     /// First and last seq, if it is records; what lies between them may be whole.
     pub records: Option<(u64, u64)>,
     /// What is wrong with the first.
@@ -84,12 +86,17 @@ pub async fn survey(disk: &dyn Disk, dir: &Path) -> Result<Survey, WalError> {
         true => 0,
         false => Remains::of(disk, dir, &reading).await.map_err(what)?.bytes(),
     };
-    let segments = reading.scan.segments.iter().map(|segment| describe(segment, &reading.scan.epochs));
+    let segments: Vec<SegmentSurvey> =
+        reading.scan.segments.iter().map(|segment| describe(segment, &reading.scan.epochs)).collect();
     let damage = reading.damage.iter().map(|damage| match damage {
-        Damage::File(name, reason) => {
-            DamageSurvey { file: (*name).to_owned(), records: None, reason: (*reason).to_owned() }
-        }
+        Damage::File(name, reason) => DamageSurvey {
+            file: (*name).to_owned(),
+            offset: None,
+            records: None,
+            reason: (*reason).to_owned(),
+        },
         Damage::Records(bad) => DamageSurvey {
+            offset: segments.iter().find(|segment| segment.file == bad.segment).map(|segment| segment.bytes),
             file: bad.segment.clone(),
             records: Some((bad.first_bad, bad.last)),
             reason: bad.reason.clone(),
@@ -104,9 +111,9 @@ pub async fn survey(disk: &dyn Disk, dir: &Path) -> Result<Survey, WalError> {
         cut: reading.mark.end,
         base: reading.base.lsn,
         end: reading.scan.end,
-        segments: segments.collect(),
-        torn: reading.scan.truncated,
         damage: damage.collect(),
+        segments,
+        torn: reading.scan.truncated,
         damaged_bytes,
         orphans: list_with_lengths(disk, &dir.join("orphan")).await.map_err(what)?,
         quarantine: contents(disk, dir).await.map_err(what)?,

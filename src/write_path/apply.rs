@@ -266,6 +266,33 @@ impl Apply {
         checkpoint.await
     }
 
+    /// Has a checkpoint that holds everything up to `seq`, which has been applied: the last one, or one
+    /// that is made now.
+    pub async fn checkpoint_through(&self, seq: u64) -> Result<(), EngineError> {
+        // The semaphore is never closed.
+        let Ok(permit) = self.one_checkpoint.clone().acquire_owned().await else { return Ok(()) };
+        if self.engine.recovered().0.seq >= seq {
+            return Ok(());
+        }
+        let (tell, told) = oneshot::channel();
+        let work = {
+            let _exclusive = self.exclusive.lock().await;
+            let sidecar = self.sidecar();
+            self.engine.checkpoint(sidecar)
+        };
+        // Run where every other one is, so that the log may go behind it.
+        let job: Work<Lsn> = Box::pin(async move {
+            let done = work.await;
+            let _ = tell.send(done.as_ref().map(|_| ()).map_err(twin));
+            done
+        });
+        let _ = self.checkpoints.send((job, permit));
+        match told.await {
+            Ok(done) => done,
+            Err(_) => Err(EngineError::Broken("this node is stopping".into())),
+        }
+    }
+
     /// What is applied of keys, as bytes. Called by whoever keeps records from being applied meanwhile;
     /// admission goes on, for a large table takes a while.
     fn sidecar(&self) -> Bytes {
@@ -318,6 +345,20 @@ impl Apply {
         }
         Err(EngineError::Broken(format!("the snapshot was offered at {at} and is at {installed}")))
     }
+}
+
+/// The same error for somebody else who waits for it.
+fn twin(error: &EngineError) -> EngineError {
+    match error {
+        EngineError::Io(e) => EngineError::Io(std::io::Error::new(e.kind(), e.to_string())),
+        EngineError::Damaged(what, why) => EngineError::Damaged(what.clone(), why.clone()),
+        EngineError::Broken(why) => EngineError::Broken(why.clone()),
+    }
+}
+
+/// What of a checkpoint's sidecar is true in any cluster that has its data.
+pub fn portable_sidecar(sidecar: &Bytes) -> Result<Bytes, EngineError> {
+    load_sidecar(sidecar).map(|dedup| dedup.portable().save())
 }
 
 fn load_sidecar(sidecar: &Bytes) -> Result<Dedup, EngineError> {

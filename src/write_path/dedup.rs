@@ -74,6 +74,13 @@ impl Dedup {
         crate::protocol::frame::encode(self)
     }
 
+    /// What of it is true in any cluster that has the same data: clients' keys. Batch ids and marks speak of
+    /// this cluster's processes and members.
+    #[must_use]
+    pub fn portable(&self) -> Self {
+        Self { clients: self.clients.clone(), ..Self::default() }
+    }
+
     /// The newest mark of a membership.
     pub const fn marked(&self) -> MembershipId {
         self.marked
@@ -195,6 +202,21 @@ mod tests {
         // Another boot of the same edge starts afresh.
         let other = DedupKey::Batch(BatchId { edge: NodeId([1; 16]), boot: BootId(3), counter: 3 });
         assert_eq!(table.look_up(&other), Seen::New);
+    }
+
+    #[test]
+    fn only_clients_keys_go_elsewhere() {
+        let mut table = Dedup::default();
+        table.feed(&batch(1), Lsn::new(1, 5), 0);
+        table.mark(MembershipId { term: 3, index: 9 });
+        let key = DedupKey::Client { key: [1; 16], body: [2; 16] };
+        table.feed(&key, Lsn::new(1, 6), 0);
+        let elsewhere = Dedup::load(&table.portable().save()).unwrap();
+        assert_eq!(
+            (elsewhere.look_up(&key), elsewhere.look_up(&batch(1))),
+            (Seen::At(Lsn::new(1, 6)), Seen::New)
+        );
+        assert_eq!(elsewhere.marked(), MembershipId::default());
     }
 
     #[test]

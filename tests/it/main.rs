@@ -17,6 +17,8 @@ mod arc_clients;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod auth;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod backup;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod bootstrap;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod ca_rotation;
@@ -30,6 +32,8 @@ mod damage;
 mod databases;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod doctor;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod drain;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod events;
 #[cfg(all(feature = "server", feature = "sql"))]

@@ -102,7 +102,8 @@ fn a_lone_node_refuses_and_says_what_would_be_lost() {
     assert!(ended.said.contains("skein inspect wal --repair"), "{}", ended.said);
     let looked = cluster[0].skein(&["inspect", "wal"]);
     assert_eq!(looked.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&looked.stdout).contains("DAMAGE"), "{looked:?}");
+    assert!(String::from_utf8_lossy(&looked.stdout).contains("DAMAGE in "), "{looked:?}");
+    assert!(String::from_utf8_lossy(&looked.stdout).contains(" at byte "), "{looked:?}");
     let asked = cluster[0].skein(&["inspect", "wal", "--repair", "--json"]);
     assert_eq!(asked.status.code(), Some(1));
     assert_eq!(log_bytes(&cluster[0]), before, "looking changes nothing");
@@ -157,6 +158,8 @@ fn damage(node: &Process) -> u64 {
     let looked = node.skein(&["inspect", "wal", "--json"]);
     assert_eq!(looked.status.code(), Some(1), "{looked:?}");
     let report: Value = serde_json::from_slice(&looked.stdout).unwrap();
+    let offset = report["damage"][0]["offset"].as_u64();
+    assert!(offset.is_some_and(|offset| offset <= middle), "{offset:?} of {middle}: {report:#}");
     report["damage"][0]["first"].as_u64().unwrap_or_else(|| panic!("{report:#}"))
 }
 

@@ -4,9 +4,12 @@ use serde::Serialize;
 
 use super::PlaceArgs;
 use crate::{
-    cli::{Failure, output, table::or_dash},
+    cli::{
+        Failure, output,
+        table::{or_dash, render, text},
+    },
     raft::{LogAt, RaftSurvey, survey},
-    types::ClusterView,
+    types::{ClusterView, Member},
 };
 
 pub(super) async fn run(args: PlaceArgs) -> Result<(), Failure> {
@@ -49,13 +52,18 @@ pub(super) fn show_cluster(view: &ClusterView) -> String {
         view.membership,
         or_dash(writer)
     );
-    for member in view.members.values() {
-        let role = view.role(member);
-        out.push_str(&format!("member     {}  {role}  {}\n", member.id, member.name));
-    }
     for id in view.removed.keys() {
         out.push_str(&format!("removed    {id}\n"));
     }
+    let columns = [text("MEMBER"), text("NAME"), text("ROLE"), text("WANTS"), text("DRAINED")];
+    let row = |member: &Member| {
+        let role = view.role(member);
+        let drained = if view.drained.contains(&member.id) { "yes" } else { "" };
+        let (id, name) = (member.id.to_string(), member.name.clone());
+        vec![id, name, role.to_string(), member.role.to_string(), drained.to_owned()]
+    };
+    out.push('\n');
+    out.push_str(&render(&columns, &view.members.values().map(row).collect::<Vec<_>>()));
     out
 }
 
@@ -102,6 +110,7 @@ struct MemberLine {
     name: String,
     wants: String,
     voter: bool,
+    drained: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -117,6 +126,7 @@ impl ClusterReport {
             name: member.name.clone(),
             wants: member.role.to_string(),
             voter: view.is_voter(member.id),
+            drained: view.drained.contains(&member.id),
         });
         Self {
             cluster: view.cluster.to_string(),

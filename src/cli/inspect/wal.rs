@@ -169,9 +169,11 @@ fn show(survey: &Survey) -> String {
     }
     for damage in &survey.damage {
         let records = damage.records.map(|(first, last)| format!("records {first} to {last}: "));
+        let offset = damage.offset.map(|offset| format!(" at byte {offset}"));
         out.push_str(&format!(
-            "\nDAMAGE in {}: {}{}",
+            "\nDAMAGE in {}{}: {}{}",
             damage.file,
+            offset.unwrap_or_default(),
             records.unwrap_or_default(),
             damage.reason
         ));
@@ -243,6 +245,7 @@ struct SegmentLine {
 #[derive(Debug, Serialize)]
 struct DamageLine {
     file: String,
+    offset: Option<u64>,
     first: Option<u64>,
     last: Option<u64>,
     reason: String,
@@ -260,6 +263,7 @@ impl Report {
         });
         let damage = survey.damage.iter().map(|damage| DamageLine {
             file: damage.file.clone(),
+            offset: damage.offset,
             first: damage.records.map(|range| range.0),
             last: damage.records.map(|range| range.1),
             reason: damage.reason.clone(),

@@ -72,7 +72,7 @@ impl Manifest {
         Ok(bytes)
     }
 
-    fn encode(&self) -> Result<Bytes, EngineError> {
+    pub(super) fn encode(&self) -> Result<Bytes, EngineError> {
         let body =
             rmp_serde::to_vec_named(self).map_err(|e| EngineError::Broken(format!("manifest: {e}")))?;
         let mut bytes = Vec::with_capacity(HEAD_LEN + body.len());
@@ -86,7 +86,7 @@ impl Manifest {
         Ok(bytes.into())
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, String> {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, String> {
         let cut = || "it is cut off".to_owned();
         let (magic, rest) = bytes.split_first_chunk::<4>().ok_or_else(cut)?;
         let (version, rest) = rest.split_first_chunk::<4>().ok_or_else(cut)?;

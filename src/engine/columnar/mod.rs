@@ -40,6 +40,7 @@ mod parquet;
 mod recovery;
 mod registry;
 mod retention;
+pub mod saved;
 pub mod schema;
 mod snapshot;
 #[cfg(feature = "sql")]

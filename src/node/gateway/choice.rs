@@ -76,7 +76,9 @@ impl Choice {
                 Balance::RoundRobin => 0,
                 Balance::LeastConnections => state.busy.get(id).copied().unwrap_or(0),
             };
-            (state.suspects.contains_key(id), Some(*id) == writer, Reverse(*role == Role::Reader), load)
+            // A drained one is about to be stopped.
+            let last = state.suspects.contains_key(id) || view.drained.contains(id);
+            (last, Some(*id) == writer, Reverse(*role == Role::Reader), load)
         };
         nodes.sort_by_key(rank);
         // Equals take turns.
@@ -211,6 +213,16 @@ mod tests {
         }
         tokio::time::advance(SUSPECTED).await;
         assert_ne!(choice.order(Errand::Query, &view, &all(), Instant::now())[4], id(4));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drained_node_is_asked_last() {
+        let choice = Choice::new(Balance::RoundRobin);
+        let view = ClusterView { drained: [id(5)].into(), ..view() };
+        for _ in 0..4 {
+            let order = choice.order(Errand::Query, &view, &all(), Instant::now());
+            assert_eq!((order[0], order[4]), (id(4), id(5)));
+        }
     }
 
     #[tokio::test(start_paused = true)]

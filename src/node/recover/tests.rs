@@ -90,6 +90,7 @@ async fn lay_down(disk: &SimDisk, dir: &Path, role: Role) {
             created_ms: 0,
             ..ApiToken::default()
         },
+        after: 0,
     };
     control.propose(found, SOON).await.unwrap();
     control.shutdown().await;

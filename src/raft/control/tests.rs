@@ -51,6 +51,7 @@ pub(super) fn found() -> Command {
             created_ms: 0,
             ..ApiToken::default()
         },
+        after: 0,
     }
 }
 

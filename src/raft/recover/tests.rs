@@ -82,6 +82,7 @@ fn entries() -> Vec<Entry> {
             created_ms: 0,
             ..ApiToken::default()
         },
+        after: 0,
     };
     let admit = |n| Command::Admit { member: member(n), token: TokenId(1), at_ms: 0 };
     let office = Office {

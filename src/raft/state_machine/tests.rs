@@ -60,6 +60,7 @@ fn found(n: u8) -> Command {
             created_ms: 0,
             ..ApiToken::default()
         },
+        after: 0,
     }
 }
 
@@ -91,6 +92,53 @@ fn a_cluster_is_founded_once() {
     assert_eq!(state, before);
     assert_eq!(state.profile, TimingProfile::Wan);
     assert!(state.sealed_ca.contains_key(&node(1)));
+}
+
+#[test]
+fn somebody_is_left_who_may_write() {
+    let (mut state, _) = founded();
+    let m = membership(1, &[&[1, 2, 3]], &[4]);
+    for n in 2..=4 {
+        let before = state.clone();
+        let twice = admit_command(n, Role::Voter, 1, 10);
+        if apply(&mut state, &m, twice) != Outcome::Done {
+            state = before;
+            state.members.insert(node(n), member(n, Role::Voter));
+        }
+    }
+    let drain = |n, drained| Command::Drain { node: node(n), drained };
+    assert_eq!(apply(&mut state, &m, drain(1, true)), Outcome::Done);
+    assert_eq!(apply(&mut state, &m, drain(2, true)), Outcome::Done);
+    assert!(matches!(apply(&mut state, &m, drain(3, true)), Outcome::Rejected(_)));
+    assert_eq!(apply(&mut state, &m, drain(4, true)), Outcome::Done, "a reader is no voter");
+    assert!(matches!(apply(&mut state, &m, drain(9, true)), Outcome::Rejected(_)));
+    assert_eq!(apply(&mut state, &m, drain(2, false)), Outcome::Done);
+    assert_eq!(apply(&mut state, &m, drain(3, true)), Outcome::Done);
+    assert_eq!(state.drained, [node(1), node(3), node(4)].into());
+    let gone = Command::Remove { node: node(4), at_ms: 1 };
+    assert_eq!(apply(&mut state, &m, gone), Outcome::Done);
+    assert_eq!(state.drained, [node(1), node(3)].into());
+}
+
+#[test]
+fn epochs_of_a_restored_cluster_begin_behind_those_of_its_data() {
+    let (mut state, m) = (State::default(), membership(0, &[&[1]], &[]));
+    let Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token, .. } = found(1)
+    else {
+        panic!("a founding");
+    };
+    let restored =
+        Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token, after: 7 };
+    assert_eq!(apply(&mut state, &m, restored), Outcome::Done);
+    let office = |epoch| Command::SetWriter(Office { epoch, boot: BootId(5), ..state.writer.unwrap() });
+    let next = |epoch, mut state: State| {
+        let Command::SetWriter(office) = office(epoch) else { panic!("an office") };
+        let office = Office { membership: membership_id(&m), ..office };
+        (apply(&mut state, &m, Command::SetWriter(office)), state.writer.unwrap().epoch)
+    };
+    assert!(state.terms.is_empty(), "nobody has written here");
+    assert!(matches!(next(1, state.clone()), (Outcome::Stale(_), 7)));
+    assert_eq!(next(8, state.clone()), (Outcome::Done, 8));
 }
 
 #[test]

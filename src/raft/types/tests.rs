@@ -69,3 +69,16 @@ fn the_bytes_of_api_tokens_are_those_of_format_1() {
     let read: Vec<Command> = crate::protocol::frame::decode(&kept, kept.len()).unwrap();
     assert_eq!(read, commands);
 }
+
+#[cfg(feature = "testing")]
+#[test]
+fn the_bytes_of_a_drain_are_those_of_format_1() {
+    let node = NodeId([7; 16]);
+    let commands = [Command::Drain { node, drained: true }, Command::Drain { node, drained: false }];
+    let state = State { drained: [node].into(), ..State::default() };
+    let bytes = crate::protocol::frame::encode(&(&commands, &state));
+    crate::testing::fixture("raft/drained", &bytes);
+    let kept = crate::testing::read_fixture("raft/drained");
+    let read: ([Command; 2], State) = rmp_serde::from_slice(&kept).unwrap();
+    assert_eq!(read, (commands, state));
+}

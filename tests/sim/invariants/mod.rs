@@ -89,6 +89,7 @@ pub(crate) mod sample {
             damaged_files: 0,
             scrubbed: None,
             follows: None,
+            successor: None,
             rtt_us: Vec::new(),
             stale_ms: None,
             unix_ms: 0,
