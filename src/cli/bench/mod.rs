@@ -8,10 +8,12 @@ mod failover;
 mod latency;
 mod load;
 mod report;
+mod spread;
 mod traffic;
 
 use clap::{Args, Subcommand};
 
+use bodies::Format;
 use cluster::Cluster;
 
 use crate::node::AckLevel;
@@ -70,6 +72,14 @@ struct LoadArgs {
     /// Rows of a request
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rows: u32,
+    /// What bodies are written in
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// Requests per second of all connections together, sent when they are due whatever became of
+    /// those before; a time is counted from when its request was due. [default: the next request
+    /// follows the answer]
+    #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rate: Option<u32>,
     /// How long, at each place
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
