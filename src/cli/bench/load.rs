@@ -72,12 +72,12 @@ pub(super) fn now_ns() -> u64 {
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn stamps(args: &LoadArgs) -> Arc<Stamps> {
+pub(super) fn stamps(args: &LoadArgs) -> Arc<Stamps> {
     Stamps::new(args.rows, now_ns())
 }
 
 /// A node under load, over all its turns.
-struct Place {
+pub(super) struct Place {
     node: String,
     is: &'static str,
     format: Format,
@@ -172,7 +172,7 @@ impl Schedule {
 }
 
 impl Place {
-    fn prepare(args: &LoadArgs, edge: Edge, is: &'static str, stamps: &Arc<Stamps>) -> Self {
+    pub(super) fn prepare(args: &LoadArgs, edge: Edge, is: &'static str, stamps: &Arc<Stamps>) -> Self {
         let mut rng = rand::rng();
         let (cluster, format) = (&args.cluster, args.format);
         let mut worker = |nth| Worker {
@@ -187,7 +187,7 @@ impl Place {
     }
 
     /// A write on each connection, not counted: connections are open and the schema is known then.
-    async fn warm_up(&mut self) -> Result<(), Failure> {
+    pub(super) async fn warm_up(&mut self) -> Result<(), Failure> {
         let node = &self.node;
         let first = self.workers.iter_mut().map(|worker| {
             let body = worker.bodies.next();
@@ -200,7 +200,7 @@ impl Place {
         }
     }
 
-    async fn drive(&mut self, time: Duration, cluster: &Cluster) -> Result<(), Failure> {
+    pub(super) async fn drive(&mut self, time: Duration, cluster: &Cluster) -> Result<(), Failure> {
         let (node, is) = (&self.node, self.is);
         progress(&format!(
             "{} connections write to {node} ({is}) for {} s",
@@ -226,7 +226,7 @@ impl Place {
         Ok(())
     }
 
-    fn result(self) -> Result<Load, Failure> {
+    pub(super) fn result(self) -> Result<Load, Failure> {
         let connections = u16::try_from(self.workers.len()).unwrap_or(u16::MAX);
         let mut tally = Tally::default();
         self.workers.into_iter().for_each(|worker| tally.absorb(worker.tally));
@@ -269,7 +269,7 @@ impl Place {
 }
 
 /// Processor time between two looks.
-fn used(before: &CpuTimes, after: &CpuTimes) -> CpuTimes {
+pub(super) fn used(before: &CpuTimes, after: &CpuTimes) -> CpuTimes {
     let since = |(name, now): &(String, Duration)| {
         let then = before.iter().find(|(known, _)| known == name)?;
         Some((name.clone(), now.saturating_sub(then.1)))

@@ -7,6 +7,8 @@ mod connection;
 mod failover;
 mod latency;
 mod load;
+mod query;
+mod replicate;
 mod report;
 mod spread;
 mod traffic;
@@ -35,6 +37,10 @@ enum BenchCommand {
     Forward(ForwardArgs),
     /// Time of one single-row write after another, at the writer and at another node
     Latency(LatencyArgs),
+    /// How far followers are behind the writer, and how fast one comes back that was away
+    Replicate(LoadArgs),
+    /// Time and processor time of a few queries over rows that are written first
+    Query(QueryArgs),
     /// Kill the writer again and again: time without one, and whether a row is missing
     Failover(FailoverArgs),
 }
@@ -104,6 +110,21 @@ struct LatencyArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+struct QueryArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// What bodies are written in
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// Requests of 1000 rows that are written first
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    requests: u64,
+    /// How often each query is asked
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    runs: u32,
+}
+
+#[derive(Debug, Clone, Args)]
 struct FailoverArgs {
     /// How often the writer is killed
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -127,8 +148,10 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
     let mut cluster = match &args.command {
         BenchCommand::Write(args) => Cluster::of(&args.cluster)?,
+        BenchCommand::Replicate(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Forward(args) => Cluster::of(&args.load.cluster)?,
         BenchCommand::Latency(args) => Cluster::of(&args.cluster)?,
+        BenchCommand::Query(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Failover(args) => Cluster::own(args.nodes, &args.profile)?,
     };
     let measured = tokio::select! {
@@ -153,6 +176,14 @@ async fn measure(command: BenchCommand, cluster: &mut Cluster) -> Result<(), Fai
         }
         BenchCommand::Latency(args) => {
             let report = latency::measure(&args, cluster, setting).await?;
+            if args.cluster.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::Replicate(args) => {
+            let report = replicate::measure(&args, cluster, setting).await?;
+            if args.cluster.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::Query(args) => {
+            let report = query::measure(&args, cluster, setting).await?;
             if args.cluster.json { output::json(&report) } else { output::print(&report.table()) }
         }
         BenchCommand::Failover(args) => {

@@ -33,7 +33,7 @@ pub(super) struct Setting {
 }
 
 impl Setting {
-    fn line(&self) -> String {
+    pub(super) fn line(&self) -> String {
         let whose = match &self.profile {
             Some(profile) => format!("on this machine (profile {profile})"),
             None => "already running".to_owned(),
@@ -129,7 +129,7 @@ impl ForwardReport {
     }
 }
 
-fn loads(loads: &[&Load]) -> String {
+pub(super) fn loads(loads: &[&Load]) -> String {
     let columns = [
         table::text("AT"),
         table::text("IS"),
@@ -185,7 +185,7 @@ fn errors(at: &str, errors: &Errors) -> String {
     errors.iter().map(|(what, count)| format!("{at}: {count} x {what}\n")).collect()
 }
 
-fn spread(spread: Option<&Spread>) -> [String; 3] {
+pub(super) fn spread(spread: Option<&Spread>) -> [String; 3] {
     match spread {
         Some(spread) => [spread.p50_ms, spread.p99_ms, spread.max_ms].map(|ms| format!("{ms:.2}")),
         None => ["-", "-", "-"].map(str::to_owned),
@@ -294,7 +294,7 @@ impl FailoverReport {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use super::*;
@@ -303,7 +303,7 @@ mod tests {
         all.into_iter().map(Duration::from_millis).collect()
     }
 
-    fn setting() -> Setting {
+    pub(in super::super) fn setting() -> Setting {
         Setting {
             version: "0.1.0",
             build: "debug",
