@@ -40,6 +40,7 @@ mod parquet;
 mod recovery;
 mod registry;
 mod retention;
+mod runs;
 pub mod schema;
 mod snapshot;
 #[cfg(feature = "sql")]
