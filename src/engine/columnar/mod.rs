@@ -289,7 +289,8 @@ impl StorageEngine for ColumnarEngine {
         let broken = |why: String| EngineError::Broken(format!("record {at}: {why}"));
         let decoded = match operation {
             Operation::Batch { encoding, payload } if *encoding == batch::ENCODING => {
-                Some(batch::decode(payload).map_err(|e| broken(e.to_string()))?)
+                let known = self.inner.state().schemas.clone();
+                Some(batch::decode_like(payload, &known).map_err(|e| broken(e.to_string()))?)
             }
             Operation::Batch { encoding, .. } => return Err(broken(format!("unknown encoding {encoding}"))),
             Operation::DropDatabase { .. }
