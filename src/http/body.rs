@@ -156,7 +156,8 @@ pub(super) async fn take(
         None => Ok(taken),
         Some(coding) => {
             let limit = limits.max_inflated;
-            off_thread(taken.bytes.len(), move || inflate(coding, taken, limit)).await?
+            // It is several times as long when it is unpacked.
+            off_thread(taken.bytes.len().saturating_mul(4), move || inflate(coding, taken, limit)).await?
         }
     }
 }
