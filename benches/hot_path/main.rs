@@ -1,5 +1,5 @@
 //! What every row passes on its way, piece by piece: parsers, the payload of a record, the log, frames,
-//! the memtable and the flush. `cargo bench --bench hot_path [-- NAME]`; docs/benchmarks.md has figures.
+//! the memtable and the flush. `cargo bench --manifest-path benches/Cargo.toml [-- NAME]`.
 
 mod bodies;
 mod engine;
