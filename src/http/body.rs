@@ -93,6 +93,9 @@ pub(super) struct Taken {
     pub(super) share: Share,
 }
 
+/// Memory set aside at once for a body of announced length, at most.
+const RESERVED: usize = 256 * 1024;
+
 /// Takes a body in and decompresses it. Dropping the future leaves the rest of the body unread.
 pub(super) async fn take(
     mut body: Body,
@@ -113,20 +116,32 @@ pub(super) async fn take(
     }
     let coding = Coding::of(headers)?;
     let mut share = Share::new(budget);
-    let mut bytes = BytesMut::new();
     let whole = async {
+        let (mut first, mut bytes) = (Bytes::new(), BytesMut::new());
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|e| ApiError::invalid(format!("the body broke off: {e}")))?;
             let Ok(data) = frame.into_data() else { continue };
-            if bytes.len() + data.len() > max {
+            let len = first.len() + bytes.len();
+            if len + data.len() > max {
                 return Err(too_large());
             }
             share.grow(data.len())?;
+            if len == 0 {
+                // Mostly all of it, and then nothing is copied.
+                first = data;
+                continue;
+            }
+            if !first.is_empty() {
+                // Pages are not there before they are written, so what was announced costs nothing yet.
+                let announced = announced.and_then(|len| usize::try_from(len).ok()).unwrap_or(0);
+                bytes.reserve(announced.min(RESERVED).max(len + data.len()));
+                bytes.extend_from_slice(&std::mem::take(&mut first));
+            }
             bytes.extend_from_slice(&data);
         }
-        Ok(())
+        Ok(if bytes.is_empty() { first } else { bytes.freeze() })
     };
-    match tokio::time::timeout(limits.body_timeout, whole).await {
+    let bytes = match tokio::time::timeout(limits.body_timeout, whole).await {
         Ok(done) => done?,
         Err(_) => {
             return Err(ApiError::new(
@@ -134,24 +149,29 @@ pub(super) async fn take(
                 format!("the body did not arrive within {} s", limits.body_timeout.as_secs_f32()),
             ));
         }
-    }
-    let taken = Taken { bytes: bytes.freeze(), share };
+    };
+    let taken = Taken { bytes, share };
     let coding = coding.or_else(|| Coding::by_magic(&taken.bytes));
     match coding {
         None => Ok(taken),
         Some(coding) => {
             let limit = limits.max_inflated;
-            off_thread(taken.bytes.len(), move || inflate(coding, taken, limit)).await?
+            // It is several times as long when it is unpacked.
+            off_thread(taken.bytes.len().saturating_mul(4), move || inflate(coding, taken, limit)).await?
         }
     }
 }
+
+/// Work on a shorter body is done in place: it takes a few hundred microseconds at most, and handing
+/// it to another thread and back a tenth of that.
+const IN_PLACE: usize = 128 * 1024;
 
 /// Runs work on a body of `len` bytes: in place if it is short, else where it holds up nobody.
 pub(super) async fn off_thread<T: Send + 'static>(
     len: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
-    if len < 64 * 1024 {
+    if len < IN_PLACE {
         return Ok(work());
     }
     let broken = |e| ApiError::new(Fault::Internal, format!("work on the request failed: {e}"));

@@ -1,5 +1,5 @@
-//! One keep-alive connection that writes line protocol, one request at a time, at little cost to
-//! the machine it shares with the nodes.
+//! One keep-alive connection that writes, one request at a time, at little cost to the machine it
+//! shares with the nodes.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use crate::{cli::client::query_string, types::Lsn};
 
-use super::cluster::Edge;
+use super::{bodies::Format, cluster::Edge};
 
 /// Longer than any node holds a write.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -38,9 +38,13 @@ pub(super) struct Acked {
 
 impl Connection {
     /// Opened by the first write, and again after a failure.
-    pub(super) fn new(edge: Edge, database: &str, ack: &str) -> Self {
-        let pairs = [("db", Some(database)), ("precision", Some("nanosecond")), ("ack", Some(ack))];
-        Self { edge, path: format!("/api/v3/write_lp{}", query_string(&pairs)), open: None }
+    pub(super) fn new(edge: Edge, format: Format, database: &str, ack: &str) -> Self {
+        let (route, precision) = match format {
+            Format::LineProtocol => ("/api/v3/write_lp", Some("nanosecond")),
+            Format::Msgpack => ("/api/v1/write/msgpack", None),
+        };
+        let pairs = [("db", Some(database)), ("precision", precision), ("ack", Some(ack))];
+        Self { edge, path: format!("{route}{}", query_string(&pairs)), open: None }
     }
 
     /// Writes a body. The error is what went wrong in few words, for counting.
@@ -133,7 +137,7 @@ mod tests {
             heads
         });
         let edge = Edge { name: "a".into(), authority, token: Some("t".into()) };
-        let mut connection = Connection::new(edge, "b", "quorum");
+        let mut connection = Connection::new(edge, Format::LineProtocol, "b", "quorum");
         for _ in 0..2 {
             let acked = connection.post("x v=1 1".into()).await.unwrap();
             assert_eq!((acked.at, acked.level.as_str(), acked.forwarded), (Lsn::new(3, 42), "quorum", true));

@@ -20,7 +20,8 @@ use crate::{
 use super::{
     FailoverArgs,
     cluster::{Cluster, Edge},
-    report::{FailoverReport, Setting, Spread, progress},
+    report::{FailoverReport, Setting, progress},
+    spread::Spread,
     traffic::{DATABASE, TABLE, Traffic},
 };
 

@@ -8,11 +8,12 @@ use crate::cli::Failure;
 
 use super::{
     LatencyArgs,
-    bodies::{Bodies, Stamps},
+    bodies::{Bodies, Format, Stamps},
     cluster::{Cluster, Edge},
     connection::Connection,
     load::now_ns,
-    report::{Errors, LatencyReport, Setting, Single, Spread, progress},
+    report::{Errors, LatencyReport, Setting, Single, progress},
+    spread::Spread,
 };
 
 /// Not counted: the connection is open and the schema known then.
@@ -30,7 +31,7 @@ pub(super) async fn measure(
     let mut places = Vec::new();
     for (is, edge) in [("writer", Some(found.writer)), ("other", found.other)] {
         if let Some(edge) = edge {
-            let bodies = Bodies::new(1, stamps.clone(), &mut rand::rng());
+            let bodies = Bodies::new(Format::LineProtocol, 1, stamps.clone(), &mut rand::rng());
             places.push(at(args, edge, is, bodies).await?);
         }
     }
@@ -40,7 +41,8 @@ pub(super) async fn measure(
 async fn at(args: &LatencyArgs, edge: Edge, is: &'static str, mut bodies: Bodies) -> Result<Single, Failure> {
     let node = edge.name.clone();
     progress(&format!("{} single writes to {node} ({is})", args.writes));
-    let mut connection = Connection::new(edge, &args.cluster.database, &args.cluster.ack);
+    let mut connection =
+        Connection::new(edge, Format::LineProtocol, &args.cluster.database, &args.cluster.ack);
     for _ in 0..WARM_UP {
         let first = connection.post(bodies.next()).await;
         first.map_err(|e| Failure::new(format!("{node} does not take a write: {e}")))?;

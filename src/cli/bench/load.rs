@@ -10,17 +10,18 @@ use std::{
 use futures::future::join_all;
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 
 use crate::cli::Failure;
 
 use super::{
     ForwardArgs, LoadArgs,
-    bodies::{Bodies, Stamps},
+    bodies::{Bodies, Format, Stamps},
     cluster::{Cluster, CpuTimes, Edge},
     connection::{Acked, Connection},
-    report::{Cpu, Errors, ForwardReport, Load, Setting, Spread, WriteReport, progress},
+    report::{Cpu, Errors, ForwardReport, Load, Setting, WriteReport, progress},
+    spread::Spread,
 };
 
 /// After a write that failed.
@@ -79,7 +80,9 @@ pub(super) fn stamps(args: &LoadArgs) -> Arc<Stamps> {
 pub(super) struct Place {
     node: String,
     is: &'static str,
+    format: Format,
     rows: u32,
+    rate: Option<u32>,
     workers: Vec<Worker>,
     took: Duration,
     cpu: CpuTimes,
@@ -89,7 +92,16 @@ pub(super) struct Place {
 struct Worker {
     connection: Connection,
     bodies: Bodies,
+    /// When this connection's first request of a turn is due, and how long after it each next one;
+    /// `None`: as soon as the one before is answered.
+    schedule: Option<Schedule>,
     tally: Tally,
+}
+
+#[derive(Clone, Copy)]
+struct Schedule {
+    first: Duration,
+    every: Duration,
 }
 
 #[derive(Default)]
@@ -126,14 +138,24 @@ impl Tally {
 }
 
 impl Worker {
-    async fn drive(mut self, until: Instant) -> Self {
-        while Instant::now() < until {
+    async fn drive(mut self, began: Instant, until: Instant) -> Self {
+        let mut due = self.schedule.map(|schedule| began + schedule.first);
+        while due.unwrap_or_else(Instant::now) < until {
             let body = self.bodies.next();
-            let (bytes, sent) = (body.len(), Instant::now());
+            // Late if the one before was answered late: what it waited then is part of its time.
+            let sent = match due {
+                Some(due) => {
+                    sleep_until(due).await;
+                    due
+                }
+                None => Instant::now(),
+            };
+            let bytes = body.len();
             let answer = self.connection.post(body).await;
             let failed = answer.is_err();
             self.tally.note(answer, sent.elapsed(), bytes);
-            if failed {
+            due = due.zip(self.schedule).map(|(due, schedule)| due + schedule.every);
+            if failed && due.is_none() {
                 sleep(PAUSE).await;
             }
         }
@@ -141,16 +163,27 @@ impl Worker {
     }
 }
 
+impl Schedule {
+    /// Of one of so many connections that send so many requests per second together, in turn.
+    fn of(nth: u16, connections: u16, rate: u32) -> Self {
+        let apart = Duration::from_secs(1) / rate;
+        Self { first: apart * u32::from(nth), every: apart * u32::from(connections) }
+    }
+}
+
 impl Place {
     pub(super) fn prepare(args: &LoadArgs, edge: Edge, is: &'static str, stamps: &Arc<Stamps>) -> Self {
         let mut rng = rand::rng();
-        let mut worker = || Worker {
-            connection: Connection::new(edge.clone(), &args.cluster.database, &args.cluster.ack),
-            bodies: Bodies::new(args.rows, stamps.clone(), &mut rng),
+        let (cluster, format) = (&args.cluster, args.format);
+        let mut worker = |nth| Worker {
+            connection: Connection::new(edge.clone(), format, &cluster.database, &cluster.ack),
+            bodies: Bodies::new(format, args.rows, stamps.clone(), &mut rng),
+            schedule: args.rate.map(|rate| Schedule::of(nth, args.connections, rate)),
             tally: Tally::default(),
         };
-        let workers = (0..args.connections).map(|_| worker()).collect();
-        Self { node: edge.name, is, rows: args.rows, workers, took: Duration::ZERO, cpu: Vec::new() }
+        let workers = (0..args.connections).map(&mut worker).collect();
+        let (rows, rate) = (args.rows, args.rate);
+        Self { node: edge.name, is, format, rows, rate, workers, took: Duration::ZERO, cpu: Vec::new() }
     }
 
     /// A write on each connection, not counted: connections are open and the schema is known then.
@@ -177,7 +210,7 @@ impl Place {
         let before = cluster.cpu()?;
         let began = Instant::now();
         let mut tasks: JoinSet<Worker> =
-            self.workers.drain(..).map(|worker| worker.drive(began + time)).collect();
+            self.workers.drain(..).map(|worker| worker.drive(began, began + time)).collect();
         while let Some(worker) = tasks.join_next().await {
             self.workers.push(worker.map_err(|e| Failure::new(format!("a connection's task failed: {e}")))?);
         }
@@ -210,8 +243,10 @@ impl Place {
             node: self.node,
             place: self.is,
             ack: tally.levels.into_iter().collect::<Vec<_>>().join("+"),
+            format: self.format,
             connections,
             rows_per_request: self.rows,
+            requests_per_s_wanted: self.rate,
             seconds,
             requests,
             forwarded: tally.forwarded,
@@ -234,7 +269,7 @@ impl Place {
 }
 
 /// Processor time between two looks.
-fn used(before: &CpuTimes, after: &CpuTimes) -> CpuTimes {
+pub(super) fn used(before: &CpuTimes, after: &CpuTimes) -> CpuTimes {
     let since = |(name, now): &(String, Duration)| {
         let then = before.iter().find(|(known, _)| known == name)?;
         Some((name.clone(), now.saturating_sub(then.1)))
@@ -254,6 +289,17 @@ mod tests {
         let before = vec![at("n1", 100), at("gone", 1)];
         let after = vec![at("n1", 350), at("new", 5)];
         assert_eq!(used(&before, &after), [at("n1", 250)]);
+    }
+
+    #[test]
+    fn requests_of_all_connections_are_due_in_turn() {
+        let of = |nth| Schedule::of(nth, 4, 1_000);
+        let due = |nth, turn| of(nth).first + of(nth).every * turn;
+        let ms = Duration::from_millis;
+        assert_eq!(
+            [due(0, 0), due(1, 0), due(3, 0), due(0, 1), due(2, 5)],
+            [ms(0), ms(1), ms(3), ms(4), ms(22)]
+        );
     }
 
     #[test]

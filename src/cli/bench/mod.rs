@@ -8,11 +8,15 @@ mod failover;
 mod frozen;
 mod latency;
 mod load;
+mod query;
+mod replicate;
 mod report;
+mod spread;
 mod traffic;
 
 use clap::{Args, Subcommand};
 
+use bodies::Format;
 use cluster::Cluster;
 
 use crate::node::AckLevel;
@@ -34,6 +38,10 @@ enum BenchCommand {
     Forward(ForwardArgs),
     /// Time of one single-row write after another, at the writer and at another node
     Latency(LatencyArgs),
+    /// How far followers are behind the writer, and how fast one comes back that was away
+    Replicate(LoadArgs),
+    /// Time and processor time of a few queries over rows that are written first
+    Query(QueryArgs),
     /// Kill the writer again and again: time without one, and whether a row is missing
     Failover(FailoverArgs),
     /// Freeze a reader at full ingest: memory and latency of the writer, and how soon it is level again
@@ -73,6 +81,14 @@ struct LoadArgs {
     /// Rows of a request
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rows: u32,
+    /// What bodies are written in
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// Requests per second of all connections together, sent when they are due whatever became of
+    /// those before; a time is counted from when its request was due. [default: the next request
+    /// follows the answer]
+    #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    rate: Option<u32>,
     /// How long, at each place
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
@@ -94,6 +110,21 @@ struct LatencyArgs {
     /// Writes at each place
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     writes: u32,
+}
+
+#[derive(Debug, Clone, Args)]
+struct QueryArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// What bodies are written in
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+    /// Requests of 1000 rows that are written first
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    requests: u64,
+    /// How often each query is asked
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    runs: u32,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -145,8 +176,10 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
     let mut cluster = match &args.command {
         BenchCommand::Write(args) => Cluster::of(&args.cluster)?,
+        BenchCommand::Replicate(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Forward(args) => Cluster::of(&args.load.cluster)?,
         BenchCommand::Latency(args) => Cluster::of(&args.cluster)?,
+        BenchCommand::Query(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Failover(args) => Cluster::own(args.nodes, &args.profile)?,
         BenchCommand::FrozenReader(args) => Cluster::with_a_reader(3, &args.profile)?,
     };
@@ -177,6 +210,14 @@ async fn measure(command: BenchCommand, cluster: &mut Cluster) -> Result<(), Fai
         BenchCommand::FrozenReader(args) => {
             let report = frozen::measure(&args, cluster, setting).await?;
             if args.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::Replicate(args) => {
+            let report = replicate::measure(&args, cluster, setting).await?;
+            if args.cluster.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::Query(args) => {
+            let report = query::measure(&args, cluster, setting).await?;
+            if args.cluster.json { output::json(&report) } else { output::print(&report.table()) }
         }
         BenchCommand::Failover(args) => {
             let report = failover::measure(&args, cluster, setting).await?;

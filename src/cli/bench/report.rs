@@ -3,11 +3,11 @@
 use std::{
     collections::BTreeMap,
     io::{self, Write},
-    time::Duration,
 };
 
 use serde::Serialize;
 
+use super::{bodies::Format, spread::Spread};
 use crate::cli::table;
 
 /// A line about work that takes long, on standard error.
@@ -45,35 +45,6 @@ impl Setting {
     }
 }
 
-/// How durations spread, in milliseconds.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct Spread {
-    pub(super) count: usize,
-    pub(super) p50_ms: f64,
-    pub(super) p99_ms: f64,
-    pub(super) max_ms: f64,
-}
-
-impl Spread {
-    /// `None` if there is none.
-    pub(super) fn of(mut all: Vec<Duration>) -> Option<Self> {
-        all.sort_unstable();
-        let ms = |at: Duration| at.as_secs_f64() * 1e3;
-        Some(Self {
-            count: all.len(),
-            p50_ms: ms(percentile(&all, 50)?),
-            p99_ms: ms(percentile(&all, 99)?),
-            max_ms: ms(*all.last()?),
-        })
-    }
-}
-
-/// Nearest rank: the lowest of `sorted` that at least `percent` of them do not exceed.
-fn percentile(sorted: &[Duration], percent: usize) -> Option<Duration> {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied()
-}
-
 /// Errors by what they were.
 pub(super) type Errors = BTreeMap<String, u64>;
 
@@ -85,8 +56,12 @@ pub(super) struct Load {
     pub(super) place: &'static str,
     /// As the node says of each write.
     pub(super) ack: String,
+    pub(super) format: Format,
     pub(super) connections: u16,
     pub(super) rows_per_request: u32,
+    /// Requests that were due per second, if they were not sent one behind the other: times count
+    /// from when a request was due.
+    pub(super) requests_per_s_wanted: Option<u32>,
     pub(super) seconds: f64,
     /// Acknowledged ones.
     pub(super) requests: u64,
@@ -159,6 +134,7 @@ pub(super) fn loads(loads: &[&Load]) -> String {
         table::text("AT"),
         table::text("IS"),
         table::text("ACK"),
+        table::text("FORMAT"),
         table::number("ROWS/S"),
         table::number("MB/S"),
         table::number("REQUESTS"),
@@ -169,7 +145,8 @@ pub(super) fn loads(loads: &[&Load]) -> String {
         table::number("ERRORS"),
     ];
     let row = |load: &&Load| {
-        let mut row = vec![load.node.clone(), load.place.to_owned(), load.ack.clone()];
+        let mut row =
+            vec![load.node.clone(), load.place.to_owned(), load.ack.clone(), load.format.as_str().into()];
         row.extend([format!("{:.0}", load.rows_per_s), format!("{:.2}", load.mb_per_s)]);
         row.extend([load.requests.to_string(), load.forwarded.to_string()]);
         row.extend(spread(load.request.as_ref()));
@@ -208,7 +185,7 @@ pub(super) fn errors(at: &str, errors: &Errors) -> String {
     errors.iter().map(|(what, count)| format!("{at}: {count} x {what}\n")).collect()
 }
 
-fn spread(spread: Option<&Spread>) -> [String; 3] {
+pub(super) fn spread(spread: Option<&Spread>) -> [String; 3] {
     match spread {
         Some(spread) => [spread.p50_ms, spread.p99_ms, spread.max_ms].map(|ms| format!("{ms:.2}")),
         None => ["-", "-", "-"].map(str::to_owned),
@@ -317,27 +294,16 @@ impl FailoverReport {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn ms(all: impl IntoIterator<Item = u64>) -> Vec<Duration> {
         all.into_iter().map(Duration::from_millis).collect()
     }
 
-    #[test]
-    fn percentiles_are_of_the_nearest_rank() {
-        let spread = Spread::of(ms((1..=100).rev())).unwrap();
-        assert_eq!(spread, Spread { count: 100, p50_ms: 50.0, p99_ms: 99.0, max_ms: 100.0 });
-        let spread = Spread::of(ms(1..=20)).unwrap();
-        // Of 20 the 99th percentile is the worst.
-        assert_eq!((spread.p50_ms, spread.p99_ms), (10.0, 20.0));
-        let spread = Spread::of(ms([3, 1, 2])).unwrap();
-        assert_eq!((spread.p50_ms, spread.p99_ms, spread.max_ms), (2.0, 3.0, 3.0));
-        assert_eq!(Spread::of(ms([7])).unwrap().p50_ms, 7.0);
-        assert_eq!(Spread::of(Vec::new()), None);
-    }
-
-    fn setting() -> Setting {
+    pub(in super::super) fn setting() -> Setting {
         Setting {
             version: "0.1.0",
             build: "debug",
@@ -354,8 +320,10 @@ mod tests {
             node: node.into(),
             place,
             ack: "quorum".into(),
+            format: Format::LineProtocol,
             connections: 12,
             rows_per_request: 1000,
+            requests_per_s_wanted: None,
             seconds: 10.0,
             requests: 123,
             forwarded: 0,
@@ -390,11 +358,11 @@ mod tests {
         );
         assert_eq!(
             lines[2],
-            "AT  IS      ACK     ROWS/S  MB/S  REQUESTS  FORWARDED  P50 MS  P99 MS  MAX MS  ERRORS"
+            "AT  IS      ACK     FORMAT         ROWS/S  MB/S  REQUESTS  FORWARDED  P50 MS  P99 MS  MAX MS  ERRORS"
         );
         assert_eq!(
             lines[3],
-            "n1  writer  quorum   12300  1.07       123          0    1.00    2.00    2.00       2"
+            "n1  writer  quorum  line-protocol   12300  1.07       123          0    1.00    2.00    2.00       2"
         );
         assert_eq!(
             lines[6..8],

@@ -15,6 +15,7 @@ use tokio::{
 use crate::types::{Epoch, Lsn};
 
 use super::{
+    bodies::Format,
     cluster::Edge,
     connection::{Acked, Connection},
     load::now_ns,
@@ -62,7 +63,7 @@ impl Traffic {
 
     /// A client at that node from now on.
     pub(super) fn begin(&mut self, node: usize, edge: Edge) {
-        let connection = Connection::new(edge, DATABASE, &self.ack);
+        let connection = Connection::new(edge, Format::LineProtocol, DATABASE, &self.ack);
         let client = tokio::spawn(write_on(self.ledger.clone(), connection));
         if let Some(before) = self.clients.insert(node, client.abort_handle()) {
             before.abort();

@@ -10,15 +10,16 @@ use std::collections::{BTreeSet, HashMap};
 
 use arrow_array::RecordBatch;
 use arrow_buffer::Buffer;
-use arrow_ipc::{
-    MetadataVersion,
-    writer::{DictionaryTracker, IpcDataGenerator, IpcWriteContext, IpcWriteOptions, write_message},
-};
+use arrow_ipc::MetadataVersion;
 use arrow_schema::{ArrowError, DataType};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::schema::{SchemaError, TableSchema, check_database_name, check_table_name};
+pub use encode::encode;
+
+use super::schema::{SchemaError, Schemas, TableSchema, check_database_name, check_table_name};
+
+mod encode;
 
 /// The encoding byte of the payload that [`encode`] makes.
 pub const ENCODING: u8 = 1;
@@ -96,50 +97,6 @@ impl Batch {
     }
 }
 
-/// The payload of a batch, [`ENCODING`].
-///
-/// # Errors
-/// More than 4 GiB, or rows that do not have the columns of their schema.
-pub fn encode(batch: &Batch) -> Result<Bytes, BatchError> {
-    let options = IpcWriteOptions::try_new(ALIGNMENT, false, MetadataVersion::V5)?;
-    let mut context = IpcWriteContext::default();
-    let mut header =
-        Header { database: batch.database.clone(), tables: Vec::with_capacity(batch.tables.len()) };
-    let mut messages = Vec::with_capacity(batch.tables.len());
-    for table in &batch.tables {
-        if table.rows.num_columns() != table.schema.columns().len() + 1 {
-            return Err(malformed("rows and schema differ in their columns"));
-        }
-        let mut dictionaries = DictionaryTracker::new(true);
-        let (_, message) =
-            IpcDataGenerator::default().encode(&table.rows, &mut dictionaries, &options, &mut context)?;
-        // Before its metadata a message has the mark and a length; both are padded as one.
-        let ipc_len = (8 + message.ipc_message.len()).next_multiple_of(ALIGNMENT) + message.arrow_data.len();
-        header.tables.push(TableHeader {
-            name: table.table.clone(),
-            schema: table.schema.clone(),
-            assigned: table.assigned,
-            rows: length(table.rows.num_rows())?,
-            ipc_len: length(ipc_len)?,
-        });
-        messages.push(message);
-    }
-    let head = rmp_serde::to_vec(&header).map_err(|error| malformed(error.to_string()))?;
-    let body: usize = header.tables.iter().map(|table| table.ipc_len as usize).sum();
-    let mut payload = Vec::with_capacity(4 + head.len() + ALIGNMENT + body);
-    payload.extend_from_slice(&length(head.len())?.to_le_bytes());
-    payload.extend_from_slice(&head);
-    payload.resize(payload.len().next_multiple_of(ALIGNMENT), 0);
-    for (message, table) in messages.into_iter().zip(&header.tables) {
-        let start = payload.len();
-        write_message(&mut payload, message, &options)?;
-        if payload.len() - start != table.ipc_len as usize {
-            return Err(malformed("Arrow wrote a message of another length than announced"));
-        }
-    }
-    Ok(payload.into())
-}
-
 /// What is in a payload; cheap, rows are not looked at.
 ///
 /// # Errors
@@ -153,9 +110,23 @@ pub fn peek(payload: &Bytes) -> Result<Header, BatchError> {
 /// # Errors
 /// Anything that [`encode`] would not have made. Never panics, whatever the bytes.
 pub fn decode(payload: &Bytes) -> Result<Batch, BatchError> {
+    decode_like(payload, &Schemas::default())
+}
+
+/// As [`decode`]. Where a table of `known` has just these columns, its schema is taken for them, with
+/// what was made of it before.
+///
+/// # Errors
+/// As [`decode`].
+pub(super) fn decode_like(payload: &Bytes, known: &Schemas) -> Result<Batch, BatchError> {
     let (header, mut start) = open(payload)?;
     let mut tables = Vec::with_capacity(header.tables.len());
-    for table in header.tables {
+    for mut table in header.tables {
+        if let Some(known) = known.get(&header.database, &table.name)
+            && **known == table.schema
+        {
+            table.schema = TableSchema::clone(known);
+        }
         // `open` has checked that the lengths add up to the payload's.
         let end = start + table.ipc_len as usize;
         let rows = read_rows(&payload.slice(start..end), &table)?;
@@ -253,10 +224,6 @@ fn read_rows(message: &Bytes, table: &TableHeader) -> Result<RecordBatch, BatchE
     )?)
 }
 
-fn length(len: usize) -> Result<u32, BatchError> {
-    u32::try_from(len).map_err(|_| malformed("a part is longer than 4 GiB"))
-}
-
 fn malformed(reason: impl Into<String>) -> BatchError {
     BatchError::Malformed(reason.into())
 }
@@ -273,7 +240,7 @@ mod tests {
     use super::*;
     use crate::engine::columnar::schema::ColumnKind;
 
-    fn sample() -> Batch {
+    pub(super) fn sample() -> Batch {
         let schema =
             TableSchema::new((0..=5).map(|code| (format!("c{code}"), ColumnKind::try_from(code).unwrap())));
         let schema = schema.unwrap();

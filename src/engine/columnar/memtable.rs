@@ -83,7 +83,7 @@ impl Memtable {
         let held = &mut self.bytes;
         let open = self.open.get_or_insert_with(|| {
             *held += schema.columns().len() * COLUMN_BYTES;
-            Chunk::new(schema)
+            Chunk::new(schema, self.full.last().map(|rows| rows.batch()))
         });
         *held += bytes;
         open.append(batch, bytes)
@@ -189,12 +189,21 @@ enum Column {
 }
 
 impl Chunk {
-    fn new(schema: &Arc<TableSchema>) -> Self {
+    /// Likely to grow as large as the one before it, if there was one: then nothing is moved as it
+    /// grows. Memory that is not written yet is not there yet.
+    fn new(schema: &Arc<TableSchema>, before: Option<&RecordBatch>) -> Self {
+        let full = CHUNK_ROWS..CHUNK_ROWS + LARGE_BATCH;
+        let alike = |rows: &&RecordBatch| {
+            full.contains(&rows.num_rows()) && rows.num_columns() == schema.columns().len() + 1
+        };
+        let before = before.filter(alike);
+        let of = |at: usize, kind| Column::new(kind, before.and_then(|rows| rows.columns().get(at + 1)));
+        let columns = schema.columns().iter().enumerate().map(|(at, (_, kind))| of(at, *kind));
         Self {
             schema: schema.clone(),
             arrow: schema.to_arrow(),
-            time: TimestampNanosecondBuilder::with_capacity(0),
-            columns: schema.columns().iter().map(|(_, kind)| Column::new(*kind)).collect(),
+            time: TimestampNanosecondBuilder::with_capacity(before.map_or(0, RecordBatch::num_rows)),
+            columns: columns.collect(),
             rows: 0,
             bytes: 0,
             copy: None,
@@ -250,15 +259,18 @@ impl Chunk {
 }
 
 impl Column {
-    fn new(kind: ColumnKind) -> Self {
+    fn new(kind: ColumnKind, before: Option<&ArrayRef>) -> Self {
+        let rows = before.map_or(0, |values| values.len());
         match kind {
             ColumnKind::Tag | ColumnKind::Field(FieldType::String) => {
-                Self::Text(StringBuilder::with_capacity(0, 0))
+                let texts = before.and_then(|values| values.as_string_opt::<i32>());
+                let bytes = texts.map_or(0, |texts| texts.value_data().len());
+                Self::Text(StringBuilder::with_capacity(rows, bytes))
             }
-            ColumnKind::Field(FieldType::Float) => Self::Float(Float64Builder::with_capacity(0)),
-            ColumnKind::Field(FieldType::Int) => Self::Int(Int64Builder::with_capacity(0)),
-            ColumnKind::Field(FieldType::UInt) => Self::UInt(UInt64Builder::with_capacity(0)),
-            ColumnKind::Field(FieldType::Bool) => Self::Bool(BooleanBuilder::with_capacity(0)),
+            ColumnKind::Field(FieldType::Float) => Self::Float(Float64Builder::with_capacity(rows)),
+            ColumnKind::Field(FieldType::Int) => Self::Int(Int64Builder::with_capacity(rows)),
+            ColumnKind::Field(FieldType::UInt) => Self::UInt(UInt64Builder::with_capacity(rows)),
+            ColumnKind::Field(FieldType::Bool) => Self::Bool(BooleanBuilder::with_capacity(rows)),
         }
     }
 

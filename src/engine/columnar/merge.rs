@@ -27,8 +27,22 @@ pub(super) fn merge(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Vec<R
         // No two rows have one time, so no two are one point.
         return Ok(as_they_are());
     }
-    let mut points = points(schema, &batches, &times)?;
+    if let Some(in_order) = super::runs::in_order(schema, &batches, &times)? {
+        return Ok(in_order);
+    }
+    let mut points = points(&times);
     points.sort();
+    if points.windows(2).any(|pair| matches!(pair, [a, b] if a.time == b.time)) {
+        // Only rows of one time can be one point: tags are looked at because there are such rows.
+        let series = series(schema, &batches)?;
+        for tied in points.chunk_by_mut(|a, b| a.time == b.time).filter(|tied| tied.len() > 1) {
+            for point in &mut *tied {
+                let series = series.get(point.batch as usize);
+                point.series = series.and_then(|of| of.get(point.row as usize)).copied().unwrap_or(0);
+            }
+            tied.sort();
+        }
+    }
     let same_point = |a: &Point, b: &Point| (a.time, a.series) == (b.time, b.series);
     let repeats = points.windows(2).any(|pair| matches!(pair, [a, b] if same_point(a, b)));
     if !repeats && is_ascending(&times, |a, b| a <= b) {
@@ -238,19 +252,13 @@ struct Point {
     row: u32,
 }
 
-fn points(schema: &Schema, batches: &[&RecordBatch], times: &[&[i64]]) -> Result<Vec<Point>, ArrowError> {
-    let series = series(schema, batches)?;
+/// Without their series.
+fn points(times: &[&[i64]]) -> Vec<Point> {
     let mut points = Vec::with_capacity(times.iter().map(|times| times.len()).sum());
-    for (batch, (times, series)) in times.iter().zip(&series).enumerate() {
-        let rows = times.iter().zip(series).enumerate();
-        points.extend(rows.map(|(row, (&time, &series))| Point {
-            time,
-            series,
-            batch: batch as u32,
-            row: row as u32,
-        }));
+    for (batch, times) in (0..).zip(times) {
+        points.extend((0..).zip(*times).map(|(row, &time)| Point { time, series: 0, batch, row }));
     }
-    Ok(points)
+    points
 }
 
 /// A number per row that two rows share exactly if all their tags are equal.

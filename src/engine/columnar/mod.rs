@@ -40,6 +40,7 @@ mod parquet;
 mod recovery;
 mod registry;
 mod retention;
+mod runs;
 pub mod saved;
 pub mod schema;
 mod snapshot;
@@ -291,7 +292,8 @@ impl StorageEngine for ColumnarEngine {
         let broken = |why: String| EngineError::Broken(format!("record {at}: {why}"));
         let decoded = match operation {
             Operation::Batch { encoding, payload } if *encoding == batch::ENCODING => {
-                Some(batch::decode(payload).map_err(|e| broken(e.to_string()))?)
+                let known = self.inner.state().schemas.clone();
+                Some(batch::decode_like(payload, &known).map_err(|e| broken(e.to_string()))?)
             }
             Operation::Batch { encoding, .. } => return Err(broken(format!("unknown encoding {encoding}"))),
             Operation::DropDatabase { .. }

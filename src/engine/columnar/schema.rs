@@ -3,15 +3,15 @@
 //! A table's columns come from the data: the first type wins and never changes. The time column is
 //! in every table and therefore never listed.
 
-use std::{
-    fmt,
-    sync::{Arc, OnceLock},
-};
+use std::sync::{Arc, OnceLock};
 
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use serde::{Deserialize, Serialize};
 
 pub use super::registry::{Schemas, Tables};
+pub use kind::{ColumnKind, FieldType};
+
+mod kind;
 
 /// Columns of a table, time not counted.
 pub const MAX_COLUMNS: usize = 1_000;
@@ -28,31 +28,6 @@ pub const TIME: &str = "time";
 /// Key of the Arrow field metadata that says what a column is: `time`, `tag` or `field`.
 pub const KIND_METADATA: &str = "skein.kind";
 
-/// Type of a field's values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum FieldType {
-    /// 64-bit float, finite.
-    Float,
-    /// Signed 64-bit integer.
-    Int,
-    /// Unsigned 64-bit integer.
-    UInt,
-    /// True or false.
-    Bool,
-    /// UTF-8.
-    String,
-}
-
-/// What a column is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "u8", into = "u8")]
-pub enum ColumnKind {
-    /// Part of a point's identity; always a string, null where a point does not have it.
-    Tag,
-    /// A measured value; null where a point does not have it.
-    Field(FieldType),
-}
-
 /// The columns of one table: tags in order of appearance, then fields in order of appearance.
 ///
 /// The column at index `i` is field `i + 1` of [`TableSchema::to_arrow`].
@@ -65,6 +40,8 @@ pub struct TableSchema {
     tags: usize,
     /// Made once, when first asked for.
     fingerprint: OnceLock<u64>,
+    /// Likewise.
+    arrow: OnceLock<SchemaRef>,
 }
 
 /// A name, a column or a table cannot be taken.
@@ -135,7 +112,7 @@ impl TableSchema {
             check_column_name(name)?;
         }
         let by_name = by_name.into_iter().map(|(_, at)| at).collect();
-        Ok(Self { columns, by_name, tags, fingerprint: OnceLock::new() })
+        Ok(Self { columns, by_name, tags, ..Self::default() })
     }
 
     /// Name and kind of every column, tags first, without time.
@@ -193,7 +170,7 @@ impl TableSchema {
         }
         self.columns.insert(at, (name.to_owned(), kind));
         self.tags += usize::from(kind == ColumnKind::Tag);
-        self.fingerprint = OnceLock::new();
+        (self.fingerprint, self.arrow) = (OnceLock::new(), OnceLock::new());
         // The limit on columns keeps every index within u16.
         self.by_name.insert(slot, u16::try_from(at).unwrap_or(u16::MAX));
         Ok(true)
@@ -237,15 +214,18 @@ impl TableSchema {
         })
     }
 
-    /// As Arrow: time, tags, fields.
+    /// As Arrow: time, tags, fields. Clones have the same one.
     #[must_use]
     pub fn to_arrow(&self) -> SchemaRef {
-        let time = arrow_field(TIME, DataType::Timestamp(TimeUnit::Nanosecond, None), false, TIME);
-        let columns = self.columns.iter().map(|(name, kind)| match kind {
-            ColumnKind::Tag => arrow_field(name, DataType::Utf8, true, "tag"),
-            ColumnKind::Field(field) => arrow_field(name, field.data_type(), true, "field"),
-        });
-        Arc::new(Schema::new(std::iter::once(time).chain(columns).collect::<Vec<_>>()))
+        let make = || {
+            let time = arrow_field(TIME, DataType::Timestamp(TimeUnit::Nanosecond, None), false, TIME);
+            let columns = self.columns.iter().map(|(name, kind)| match kind {
+                ColumnKind::Tag => arrow_field(name, DataType::Utf8, true, "tag"),
+                ColumnKind::Field(field) => arrow_field(name, field.data_type(), true, "field"),
+            });
+            Arc::new(Schema::new(std::iter::once(time).chain(columns).collect::<Vec<_>>()))
+        };
+        self.arrow.get_or_init(make).clone()
     }
 
     /// From Arrow as [`TableSchema::to_arrow`] makes it, also after a detour over Parquet or
@@ -393,63 +373,6 @@ impl SchemaError {
     }
 }
 
-impl FieldType {
-    /// The Arrow type of such a column.
-    #[must_use]
-    pub fn data_type(self) -> DataType {
-        match self {
-            Self::Float => DataType::Float64,
-            Self::Int => DataType::Int64,
-            Self::UInt => DataType::UInt64,
-            Self::Bool => DataType::Boolean,
-            Self::String => DataType::Utf8,
-        }
-    }
-}
-
-impl fmt::Display for ColumnKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tag => "a tag",
-            Self::Field(FieldType::Float) => "a float field",
-            Self::Field(FieldType::Int) => "an int field",
-            Self::Field(FieldType::UInt) => "a uint field",
-            Self::Field(FieldType::Bool) => "a bool field",
-            Self::Field(FieldType::String) => "a string field",
-        })
-    }
-}
-
-/// Stable: on the wire, in the manifest and in the fingerprint. Below 0x20, see `fingerprint`.
-impl From<ColumnKind> for u8 {
-    fn from(kind: ColumnKind) -> Self {
-        match kind {
-            ColumnKind::Tag => 0,
-            ColumnKind::Field(FieldType::Float) => 1,
-            ColumnKind::Field(FieldType::Int) => 2,
-            ColumnKind::Field(FieldType::UInt) => 3,
-            ColumnKind::Field(FieldType::Bool) => 4,
-            ColumnKind::Field(FieldType::String) => 5,
-        }
-    }
-}
-
-impl TryFrom<u8> for ColumnKind {
-    type Error = SchemaError;
-
-    fn try_from(code: u8) -> Result<Self, SchemaError> {
-        Ok(match code {
-            0 => Self::Tag,
-            1 => Self::Field(FieldType::Float),
-            2 => Self::Field(FieldType::Int),
-            3 => Self::Field(FieldType::UInt),
-            4 => Self::Field(FieldType::Bool),
-            5 => Self::Field(FieldType::String),
-            _ => return Err(SchemaError::Malformed(format!("there is no column kind {code}"))),
-        })
-    }
-}
-
 impl TryFrom<Vec<(String, ColumnKind)>> for TableSchema {
     type Error = SchemaError;
 
@@ -486,7 +409,9 @@ mod tests {
         assert_eq!(names, ["host", "b", "u", "a"]);
         assert_eq!(table.tags(), 2);
         let before = table.fingerprint();
+        let narrow = table.to_arrow();
         assert!(table.add("zone", ColumnKind::Tag).unwrap());
+        assert_eq!(table.to_arrow().fields().len(), narrow.fields().len() + 1);
         assert!(!table.add("zone", ColumnKind::Tag).unwrap());
         assert_ne!(table.fingerprint(), before);
         for (at, (name, kind)) in table.columns().to_vec().into_iter().enumerate() {

@@ -38,6 +38,7 @@ impl<'a> Budget<'a> {
     ///
     /// # Errors
     /// They are too many for a batch, or there is no room.
+    #[inline]
     pub(super) fn take(&mut self, values: usize) -> Result<(), String> {
         let left = self.values.checked_sub(values).ok_or_else(|| {
             format!(
@@ -57,6 +58,7 @@ impl<'a> Budget<'a> {
         self.pay(COLUMN_BYTES)
     }
 
+    #[inline]
     fn pay(&mut self, bytes: usize) -> Result<(), String> {
         if let Some(missing) = bytes.checked_sub(self.paid).filter(|missing| *missing > 0) {
             let step = missing.max(ROOM_STEP);

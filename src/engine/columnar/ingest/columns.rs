@@ -18,6 +18,12 @@ use super::{
     budget::Budget,
 };
 
+/// Rows, columns and bytes of a column's text that memory is set aside for before they are there: 3 MiB
+/// in all.
+const MOST_EXPECTED: usize = 4_096;
+const MOST_EXPECTED_COLUMNS: usize = 32;
+const MOST_EXPECTED_TEXT: usize = 64 << 10;
+
 /// A value of a tag or field.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Value<'a> {
@@ -142,6 +148,7 @@ impl TableBuilder {
     }
 
     /// Whether the current row has a value for the column.
+    #[inline]
     pub(super) fn is_set(&self, at: usize) -> bool {
         self.columns.get(at).is_some_and(|column| column.len > self.times.len())
     }
@@ -155,6 +162,7 @@ impl TableBuilder {
     ///
     /// # Errors
     /// The column has another type.
+    #[inline]
     pub(super) fn put(&mut self, at: usize, value: Value<'_>) -> Result<(), String> {
         let rows = self.times.len();
         if let Some(column) = self.columns.get_mut(at) {
@@ -168,6 +176,7 @@ impl TableBuilder {
     ///
     /// # Errors
     /// The column has another type.
+    #[inline]
     pub(super) fn put_at(&mut self, at: usize, row: usize, value: Value<'_>) -> Result<(), String> {
         let column = self.columns.get_mut(at).ok_or("there is no such column")?;
         if let Value::Text(text) = value
@@ -203,16 +212,63 @@ impl TableBuilder {
         Ok(())
     }
 
+    /// As [`TableBuilder::put_at`], of this row and those behind it.
+    ///
+    /// # Errors
+    /// The column has another type.
+    pub(super) fn put_floats(
+        &mut self,
+        at: usize,
+        row: usize,
+        floats: impl ExactSizeIterator<Item = f64>,
+    ) -> Result<(), String> {
+        let column = self.columns.get_mut(at).ok_or("there is no such column")?;
+        column.pad(row);
+        if self.touched.last() != Some(&at) {
+            self.touched.push(at);
+        }
+        let Values::Float(values) = &mut column.values else {
+            let float = ColumnKind::Field(FieldType::Float);
+            return Err(SchemaError::mismatch(&self.name, &column.name, column.kind, float).to_string());
+        };
+        column.len += floats.len();
+        values.extend(floats);
+        Ok(())
+    }
+
     /// Keeps the current row.
     ///
     /// # Errors
     /// The batch is full; the row is still to be taken back.
+    #[inline]
     pub(super) fn commit(&mut self, time: i64, budget: &mut Budget<'_>) -> Result<(), String> {
         budget.take(self.columns.len() + 1)?;
         self.times.push(time);
         self.settled = self.columns.len();
         self.touched.clear();
         Ok(())
+    }
+
+    /// Sets memory aside for so many rows in the columns that there are, if that is not much: columns
+    /// of a common body then never move.
+    pub(super) fn expect_rows(&mut self, rows: usize) {
+        let rows = rows.min(MOST_EXPECTED);
+        if self.columns.len() > MOST_EXPECTED_COLUMNS {
+            return;
+        }
+        self.times.reserve(rows);
+        for column in &mut self.columns {
+            match &mut column.values {
+                Values::Float(values) => values.reserve(rows),
+                Values::Int(values) => values.reserve(rows),
+                Values::UInt(values) => values.reserve(rows),
+                Values::Bool(values) => values.reserve(rows),
+                Values::Text { ends, bytes } => {
+                    ends.reserve(rows);
+                    bytes.reserve(rows.saturating_mul(bytes.len()).min(MOST_EXPECTED_TEXT));
+                }
+            }
+        }
     }
 
     /// Makes room for `rows` rows with the columns that there are.
@@ -262,7 +318,11 @@ impl TableBuilder {
             names.push((std::mem::take(&mut column.name), column.kind));
             arrays.push(column.finish().map_err(|error| broken(&error))?);
         }
-        let schema = TableSchema::new(names).map_err(|error| broken(&error))?;
+        let schema = match &self.assigned {
+            // What was made of it once is there already.
+            Some(assigned) if assigned.columns() == names => TableSchema::clone(assigned),
+            _ => TableSchema::new(names).map_err(|error| broken(&error))?,
+        };
         let rows = RecordBatch::try_new(schema.to_arrow(), arrays).map_err(|error| broken(&error))?;
         let assigned = self.assigned.map_or(0, |schema| schema.fingerprint());
         Ok(TableBatch { table: self.name, schema, assigned, rows })
@@ -284,6 +344,7 @@ impl Column {
     }
 
     /// Appends nulls up to `rows`.
+    #[inline]
     fn pad(&mut self, rows: usize) {
         if self.len >= rows {
             return;
@@ -300,6 +361,7 @@ impl Column {
     }
 
     /// Removes what is beyond `rows`.
+    #[inline]
     fn cut(&mut self, rows: usize) {
         if self.len <= rows {
             return;

@@ -27,24 +27,29 @@ pub(super) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
+    #[inline]
     pub(super) fn rest(&self) -> &'a [u8] {
         self.body.get(self.at..).unwrap_or_default()
     }
 
+    #[inline]
     pub(super) fn peek(&self) -> Option<u8> {
         self.body.get(self.at).copied()
     }
 
+    #[inline]
     pub(super) fn eat(&mut self, byte: u8) -> bool {
         let there = self.peek() == Some(byte);
         self.at += usize::from(there);
         there
     }
 
+    #[inline]
     pub(super) fn skip_spaces(&mut self) {
         while self.eat(b' ') {}
     }
 
+    #[inline]
     pub(super) fn at_end_of_line(&self) -> bool {
         matches!(self.rest(), [] | [b'\n', ..] | [b'\r'] | [b'\r', b'\n', ..])
     }
@@ -55,11 +60,13 @@ impl<'a> Cursor<'a> {
     }
 
     /// Takes the value of a tag; says if it has escapes.
+    #[inline]
     pub(super) fn tag_value(&mut self) -> (&'a [u8], bool) {
         self.token(&TAG_VALUE_STOPS, KEY_ESCAPES)
     }
 
     /// Takes the bytes up to one of `stops` that no backslash protects; says if one did.
+    #[inline]
     fn token(&mut self, stops: &[bool; 256], escapes: &[u8]) -> (&'a [u8], bool) {
         let start = self.at;
         let mut escaped = false;
@@ -96,6 +103,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Takes the value of a field. A string with escapes is put into `unescaped`.
+    #[inline]
     pub(super) fn value<'v>(&mut self, unescaped: &'v mut Vec<u8>) -> Result<Value<'v>, String>
     where
         'a: 'v,

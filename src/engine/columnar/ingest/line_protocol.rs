@@ -41,15 +41,11 @@ pub fn parse(body: &[u8], options: &Options, schemas: &Schemas, room: Room<'_>) 
         unescaped: Vec::new(),
     };
     let mut parsed = Parsed::default();
-    let mut line = 1;
+    let mut lines = Lines { number: 1, counted: 0 };
     let mut cursor = Cursor { body, at: 0 };
     while let Some(byte) = cursor.peek() {
         match byte {
-            b'\n' => {
-                line += 1;
-                cursor.at += 1;
-            }
-            b' ' | b'\t' | b'\r' => cursor.at += 1,
+            b'\n' | b' ' | b'\t' | b'\r' => cursor.at += 1,
             b'#' => cursor.at += memchr::memchr(b'\n', cursor.rest()).unwrap_or(cursor.rest().len()),
             _ => {
                 let start = cursor.at;
@@ -58,15 +54,29 @@ pub fn parse(body: &[u8], options: &Options, schemas: &Schemas, room: Room<'_>) 
                         return Err(BodyError::NoRoom);
                     }
                     cursor.at = line_end(body, start);
-                    parsed.reject(line, &error);
+                    parsed.reject(lines.at(body, start), &error);
                 }
-                line += memchr::memchr_iter(b'\n', body.get(start..cursor.at).unwrap_or_default()).count();
             }
         }
     }
     let tables = parser.tables.into_iter().map(|table| table.builder);
     parsed.keep(tables, options)?;
     Ok(parsed)
+}
+
+/// Numbers of lines, counted only as far as somebody asks.
+struct Lines {
+    number: usize,
+    counted: usize,
+}
+
+impl Lines {
+    /// The number of the line that this place is in, which lies behind those asked for before.
+    fn at(&mut self, body: &[u8], place: usize) -> usize {
+        self.number += memchr::memchr_iter(b'\n', body.get(self.counted..place).unwrap_or_default()).count();
+        self.counted = place;
+        self.number
+    }
 }
 
 struct Parser<'a> {
@@ -91,11 +101,11 @@ struct Parser<'a> {
 struct Table {
     builder: TableBuilder,
     /// The measurement as it was spelled first.
-    spelled: Vec<u8>,
+    spelled: Key,
     /// The table whose line came after the last line of this one.
     next: usize,
     /// Per column its key as it was spelled first, with the equals sign.
-    keys: Vec<Vec<u8>>,
+    keys: Vec<Key>,
     /// Columns of the last line in order.
     tags: Vec<usize>,
     /// The same for fields.
@@ -125,6 +135,10 @@ impl<'a> Parser<'a> {
             table.builder.commit(time, &mut self.budget)
         });
         let first = table.builder.rows() <= 1;
+        if first && count == 1 && read.is_ok() {
+            // The lines to come are likely to be of this table and as long.
+            table.builder.expect_rows((self.body.len() - start) / (cursor.at - start).max(1));
+        }
         match read {
             Ok(()) => {
                 self.new_tables += usize::from(first && table.builder.is_new());
@@ -150,9 +164,9 @@ impl<'a> Parser<'a> {
         let mut guess = self.last;
         for _ in 0..2 {
             let Some(table) = self.tables.get(guess) else { break };
-            let after = cursor.rest().strip_prefix(table.spelled.as_slice());
-            if let Some([b',' | b' ', ..]) = after {
-                cursor.at += table.spelled.len();
+            let (rest, len) = (cursor.rest(), table.spelled.spelled.len());
+            if matches!(rest.get(len), Some(b',' | b' ')) && table.spelled.begins(rest) {
+                cursor.at += len;
                 return Ok(guess);
             }
             guess = table.next;
@@ -174,7 +188,7 @@ impl<'a> Parser<'a> {
         self.by_name.insert(name.to_owned(), at);
         self.tables.push(Table {
             builder: TableBuilder::new(name.to_owned(), assigned),
-            spelled: spelled.to_vec(),
+            spelled: Key::new(spelled),
             next: at,
             keys: Vec::new(),
             tags: Vec::new(),
@@ -288,8 +302,8 @@ impl Table {
     fn expected(&self, at: Option<&usize>, cursor: &mut Cursor<'_>) -> Option<usize> {
         let at = *at?;
         let key = self.keys.get(at)?;
-        cursor.rest().starts_with(key).then(|| {
-            cursor.at += key.len();
+        key.begins(cursor.rest()).then(|| {
+            cursor.at += key.spelled.len();
             at
         })
     }
@@ -303,14 +317,14 @@ impl Table {
     ) -> Result<usize, String> {
         let at = self.builder.column(name, kind, budget)?;
         if at == self.keys.len() {
-            self.keys.push(spelled.to_vec());
+            self.keys.push(Key::new(spelled));
         }
         Ok(at)
     }
 
     /// A column's key as the line spells it, for messages.
     fn key_of(&self, at: usize) -> String {
-        let key = self.keys.get(at).map(Vec::as_slice).unwrap_or_default();
+        let key = self.keys.get(at).map(|key| key.spelled.as_slice()).unwrap_or_default();
         quoted(key.strip_suffix(b"=").unwrap_or(key))
     }
 
@@ -321,6 +335,32 @@ impl Table {
             self.keys.truncate(width);
             self.tags.clear();
             self.fields.clear();
+        }
+    }
+}
+
+/// Bytes that begin a part of a line. Short ones are compared at once.
+struct Key {
+    spelled: Vec<u8>,
+    /// The same with zeros behind, and which bits of it count; none if it is too long.
+    short: Option<(u128, u128)>,
+}
+
+impl Key {
+    fn new(spelled: &[u8]) -> Self {
+        const LONGEST: usize = 16;
+        let mut word = [0; LONGEST];
+        let short = word.get_mut(..spelled.len()).map(|place| place.copy_from_slice(spelled));
+        let unused = 8 * (LONGEST - spelled.len().min(LONGEST)) as u32;
+        let mask = u128::MAX.checked_shr(unused).unwrap_or(0);
+        Self { spelled: spelled.to_vec(), short: short.map(|()| (u128::from_le_bytes(word), mask)) }
+    }
+
+    #[inline]
+    fn begins(&self, text: &[u8]) -> bool {
+        match (self.short, text.first_chunk()) {
+            (Some((word, mask)), Some(text)) => u128::from_le_bytes(*text) & mask == word,
+            _ => text.starts_with(&self.spelled),
         }
     }
 }

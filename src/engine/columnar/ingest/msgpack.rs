@@ -68,6 +68,8 @@ impl From<Malformed> for BodyError {
 struct Items<'a> {
     unpacker: Unpacker<'a>,
     left: usize,
+    /// The whole body, if it is an item itself.
+    own: Option<Result<Shape<'a>, String>>,
 }
 
 impl<'a> Items<'a> {
@@ -83,14 +85,13 @@ impl<'a> Items<'a> {
         }
         let mut unpacker = Unpacker::new(body);
         match unpacker.next()? {
-            Item::Array(left) => Ok(Self { unpacker, left }),
-            Item::Map(_) => match Shape::of(Unpacker::new(body))?.map(|shape| shape.batch) {
-                Ok(Some(mut batch)) => match batch.next()? {
-                    Item::Array(left) => Ok(Self { unpacker: batch, left }),
+            Item::Array(left) => Ok(Self { unpacker, left, own: None }),
+            Item::Map(_) => match Shape::of(Unpacker::new(body))? {
+                Ok(Shape { batch: Some(mut batch), .. }) => match batch.next()? {
+                    Item::Array(left) => Ok(Self { unpacker: batch, left, own: None }),
                     _ => Err(BodyError::Malformed("\"batch\" is not a list".into())),
                 },
-                // An item of its own.
-                _ => Ok(Self { unpacker: Unpacker::new(body), left: 1 }),
+                own => Ok(Self { unpacker, left: 0, own: Some(own) }),
             },
             _ => Err(BodyError::Malformed(shapes.into())),
         }
@@ -99,6 +100,9 @@ impl<'a> Items<'a> {
     /// The next item, or why it is none.
     #[allow(clippy::type_complexity, reason = "two kinds of failure: of the body, and of one item")]
     fn next(&mut self) -> Result<Option<Result<Shape<'a>, String>>, BodyError> {
+        if let Some(own) = self.own.take() {
+            return Ok(Some(own));
+        }
         let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
         self.left = left;
         let start = self.unpacker;

@@ -23,9 +23,13 @@ pub(super) enum NumberError {
 
 /// The number at the start of `text` and how many bytes it has: `1`, `-1.5`, `1e-3`, `.5`, `12i`,
 /// `12u`. What follows it is the caller's business.
+#[inline]
 pub(super) fn number(text: &[u8]) -> Result<(Value<'static>, usize), NumberError> {
     let negative = text.first() == Some(&b'-');
     let start = usize::from(negative);
+    if let Some((value, len)) = short(text.get(start..).unwrap_or_default()) {
+        return Ok((Value::Float(if negative { -value } else { value }), start + len));
+    }
     let (mut mantissa, whole) = digits(text, start, 0);
     let mut at = start + whole;
     match text.get(at) {
@@ -67,6 +71,7 @@ pub(super) fn number(text: &[u8]) -> Result<(Value<'static>, usize), NumberError
 }
 
 /// The timestamp at the start of `text` and how many bytes it has.
+#[inline]
 pub(super) fn timestamp(text: &[u8]) -> Result<(i64, usize), NumberError> {
     let negative = text.first() == Some(&b'-');
     let start = usize::from(negative);
@@ -86,7 +91,35 @@ pub(super) fn timestamp(text: &[u8]) -> Result<(i64, usize), NumberError> {
     Ok((signed(text, at, at - start, value, negative)?, at))
 }
 
+/// A float with a point, less than eight digits before and less than eight behind it, no exponent: how
+/// far it reaches is found without a look at each byte. What is not followed by enough bytes is left to
+/// others, too.
+#[inline]
+fn short(text: &[u8]) -> Option<(f64, usize)> {
+    let (whole, before) = below_eight(text)?;
+    let (b'.', fraction) = text.get(before..)?.split_first()? else { return None };
+    let (part, behind) = below_eight(fraction)?;
+    if before + behind == 0 || matches!(fraction.get(behind), Some(b'e' | b'E')) {
+        return None;
+    }
+    // Below 10^14, which a float holds exactly.
+    let power = EXACT_POWERS.get(behind)?;
+    Some(((whole as f64 * power + part as f64) / power, before + 1 + behind))
+}
+
+/// The value of the digits at the start of `text`, and how many they are; `None` if they are eight or
+/// more, or if there are not eight bytes.
+#[inline]
+fn below_eight(text: &[u8]) -> Option<(u64, usize)> {
+    let word = u64::from_le_bytes(*text.first_chunk()?);
+    let count = not_digits(word).trailing_zeros() / 8;
+    // Moved up, so that zeros go before them.
+    let digits = word.checked_shl(64 - 8 * count).unwrap_or(0);
+    (count < 8).then(|| (value_of(digits), count as usize))
+}
+
 /// Goes on with the decimal digits from `at`; wraps around beyond [`SAFE_DIGITS`].
+#[inline]
 fn digits(text: &[u8], at: usize, mut value: u64) -> (u64, usize) {
     let mut count = 0;
     for byte in text.get(at..).unwrap_or_default() {
@@ -101,19 +134,30 @@ fn digits(text: &[u8], at: usize, mut value: u64) -> (u64, usize) {
 }
 
 /// Eight decimal digits at once; None if one of them is none.
+#[inline]
 fn eight_digits(text: [u8; 8]) -> Option<u64> {
     let word = u64::from_le_bytes(text);
+    (not_digits(word) == 0).then(|| value_of(word))
+}
+
+/// The highest bit of the first byte that is no digit, and perhaps of some behind it.
+#[inline]
+fn not_digits(word: u64) -> u64 {
     let above = word.wrapping_add(0x4646_4646_4646_4646);
     let below = word.wrapping_sub(0x3030_3030_3030_3030);
-    if (above | below) & 0x8080_8080_8080_8080 != 0 {
-        return None;
-    }
+    (above | below) & 0x8080_8080_8080_8080
+}
+
+/// Of eight digits, or bytes of zero in their place.
+#[inline]
+fn value_of(word: u64) -> u64 {
     // Pairs, then fours, then all eight: each step multiplies the upper half into place.
     let pairs = (word & 0x0f0f_0f0f_0f0f_0f0f).wrapping_mul(10 * 256 + 1) >> 8;
     let fours = (pairs & 0x00ff_00ff_00ff_00ff).wrapping_mul(100 * 65_536 + 1) >> 16;
-    Some((fours & 0x0000_ffff_0000_ffff).wrapping_mul(10_000 * 4_294_967_296 + 1) >> 32)
+    (fours & 0x0000_ffff_0000_ffff).wrapping_mul(10_000 * 4_294_967_296 + 1) >> 32
 }
 
+#[inline]
 fn signed(text: &[u8], end: usize, count: usize, value: u64, negative: bool) -> Result<i64, NumberError> {
     if count > SAFE_DIGITS {
         return parse(text, end);
@@ -186,6 +230,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn short_floats_are_read_as_the_standard_library_reads_them(
+            text in "-?[0-9]{0,9}\\.[0-9]{0,9}",
+            behind in "[,e\n \u{80}-\u{ff}:/]{0,12}",
+        ) {
+            let Ok(expected) = text.parse::<f64>() else { return Ok(()) };
+            prop_assume!(!behind.starts_with('e'));
+            let (value, len) = number(format!("{text}{behind}").as_bytes()).unwrap();
+            let Value::Float(value) = value else { panic!("{value:?}") };
+            prop_assert_eq!((value.to_bits(), len), (expected.to_bits(), text.len()));
+        }
+
         #[test]
         fn floats_are_read_as_the_standard_library_reads_them(
             text in "-?[0-9]{1,25}(\\.[0-9]{1,25})?([eE][+-]?[0-9]{1,3})?",

@@ -20,6 +20,33 @@ pub(super) enum Item<'a> {
     Map(usize),
 }
 
+/// Mark of a float of eight bytes.
+const FLOAT: u8 = 0xcb;
+/// Mark of a signed integer of eight bytes.
+const INT: u8 = 0xd3;
+
+/// Numbers one behind the other, each behind its mark; at least one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Run<'a> {
+    Floats(&'a [[u8; 9]]),
+    Ints(&'a [[u8; 9]]),
+}
+
+impl Run<'_> {
+    pub(super) fn len(self) -> usize {
+        match self {
+            Self::Floats(values) | Self::Ints(values) => values.len(),
+        }
+    }
+}
+
+/// The number behind a mark.
+#[inline]
+pub(super) fn eight(value: &[u8; 9]) -> [u8; 8] {
+    let [_, number @ ..] = *value;
+    number
+}
+
 /// Not MessagePack, from this byte on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the body is not MessagePack: {why} at byte {at}")]
@@ -45,6 +72,7 @@ impl<'a> Unpacker<'a> {
     }
 
     /// The next value; what a list or map holds comes with the next calls.
+    #[inline]
     pub(super) fn next(&mut self) -> Result<Item<'a>, Malformed> {
         let start = self.at;
         let [mark] = self.take()?;
@@ -101,11 +129,33 @@ impl<'a> Unpacker<'a> {
         })
     }
 
+    /// Takes the numbers of eight bytes and one type that follow, at most so many: columns of clients
+    /// are mostly that, and are passed over several times. `None` if the next value is none.
+    #[inline]
+    pub(super) fn run(&mut self, most: usize) -> Option<Run<'a>> {
+        let rest = self.body.get(self.at..).unwrap_or_default();
+        let mark = *rest.first().filter(|mark| matches!(**mark, FLOAT | INT))?;
+        let (values, _) = rest.as_chunks::<{ 1 + 8 }>();
+        let values = values.get(..values.len().min(most)).unwrap_or_default();
+        let count = values.iter().position(|value| value[0] != mark).unwrap_or(values.len());
+        let values = values.get(..count).filter(|values| !values.is_empty())?;
+        self.at += values.len() * (1 + 8);
+        Some(if mark == FLOAT { Run::Floats(values) } else { Run::Ints(values) })
+    }
+
     /// Passes over the next value with all it holds, however deep.
     pub(super) fn skip(&mut self) -> Result<(), Malformed> {
+        self.skip_values(1)
+    }
+
+    /// As [`Unpacker::skip`], so many of them.
+    pub(super) fn skip_values(&mut self, mut values: usize) -> Result<(), Malformed> {
         // No more than the bytes that are left, so it fits; each value has at least one.
-        let mut values = 1usize;
         while values > 0 {
+            if let Some(run) = self.run(values) {
+                values -= run.len();
+                continue;
+            }
             values -= 1;
             values += match self.next()? {
                 Item::Array(len) => len,
@@ -119,10 +169,12 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
+    #[inline]
     fn left(&self) -> usize {
         self.body.len().saturating_sub(self.at)
     }
 
+    #[inline]
     fn take<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
         let bytes = self.body.get(self.at..).and_then(|rest| rest.first_chunk::<N>());
         let bytes = *bytes.ok_or(Malformed { at: self.at, why: "it breaks off" })?;
@@ -139,6 +191,7 @@ impl<'a> Unpacker<'a> {
         })
     }
 
+    #[inline]
     fn bytes(&mut self, start: usize, len: u32) -> Result<&'a [u8], Malformed> {
         let end = usize::try_from(len).ok().and_then(|len| self.at.checked_add(len));
         let bytes = end.and_then(|end| self.body.get(self.at..end));
@@ -164,6 +217,33 @@ mod tests {
     use rmp_serde::encode::to_vec;
 
     use super::*;
+
+    #[test]
+    fn runs_end_where_something_else_begins() {
+        let bytes = to_vec(&(1.5, 2.5, -3_000_000_000_i64, 4_000_000_000_i64 << 8, 7, 0.5)).unwrap();
+        let mut unpacker = Unpacker::new(&bytes);
+        assert_eq!(unpacker.run(9), None);
+        assert_eq!(unpacker.next(), Ok(Item::Array(6)));
+        let mut one = unpacker;
+        let floats = |run: Option<Run<'_>>| match run {
+            Some(Run::Floats(values)) => values.iter().map(|v| f64::from_be_bytes(eight(v))).collect(),
+            _ => Vec::new(),
+        };
+        assert_eq!(floats(one.run(1)), [1.5]);
+        assert_eq!(floats(unpacker.run(9)), [1.5, 2.5]);
+        let Some(Run::Ints(ints)) = unpacker.run(9) else { panic!("{unpacker:?}") };
+        assert_eq!(i64::from_be_bytes(eight(&ints[0])), -3_000_000_000);
+        while unpacker.run(9).is_none() {
+            unpacker.next().unwrap();
+        }
+        assert!(unpacker.is_at_end() && unpacker.run(1).is_none());
+        // Cut off within a value, and nothing asked for.
+        let mut cut = Unpacker::new(&bytes[..12]);
+        cut.next().unwrap();
+        assert_eq!(cut.run(0), None);
+        assert_eq!((floats(cut.run(9)), cut.run(9)), (vec![1.5], None));
+        assert!(cut.skip().is_err());
+    }
 
     #[test]
     fn every_form_is_read() {

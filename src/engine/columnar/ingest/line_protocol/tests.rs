@@ -25,6 +25,22 @@ pub(super) fn read(body: impl AsRef<[u8]>) -> Parsed {
     parse(body.as_ref(), &options(), &Schemas::default(), &mut |_| true).unwrap()
 }
 
+#[test]
+fn keys_begin_what_they_begin() {
+    let text = b"abcdefghijklmnopqrstuvwxyz";
+    for len in 1..text.len() {
+        let key = Key::new(&text[..len]);
+        for end in 0..=text.len() {
+            assert_eq!(key.begins(&text[..end]), end >= len, "{len} of {end}");
+        }
+        for at in 0..len {
+            let mut other = *text;
+            other[at] ^= 0x80;
+            assert!(!key.begins(&other), "{len}: {at}");
+        }
+    }
+}
+
 /// One point as `column=value` in order of columns, nulls left out.
 pub(in super::super) fn row(rows: &RecordBatch, at: usize) -> Vec<String> {
     let mut row =

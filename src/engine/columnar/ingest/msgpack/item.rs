@@ -4,11 +4,11 @@ use std::collections::HashSet;
 
 use super::{
     super::{
-        super::schema::{ColumnKind, MAX_COLUMNS},
+        super::schema::{ColumnKind, FieldType, MAX_COLUMNS},
         Options,
         budget::Budget,
         columns::TableBuilder,
-        unpack::{Item, Unpacker},
+        unpack::{Item, Run, Unpacker, eight},
     },
     Shape, broken, text,
     values::{Holds, times, value},
@@ -44,11 +44,10 @@ impl Put<'_, '_> {
                 return Err("the name of a column is not a string".into());
             };
             let name = text(name, "the name of a column")?;
-            let mut values = columns;
-            columns.skip().map_err(broken)?;
-            let Item::Array(len) = values.next().map_err(broken)? else {
+            let Item::Array(len) = columns.next().map_err(broken)? else {
                 return Err(format!("column {name:?} is not a list"));
             };
+            let values = columns;
             if *rows.get_or_insert(len) != len {
                 return Err(format!(
                     "column {name:?} has {len} values and others have {}: all must be equally long",
@@ -57,9 +56,10 @@ impl Put<'_, '_> {
             }
             if name == "time" {
                 time = Some(values);
+                columns.skip_values(len).map_err(broken)?;
                 continue;
             }
-            let holds = Holds::of(values, len).map_err(|what| format!("column {name:?} {what}"))?;
+            let holds = Holds::of(&mut columns, len).map_err(|what| format!("column {name:?} {what}"))?;
             let tag = match (table.kind(name), &tag_keys) {
                 (Some(kind), _) => kind == ColumnKind::Tag,
                 (None, Some(keys)) => keys.contains(name),
@@ -88,11 +88,25 @@ impl Put<'_, '_> {
         let times = times(time, rows, self.options.now_ns)?;
         let first = table.rows();
         for mut column in put {
-            for row in first..first + rows {
+            let mut row = first;
+            while row < first + rows {
+                if column.kind == ColumnKind::Field(FieldType::Float)
+                    && let Some(Run::Floats(run)) = { column.values }.run(first + rows - row)
+                {
+                    let _ = column.values.run(run.len());
+                    table.put_floats(
+                        column.at,
+                        row,
+                        run.iter().map(|value| f64::from_be_bytes(eight(value))),
+                    )?;
+                    row += run.len();
+                    continue;
+                }
                 let item = column.values.next().map_err(broken)?;
                 if let Some(value) = value(item, column.kind, self.spelled)? {
                     table.put_at(column.at, row, value)?;
                 }
+                row += 1;
             }
         }
         table.commit_rows(times);

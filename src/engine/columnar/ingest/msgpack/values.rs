@@ -4,7 +4,7 @@ use super::{
     super::{
         super::schema::{ColumnKind, FieldType},
         columns::Value,
-        unpack::{Item, Unpacker},
+        unpack::{Item, Run, Unpacker, eight},
     },
     broken,
 };
@@ -21,10 +21,25 @@ pub(super) struct Holds {
 }
 
 impl Holds {
-    pub(super) fn of(mut values: Unpacker<'_>, len: usize) -> Result<Self, String> {
-        let mut holds = Self::default();
-        for _ in 0..len {
-            holds.see(values.next().map_err(broken)?)?;
+    /// Of the next so many values, which it passes over.
+    pub(super) fn of(values: &mut Unpacker<'_>, len: usize) -> Result<Self, String> {
+        let (mut holds, mut left) = (Self::default(), len);
+        while left > 0 {
+            match values.run(left) {
+                Some(run @ Run::Floats(_)) => {
+                    holds.float = true;
+                    left -= run.len();
+                }
+                Some(run @ Run::Ints(ints)) => {
+                    holds.int = true;
+                    holds.negative |= ints.iter().any(|int| i64::from_be_bytes(eight(int)) < 0);
+                    left -= run.len();
+                }
+                None => {
+                    holds.see(values.next().map_err(broken)?)?;
+                    left -= 1;
+                }
+            }
         }
         Ok(holds)
     }
@@ -126,7 +141,17 @@ pub(super) fn times(values: Option<Unpacker<'_>>, len: usize, now_ns: i64) -> Re
     let Some(mut values) = values else { return Ok(vec![now_ns; len]) };
     let mut unit = None;
     let mut times = Vec::with_capacity(len);
-    for _ in 0..len {
+    while times.len() < len {
+        let left = len - times.len();
+        if let Some(Run::Ints(run)) = { values }.run(left) {
+            let _ = values.run(left);
+            let mut run = run.iter().map(|int| i64::from_be_bytes(eight(int)));
+            let first = run.clone().next().unwrap_or(0);
+            let unit = *unit.get_or_insert_with(|| unit_of(first));
+            let fits = run.try_for_each(|time| time.checked_mul(unit).map(|time| times.push(time)));
+            fits.ok_or_else(|| out_of_range(unit))?;
+            continue;
+        }
         let time = match values.next().map_err(broken)? {
             Item::Int(time) => time,
             Item::UInt(time) => return Err(format!("the time {time} does not fit 64 bits")),
@@ -135,11 +160,13 @@ pub(super) fn times(values: Option<Unpacker<'_>>, len: usize, now_ns: i64) -> Re
             _ => return Err("a time is not a number".into()),
         };
         let unit = *unit.get_or_insert_with(|| unit_of(time));
-        let time = time.checked_mul(unit);
-        times
-            .push(time.ok_or_else(|| format!("a time is out of range: counted in {unit} ns, as the first"))?);
+        times.push(time.checked_mul(unit).ok_or_else(|| out_of_range(unit))?);
     }
     Ok(times)
+}
+
+fn out_of_range(unit: i64) -> String {
+    format!("a time is out of range: counted in {unit} ns, as the first")
 }
 
 /// Nanoseconds that a time of this magnitude counts in: Arc's thresholds.

@@ -1,0 +1,208 @@
+//! `skein bench query`: rows are written, and then the questions of a dashboard asked, each again and
+//! again, with what the node's processor spent on an answer.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use hyper::Method;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::cli::{Client, Failure, Target, client::query_string, table};
+
+use super::{
+    QueryArgs,
+    bodies::{Bodies, Stamps},
+    cluster::{Cluster, Edge},
+    connection::Connection,
+    load::{now_ns, used},
+    report::{Setting, progress, spread},
+    spread::Spread,
+};
+
+/// Rows of a request that writes.
+const ROWS: u32 = 1000;
+/// Connections that write.
+const CONNECTIONS: u64 = 12;
+/// The newest rows of all, as a share: rows are a nanosecond apart, so a share stands for "the last hour".
+const RECENT: u64 = 10;
+
+pub(super) async fn measure(
+    args: &QueryArgs,
+    cluster: &Cluster,
+    setting: Setting,
+) -> Result<QueryReport, Failure> {
+    let edge = cluster.places().await?.writer;
+    let first = now_ns();
+    progress(&format!("writing {} rows", args.requests * u64::from(ROWS)));
+    write(args, &edge, first).await?;
+    let recent = first + args.requests * u64::from(ROWS) / RECENT * (RECENT - 1);
+    let mut questions = Vec::new();
+    for (name, sql) in asked(recent) {
+        progress(&format!("{} x {name}", args.runs));
+        questions.push(ask(args, cluster, &edge, name, &sql).await?);
+    }
+    Ok(QueryReport {
+        bench: "query",
+        setting,
+        node: edge.name,
+        rows: args.requests * u64::from(ROWS),
+        questions,
+    })
+}
+
+/// Every row is acknowledged when this returns.
+async fn write(args: &QueryArgs, edge: &Edge, first: u64) -> Result<(), Failure> {
+    let stamps = Stamps::new(ROWS, first);
+    let each = |nth: u64| {
+        let mut connection =
+            Connection::new(edge.clone(), args.format, &args.cluster.database, &args.cluster.ack);
+        let mut bodies = Bodies::new(args.format, ROWS, stamps.clone(), &mut rand::rng());
+        let mine = args.requests / CONNECTIONS + u64::from(nth < args.requests % CONNECTIONS);
+        async move {
+            for _ in 0..mine {
+                connection.post(bodies.next()).await?;
+            }
+            Ok::<_, String>(())
+        }
+    };
+    let written = join_all((0..CONNECTIONS).map(each)).await;
+    let refused = |error| Failure::new(format!("{} does not take a write: {error}", edge.name));
+    written.into_iter().collect::<Result<(), _>>().map_err(refused)
+}
+
+/// The questions, and their names in the report. `recent` is where the newest tenth begins.
+fn asked(recent: u64) -> [(&'static str, String); 7] {
+    let newest = format!("time >= to_timestamp_nanos({recent})");
+    [
+        ("count of all", "SELECT count(*) FROM cpu".into()),
+        (
+            "by host: count, avg, max",
+            "SELECT host, count(*), avg(value), max(cpu_user) FROM cpu GROUP BY host".into(),
+        ),
+        (
+            "buckets of the newest tenth",
+            format!(
+                "SELECT date_bin(INTERVAL '1 millisecond', time) AS at, avg(value), max(cpu_idle) FROM cpu \
+                 WHERE {newest} GROUP BY at ORDER BY at"
+            ),
+        ),
+        (
+            "the same of one host",
+            format!(
+                "SELECT date_bin(INTERVAL '1 millisecond', time) AS at, avg(value) FROM cpu \
+                 WHERE host = 'server017' AND {newest} GROUP BY at ORDER BY at"
+            ),
+        ),
+        ("newest 100", "SELECT * FROM cpu ORDER BY time DESC LIMIT 100".into()),
+        ("one host, all time", "SELECT count(*), avg(value) FROM cpu WHERE host = 'server017'".into()),
+        ("last value of each host", "SELECT host, max(time) FROM cpu GROUP BY host".into()),
+    ]
+}
+
+async fn ask(
+    args: &QueryArgs,
+    cluster: &Cluster,
+    edge: &Edge,
+    name: &'static str,
+    sql: &str,
+) -> Result<Question, Failure> {
+    let client = Client::new(Target::Tcp { authority: edge.authority.clone() }, edge.token.clone());
+    let pairs = [("db", Some(args.cluster.database.as_str())), ("format", Some("json")), ("q", Some(sql))];
+    let path = format!("/api/v3/query_sql{}", query_string(&pairs));
+    let (mut times, mut bytes) = (Vec::new(), 0);
+    // The first opens files and plans; its time counts as any other.
+    let before = cluster.cpu()?;
+    for _ in 0..args.runs {
+        let began = Instant::now();
+        let mut answer = client.send(Method::POST, &path, "").await?;
+        bytes = 0;
+        while let Some(chunk) = answer.chunk().await? {
+            bytes += chunk.len() as u64;
+        }
+        times.push(began.elapsed());
+    }
+    let spent = before.zip(cluster.cpu()?).and_then(|(before, after)| {
+        used(&before, &after).into_iter().find(|(process, _)| *process == edge.name).map(|(_, time)| time)
+    });
+    let each = |time: Duration| time.as_secs_f64() * 1e3 / f64::from(args.runs);
+    Ok(Question { name, sql: sql.to_owned(), time: Spread::of(times), bytes, cpu_ms: spent.map(each) })
+}
+
+/// A query, asked again and again.
+#[derive(Debug, Serialize)]
+pub(super) struct Question {
+    name: &'static str,
+    sql: String,
+    time: Option<Spread>,
+    /// Of an answer.
+    bytes: u64,
+    /// Processor time of the node per answer, in milliseconds; `None` for nodes of somebody else.
+    cpu_ms: Option<f64>,
+}
+
+/// `skein bench query`.
+#[derive(Debug, Serialize)]
+pub(super) struct QueryReport {
+    bench: &'static str,
+    #[serde(flatten)]
+    setting: Setting,
+    node: String,
+    /// Written before.
+    rows: u64,
+    questions: Vec<Question>,
+}
+
+impl QueryReport {
+    pub(super) fn table(&self) -> String {
+        let columns = [
+            table::text("QUERY"),
+            table::number("RUNS"),
+            table::number("P50 MS"),
+            table::number("P99 MS"),
+            table::number("MAX MS"),
+            table::number("CPU MS"),
+            table::number("BYTES"),
+        ];
+        let row = |question: &Question| {
+            let runs = question.time.as_ref().map_or(0, |time| time.count);
+            let mut row = vec![question.name.to_owned(), runs.to_string()];
+            row.extend(spread(question.time.as_ref()));
+            row.push(question.cpu_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.2}")));
+            row.push(question.bytes.to_string());
+            row
+        };
+        let rows: Vec<_> = self.questions.iter().map(row).collect();
+        format!(
+            "{}\n{} rows at {}\n\n{}",
+            self.setting.line(),
+            self.rows,
+            self.node,
+            table::render(&columns, &rows)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::report::tests::setting, *};
+
+    #[test]
+    fn queries_as_table() {
+        let question = |cpu_ms| Question {
+            name: "count of all",
+            sql: "SELECT 1".into(),
+            time: Spread::of([4, 5, 6].map(Duration::from_millis).to_vec()),
+            bytes: 20,
+            cpu_ms,
+        };
+        let questions = vec![question(Some(7.5)), question(None)];
+        let report =
+            QueryReport { bench: "query", setting: setting(), node: "n1".into(), rows: 9, questions };
+        let table = report.table();
+        let end = "QUERY         RUNS  P50 MS  P99 MS  MAX MS  CPU MS  BYTES\n\
+                   count of all     3    5.00    6.00    6.00    7.50     20\n\
+                   count of all     3    5.00    6.00    6.00       -     20\n";
+        assert!(table.ends_with(end) && table.contains("\n9 rows at n1\n"), "{table}");
+    }
+}

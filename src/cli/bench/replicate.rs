@@ -1,0 +1,187 @@
+//! `skein bench replicate`: how long after its acknowledgement at the writer a row is applied at a
+//! follower, at half of what the writer can take; and how fast a follower that was away comes back.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::Serialize;
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    cli::{Client, Failure, Target, table},
+    node::ClusterStatus,
+    types::Lsn,
+};
+
+use super::{
+    ClusterArgs, LoadArgs,
+    bodies::{Bodies, Format, Stamps},
+    cluster::{Cluster, Edge},
+    connection::Connection,
+    load::{Place, now_ns, stamps},
+    report::{Load, Setting, loads, progress, spread},
+    spread::Spread,
+};
+/// Between two rows whose way to the follower is watched.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Between two looks at the follower.
+const LOOK: Duration = Duration::from_millis(1);
+/// Longest wait for a follower.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// See the module.
+#[derive(Debug, Serialize)]
+pub(super) struct ReplicateReport {
+    bench: &'static str,
+    #[serde(flatten)]
+    setting: Setting,
+    /// As fast as it goes.
+    most: Load,
+    /// At half that rate.
+    half: Load,
+    follower: String,
+    /// From the acknowledgement of a row at the writer, at level local, until it is applied at the
+    /// follower, at half the rate; seen by looking every millisecond.
+    lag: Option<Spread>,
+    /// `None` for nodes of somebody else, which are not this command's to kill.
+    return_of: Option<Return>,
+}
+
+/// A follower that was killed and came back when everything was written.
+#[derive(Debug, Serialize)]
+struct Return {
+    /// Rows that it had missed, and those per second from its start to level, start included.
+    rows: u64,
+    seconds: f64,
+    rows_per_s: f64,
+    /// By the most that the writer took, in this run.
+    by_most: f64,
+}
+
+pub(super) async fn measure(
+    args: &LoadArgs,
+    cluster: &mut Cluster,
+    setting: Setting,
+) -> Result<ReplicateReport, Failure> {
+    let places = cluster.places().await?;
+    let follower = places.other.ok_or_else(|| Failure::usage("there is no follower: give its --url too"))?;
+    let (time, stamps) = (Duration::from_secs(args.seconds), stamps(args));
+    let most = drive(args, cluster, &places.writer, &stamps, time).await?;
+    let rate = (most.requests as f64 / most.seconds / 2.0).max(1.0) as u32;
+    let at_half = LoadArgs { rate: Some(rate), ..args.clone() };
+    let until = Instant::now() + time;
+    let (half, lag) = tokio::join!(
+        drive(&at_half, cluster, &places.writer, &stamps, time),
+        watch(&args.cluster, &places.writer, &follower, until),
+    );
+    let (half, lag) = (half?, lag?);
+    let return_of = match cluster.nodes() {
+        Err(_) => None,
+        Ok(nodes) => {
+            let at = nodes.index_of(&follower.name).unwrap_or_default();
+            progress(&format!("{} is away while the writer takes all it can", follower.name));
+            nodes.kill(at).await?;
+            let missed = drive(args, cluster, &places.writer, &stamps, time).await?;
+            let (rows, began) = (missed.requests * u64::from(args.rows), Instant::now());
+            let end = applied(&client(&places.writer)).await?;
+            let behind = client(&follower);
+            cluster.nodes()?.restart(at).await?;
+            while !applied(&behind).await.is_ok_and(|applied| applied >= end) {
+                if began.elapsed() > PATIENCE {
+                    return Err(Failure::new(format!("{} does not become level", follower.name)));
+                }
+                sleep(LOOK).await;
+            }
+            let seconds = began.elapsed().as_secs_f64();
+            let rows_per_s = rows as f64 / seconds;
+            Some(Return { rows, seconds, rows_per_s, by_most: rows_per_s / most.rows_per_s })
+        }
+    };
+    Ok(ReplicateReport {
+        bench: "replicate",
+        setting,
+        most,
+        half,
+        follower: follower.name,
+        lag: Spread::of(lag),
+        return_of,
+    })
+}
+
+async fn drive(
+    args: &LoadArgs,
+    cluster: &Cluster,
+    writer: &Edge,
+    stamps: &Arc<Stamps>,
+    time: Duration,
+) -> Result<Load, Failure> {
+    let mut place = Place::prepare(args, writer.clone(), "writer", stamps);
+    place.warm_up().await?;
+    place.drive(time, cluster).await?;
+    place.result()
+}
+
+/// Single rows, and how long each takes from the writer's disk to the follower's engine.
+async fn watch(
+    args: &ClusterArgs,
+    writer: &Edge,
+    follower: &Edge,
+    until: Instant,
+) -> Result<Vec<Duration>, Failure> {
+    let mut connection = Connection::new(writer.clone(), Format::LineProtocol, &args.database, "local");
+    let mut bodies = Bodies::new(Format::LineProtocol, 1, Stamps::new(1, now_ns()), &mut rand::rng());
+    let client = client(follower);
+    let mut lag = Vec::new();
+    while Instant::now() < until {
+        let acked = connection.post(bodies.next()).await.map_err(Failure::new)?;
+        let began = Instant::now();
+        while applied(&client).await? < acked.at {
+            if began.elapsed() > PATIENCE {
+                return Err(Failure::new(format!("{} never applied {}", follower.name, acked.at)));
+            }
+            sleep(LOOK).await;
+        }
+        lag.push(began.elapsed());
+        sleep(PAUSE).await;
+    }
+    Ok(lag)
+}
+
+fn client(edge: &Edge) -> Client {
+    Client::new(Target::Tcp { authority: edge.authority.clone() }, edge.token.clone())
+}
+
+/// How far a node has come, as it says itself.
+async fn applied(client: &Client) -> Result<Lsn, Failure> {
+    let status: ClusterStatus = client.get("/api/v1/cluster").await?;
+    let own = status.nodes.iter().find(|node| node.id == status.node_id);
+    Ok(own.and_then(|node| node.applied).unwrap_or(Lsn::ZERO))
+}
+
+impl ReplicateReport {
+    pub(super) fn table(&self) -> String {
+        let columns = [
+            table::text("ROWS FROM THE WRITER"),
+            table::number("COUNT"),
+            table::number("P50 MS"),
+            table::number("P99 MS"),
+            table::number("MAX MS"),
+        ];
+        let count = self.lag.as_ref().map_or(0, |lag| lag.count);
+        let mut row = vec![format!("acknowledged there to applied at {}", self.follower), count.to_string()];
+        row.extend(spread(self.lag.as_ref()));
+        let mut out = format!(
+            "{}\n{}\n{}",
+            self.setting.line(),
+            loads(&[&self.most, &self.half]),
+            table::render(&columns, &[row])
+        );
+        if let Some(back) = &self.return_of {
+            out.push_str(&format!(
+                "\n{} came back {} rows behind and was level after {:.2} s: {:.0} rows/s, {:.2} times the most that the \
+                 writer took\n",
+                self.follower, back.rows, back.seconds, back.rows_per_s, back.by_most
+            ));
+        }
+        out
+    }
+}
