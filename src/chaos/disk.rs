@@ -15,7 +15,7 @@ use skeinmesh::cli::Failure;
 use crate::commands::run;
 
 /// Room for the log's reserve, and little more.
-const BYTES: u64 = 256 << 20;
+pub const BYTES: u64 = 256 << 20;
 /// `EXT4_IOC_SHUTDOWN` without writing anything back: what was not synced is gone, and everything
 /// fails until it is mounted again. Perl, because the call would need `unsafe` here, and because it
 /// is on every Debian.
@@ -48,11 +48,27 @@ impl Disk {
         let disk = Self { kind, image: home.join(format!("{name}.img")), at: home.join(name) };
         fs::create_dir_all(&disk.at)?;
         if kind == Kind::Ext4 {
-            File::create(&disk.image)?.set_len(BYTES)?;
-            run("mkfs.ext4", &["-q", "-F", "-m", "0", path(&disk.image)?])?;
+            format(&disk.image)?;
         }
         disk.mount()?;
         Ok(disk)
+    }
+
+    /// Mounts at `at` what lies in `image` already.
+    pub fn on(image: PathBuf, at: &Path) -> Result<Self, Failure> {
+        let disk = Self { kind: Kind::Ext4, image, at: at.to_owned() };
+        fs::create_dir_all(&disk.at)?;
+        disk.mount()?;
+        Ok(disk)
+    }
+
+    /// The bytes of an empty one.
+    pub fn formatted(home: &Path) -> Result<Vec<u8>, Failure> {
+        let image = home.join("empty.img");
+        format(&image)?;
+        let bytes = fs::read(&image)?;
+        fs::remove_file(&image)?;
+        Ok(bytes)
     }
 
     /// Whether ext4 on a loop device works here; the reason if not.
@@ -84,7 +100,8 @@ impl Disk {
         }
     }
 
-    fn unmount(&self) -> Result<(), Failure> {
+    /// Nobody may have a file open.
+    pub fn unmount(&self) -> Result<(), Failure> {
         run("umount", &[path(&self.at)?])
     }
 
@@ -144,6 +161,11 @@ impl Drop for Disk {
         // It may be unmounted already, and at the latest the namespace ends it.
         let _ = path(&self.at).and_then(|at| run("umount", &["-l", at]));
     }
+}
+
+fn format(image: &Path) -> Result<(), Failure> {
+    File::create(image)?.set_len(BYTES)?;
+    run("mkfs.ext4", &["-q", "-F", "-m", "0", path(image)?])
 }
 
 fn path(path: &Path) -> Result<&str, Failure> {

@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::time::Instant;
 
-use crate::history::{History, Nanos};
+use crate::history::{History, Nanos, Write};
 
 /// Writes of one run at most, so that it stays bounded.
 const LIMIT: u64 = 500_000;
@@ -34,6 +34,19 @@ impl Ledger {
             history: Mutex::default(),
             failed: AtomicU64::new(0),
         }
+    }
+
+    /// What had been written down by then. What was answered later has an unknown outcome.
+    pub fn until(&self, when: Nanos) -> Self {
+        let all = self.history();
+        let mut writes: Vec<Write> =
+            all.writes.iter().filter(|write| write.invoked <= when).cloned().collect();
+        for write in &mut writes {
+            write.acks.retain(|ack| ack.when <= when);
+        }
+        let reads = all.reads.iter().filter(|read| read.returned <= when).cloned().collect();
+        let history = History { lone: all.lone, writes, reads, ..History::default() };
+        Self { began: self.began, history: Mutex::new(history), ..Self::new() }
     }
 
     pub fn now(&self) -> Nanos {

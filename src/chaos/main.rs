@@ -8,6 +8,7 @@ mod check;
 mod clients;
 mod cluster;
 mod commands;
+mod crash_images;
 mod disk;
 mod faults;
 mod feed;
@@ -20,6 +21,7 @@ mod nemesis;
 mod network;
 mod power_loss;
 mod process;
+mod recorder;
 mod registers;
 mod relay;
 mod report;
@@ -56,6 +58,9 @@ struct Args {
     /// Instead: a lone node, and so many power losses of a real file system
     #[arg(long, value_name = "CYCLES", conflicts_with_all = ["nodes", "seconds", "faults"])]
     power_loss: Option<u32>,
+    /// Instead: a lone node, and what so many crashes could leave of its disk
+    #[arg(long, value_name = "IMAGES", conflicts_with_all = ["nodes", "seconds", "faults", "power_loss"])]
+    crash_images: Option<u32>,
     /// One line of JSON at the end, and nothing else on standard output
     #[arg(long)]
     json: bool,

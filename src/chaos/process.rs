@@ -75,6 +75,14 @@ impl Process {
         self.home.join(format!("{log}.{}", logs::EXTENSION))
     }
 
+    /// What ran on this disk before is another story.
+    pub fn forget_log(&self) -> Result<(), Failure> {
+        match std::fs::remove_file(self.log()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
     /// Starts it; `stdin` is what it may read.
     pub async fn launch(&mut self, flags: &[&str], stdin: Option<&str>) -> Result<(), Failure> {
         let log = OpenOptions::new().create(true).append(true).open(self.log())?;

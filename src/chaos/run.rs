@@ -20,6 +20,7 @@ use crate::{
     check::{self, Violation},
     clients,
     cluster::Cluster,
+    crash_images,
     disk::{self, Disk},
     faults, isolation,
     ledger::Ledger,
@@ -69,12 +70,16 @@ async fn go(args: &Args) -> Result<Report, Failure> {
             _ = terminate.recv() => {}
         }
     };
-    let outcome = match args.power_loss {
-        Some(cycles) => tokio::select! {
+    let outcome = match (args.power_loss, args.crash_images) {
+        (Some(cycles), _) => tokio::select! {
             outcome = power_loss::run(cycles, home.path(), seed, &ledger, &mut report) => outcome,
             () = stop => { report.interrupted = true; Ok(()) }
         },
-        None => storm(args, home.path(), &ledger, stop, &mut report).await,
+        (None, Some(images)) => tokio::select! {
+            outcome = crash_images::run(images, home.path(), seed, &ledger, &mut report) => outcome,
+            () = stop => { report.interrupted = true; Ok(()) }
+        },
+        (None, None) => storm(args, home.path(), &ledger, stop, &mut report).await,
     };
     report.seconds = began.elapsed().as_secs_f64();
     let mut history = ledger.history();

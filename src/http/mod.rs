@@ -20,6 +20,7 @@ mod guesses;
 mod health;
 mod influx;
 mod intake;
+mod openapi;
 mod opening;
 mod params;
 #[cfg(feature = "sql")]
@@ -213,6 +214,7 @@ fn routes() -> Vec<Route<Handler>> {
         get("/livez", Public, on(MethodFilter::GET, health::live)),
         get("/readyz", Public, on(MethodFilter::GET, health::ready)),
         get("/startupz", Public, on(MethodFilter::GET, health::startup)),
+        get("/api/v1/openapi.json", Public, on(MethodFilter::GET, openapi::document)),
         get("/metrics", Read, on(MethodFilter::GET, health::metrics)),
         get("/api/v1/cluster", Read, on(MethodFilter::GET, cluster::status)),
         get("/api/v1/cluster/events", Read, on(MethodFilter::GET, events::stream)),

@@ -131,6 +131,7 @@ fn tries() -> Vec<Try> {
         line("DELETE /api/v1/auth/tokens/{id}", "/api/v1/auth/tokens/ffffffffffffffff", "", Asks::Admin, 404),
         line("GET /ui/{file}", "/ui/app.js", "", Asks::Nothing, 200),
         probe("GET /"), probe("GET /ping"), probe("GET /health"), probe("GET /livez"), probe("GET /readyz"), probe("GET /startupz"),
+        probe("GET /api/v1/openapi.json"),
     ];
     #[cfg(feature = "sql")]
     let table = {
