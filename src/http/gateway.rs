@@ -47,6 +47,8 @@ use crate::{
 
 /// A stream of events lives as long at a node with data; a little more, so that it ends there first.
 const EVENTS: Duration = Duration::from_secs(660);
+/// A backup may be large; the node that makes it gives up when its reader stalls.
+const BACKUP: Duration = Duration::from_secs(24 * 3600);
 /// Longer than a query may take at a node with data, so that it ends there first.
 const MARGIN: Duration = Duration::from_secs(5);
 
@@ -194,8 +196,11 @@ async fn pass_on(edge: Arc<Edge>, request: Request, access: Access) -> Result<Re
     };
     let answer = edge.gateway.ask(errand, &asked, &bytes).await.map_err(|error| unanswered(error, errand))?;
     drop(share);
-    let longest =
-        if head.uri.path().ends_with("/events") { EVENTS } else { edge.intake.config.query_timeout + MARGIN };
+    let longest = match head.uri.path() {
+        "/api/v1/cluster/events" => EVENTS,
+        "/api/v1/backup" => BACKUP,
+        _ => edge.intake.config.query_timeout + MARGIN,
+    };
     respond(answer, Instant::now() + longest)
 }
 

@@ -72,6 +72,7 @@ impl DataFile {
     /// # Errors
     /// As [`Self::verify`], for the blocks read; a range outside of the file is one that no whole file
     /// asks for.
+    #[cfg_attr(not(feature = "sql"), allow(dead_code, reason = "queries read so, and tests"))]
     pub(super) async fn read_range(
         &self,
         disk: &dyn Disk,
