@@ -207,7 +207,7 @@ pub(super) async fn import(
     Path(name): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let _permit = edge.permit()?;
+    let _permit = edge.intake.permit()?;
     let (head, body) = request.into_parts();
     let timeout = params::timeout(&Params::of(&head.uri), &head.headers, IMPORT.0, IMPORT.1)?;
     let taken = body::take(body, &head.headers, &edge.app.config, &edge.bodies).await?;
@@ -238,7 +238,7 @@ pub(super) async fn import(
     let rows = rows.await??;
     match edge.app.node.submit(Write::new(batch::ENCODING, payload, timeout)).await {
         Ok(receipt) => {
-            edge.rows_written.add(rows);
+            edge.intake.rows_written.add(rows);
             Ok(error::no_content(receipt_headers(&receipt)))
         }
         Err(SubmitError::SchemaChanged(_)) => Err(ApiError::new(

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::{
     engine::StorageEngine,
-    identity::{CaFiles, DataDir, Identity, JoinToken},
+    identity::{CaFiles, DataDir, Identity, JoinToken, Store},
     protocol::StreamKind,
     raft::{Control, ControlDriver, RaftConfig, failover::Failover, membership::Keeper},
     replication::{
@@ -44,7 +44,7 @@ use super::{
     handle::{Inner, Node},
     heard::LastHeard,
     interrupted,
-    local::{FEATURES, StatusHandler, ThisNode},
+    local::{StatusHandler, ThisNode},
     maintenance,
     reads::Reads,
     restored::Restored,

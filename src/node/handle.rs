@@ -16,7 +16,7 @@ use crate::{
     engine::StorageEngine,
     identity::{DataDir, JoinToken},
     join::{TokenLimits, token_record},
-    protocol::status::NodeStatus,
+    protocol::{StreamKind, status::NodeStatus},
     raft::{Command, Outcome, ProposeError, TokenRecord, failover::Local},
     transport::Handler,
     types::{ClusterView, NodeId, Role, Timing, TokenId},

@@ -129,7 +129,10 @@ impl Restored {
                 )));
             }
             wal.set_promise(self.position.epoch).await?;
-            wal.reset_to(self.position, 0, self.epochs.clone()).await?;
+            wal.announce(self.position, 0, self.epochs.clone()).await?;
+            if wal.begin_anew(at).await? != Some(at) {
+                return Err(NodeError::Task(format!("the log does not begin behind {at}")));
+            }
             tracing::info!(backup = self.backup, position = %at, "the log begins behind what was restored");
             self.position
         } else {

@@ -259,7 +259,7 @@ impl Submitter {
         let mut also = None;
         let key = match write.key {
             Some(ClientKey { key, former, body }) => {
-                let all_know = self.replica.view.borrow().all_have(KEYS_BY_DATABASE);
+                let all_know = self.view.borrow().all_have(KEYS_BY_DATABASE);
                 // What the log has must be known to the edges of every version, and each asks for what
                 // it knows.
                 let (key, other) = match former {

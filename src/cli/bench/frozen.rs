@@ -19,9 +19,11 @@ use crate::cli::{Failure, processes::Nodes};
 
 use super::{
     ClusterArgs, FrozenArgs, LoadArgs,
+    bodies::Format,
     cluster::{Cluster, unreadable},
     load::{Place, stamps},
-    report::{Load, Setting, Spread, errors, loads, progress},
+    report::{Load, Setting, errors, loads, progress},
+    spread::Spread,
 };
 
 /// Longest wait for the reader to be level, at the end of a turn.
@@ -143,7 +145,14 @@ impl FrozenArgs {
             ack: self.ack.clone(),
             json: self.json,
         };
-        LoadArgs { cluster, connections: self.connections, rows: self.rows, seconds: self.seconds }
+        LoadArgs {
+            cluster,
+            connections: self.connections,
+            rows: self.rows,
+            seconds: self.seconds,
+            format: Format::default(),
+            rate: None,
+        }
     }
 }
 
