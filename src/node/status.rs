@@ -282,6 +282,8 @@ mod tests {
             damaged: None,
             damaged_files: 0,
             scrubbed: None,
+            successor: None,
+            follows: None,
         };
         for (days, warned) in [(29, false), (7, false), (6, true), (0, true), (-400, true)] {
             let heard = BTreeMap::from([(NodeId([1; 16]), status(days))]);

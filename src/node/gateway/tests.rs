@@ -96,7 +96,7 @@ async fn a_member_outside_of_raft_that_writes_and_may_do_little_else() {
     let remove = Command::Remove { node: node.id(), at_ms: 0 };
     let refused = forward_command(&gateway.inner.this.mesh, node.id(), remove, SOON).await;
     assert_eq!(refused, Err(crate::raft::ProposeError::NotAllowed));
-    let resign = StatusRequest { resign: true };
+    let resign = StatusRequest { resign: true, ..StatusRequest::default() };
     let asked = gateway.inner.this.mesh.request(node.id(), StreamKind::Status, &resign, SOON);
     let status: NodeStatus = asked.await.unwrap();
     assert!(!status.draining, "a gateway moves no office");
