@@ -42,7 +42,7 @@ const ENOUGH: u64 = 60;
 
 /// What else must have been reached then: what faults did, what clients were answered, what was looked
 /// at. A rule that nothing ever came under has not held.
-const REACHED: [&str; 29] = [
+const REACHED: [&str; 28] = [
     "acked-all",
     "acked-local",
     "acked-memory",
@@ -64,7 +64,6 @@ const REACHED: [&str; 29] = [
     "read-lost",
     "read-max-staleness",
     "read-min-lsn",
-    "refused",
     "removed",
     "rot-noticed",
     "snapshots",
@@ -73,6 +72,11 @@ const REACHED: [&str; 29] = [
     "torn-write",
     "unknown",
 ];
+
+/// The same for what comes about in a few schedules of a hundred.
+const SELDOM: [&str; 1] = ["refused"];
+/// From so many on that must have been reached as well.
+const MANY: u64 = 240;
 
 #[test]
 fn schedules() {
@@ -187,7 +191,8 @@ fn many(first: u64, seeds: u64) {
     }
     let seeds_failed: Vec<u64> = failed.iter().map(|child| child.seed).collect();
     assert!(failed.is_empty(), "failed seeds: {seeds_failed:?}; run one again with {SEED}=s");
-    let wanted = faults::names().into_iter().chain(REACHED);
+    let seldom = SELDOM.into_iter().filter(|_| seeds >= MANY);
+    let wanted = faults::names().into_iter().chain(REACHED).chain(seldom);
     let missed: Vec<_> = wanted.filter(|name| counts.0.get(*name).is_none_or(|times| *times == 0)).collect();
     assert!(seeds < ENOUGH || missed.is_empty(), "never reached in {seeds} schedules: {missed:?}");
 }
