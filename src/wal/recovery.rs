@@ -94,6 +94,11 @@ async fn make_lasting(
 ) -> Result<Opened, WalError> {
     let Reading { promise, mark, base, gone, scan, .. } = reading;
     let dir = &config.dir;
+    // A cut that was announced may be readable and not on disk, after a kill or a failed fsync: nothing
+    // goes before it is.
+    if mark.end.is_some() {
+        rewrite(&*disk, dir, WATERMARK, mark.values(), "writing the watermark").await?;
+    }
     for first in gone {
         disk.remove(&dir.join(segment_name(first))).await.map_err(io("removing a log segment"))?;
     }
