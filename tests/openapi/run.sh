@@ -50,7 +50,10 @@ url=$(sed -n 's/^ready .*http=\([^ ]*\).*/\1/p' "$work/out")
 token=$("$SKEIN" auth create --scope admin --data-dir "$work/node")
 
 # Events go on for ten minutes, so nobody waits for their end.
-if ! PYTHONPATH=. "$home/venv/bin/schemathesis" --config-file schemathesis.toml run "$url/api/v1/openapi.json" \
+# It leaves files where it runs.
+here=$PWD
+cd "$work"
+if ! PYTHONPATH=$here PYTHONDONTWRITEBYTECODE=1 "$home/venv/bin/schemathesis" --config-file "$here/schemathesis.toml" run "$url/api/v1/openapi.json" \
     --header "Authorization: Bearer $token" --exclude-path /api/v1/cluster/events --workers 2 \
     --request-timeout 30 --no-color >"$work/report" 2>&1; then
     cat "$work/report"
