@@ -1,6 +1,10 @@
 //! Errors at every call, once and from there on, in the script and in the recovery after it.
 
 use super::*;
+use crate::{
+    disk::{Create, Disk, Durability, Slots},
+    wal::watermark::{WATERMARK, Watermark},
+};
 
 /// Whatever fails: what the log said was durable is there afterwards, and nothing else is.
 async fn fail_at_every_call(fault: Fault) {
@@ -66,4 +70,48 @@ async fn a_log_opened_on_a_full_disk_finds_space_once_there_is_some() {
     tokio::time::timeout(Duration::from_secs(5), healed).await.unwrap().unwrap();
     again.append(1, batch(1, 2)).unwrap();
     again.settle().await.unwrap();
+}
+
+/// A node that was killed while it announced a cut leaves an announcement that is readable only. Recovery
+/// acts on it, so power may go at any of its calls.
+#[tokio::test(start_paused = true)]
+async fn a_cut_that_was_announced_and_not_synced_is_finished_whenever_the_power_goes() {
+    let disk = SimDisk::new();
+    let (wal, _) = open(&disk).await.unwrap();
+    for tag in 0..4 {
+        wal.append(1, batch(100, tag)).unwrap();
+        wal.settle().await.unwrap();
+    }
+    let keep = Lsn::new(1, 2);
+    let (path, magic) = (config().dir.join(WATERMARK.0), WATERMARK.1);
+    drop(wal);
+    disk.kill();
+    // Its watermark is whole, and says that all four are durable.
+    assert_eq!(open(&disk).await.unwrap().1.end, Lsn::new(1, 4));
+    disk.kill();
+    let other = disk.fork();
+    let (mut slots, _) = Slots::open(&other.boot(), &path, magic).await.unwrap();
+    let announced = Watermark { durable: keep, commit: Lsn::ZERO, end: Some(keep.seq) };
+    slots.write(announced.values()).await.unwrap();
+    let bytes = other.content(&path).unwrap().into();
+    let file = disk.boot().open(&path, Create::No).await.unwrap();
+    file.write(0, vec![bytes], Durability::Later).await.unwrap();
+    disk.kill();
+
+    let calls = {
+        let whole = disk.fork();
+        let before = whole.calls();
+        assert_eq!(open(&whole).await.unwrap().1.end, keep);
+        whole.calls() - before
+    };
+    for stop in 1..=calls {
+        for seed in 0..8 {
+            let cut = disk.fork();
+            cut.fail_at(cut.calls() + stop, Fault::PowerCut, false);
+            let _ = open(&cut).await;
+            cut.crash(seed);
+            let end = open(&cut).await.unwrap_or_else(|e| panic!("call {stop}, seed {seed}: {e}")).1.end;
+            assert!([keep, Lsn::new(1, 4)].contains(&end), "call {stop}, seed {seed}: {end}");
+        }
+    }
 }
