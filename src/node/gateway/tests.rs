@@ -9,7 +9,7 @@ use crate::{
     engine::MemoryEngine,
     node::{NewApiToken, Node},
     protocol::{
-        frame,
+        frame::{self, MAX_MESSAGE},
         http::{HttpResponse, Part},
         view::ViewFrame,
     },
@@ -199,6 +199,8 @@ impl Handler for Arc<Scripted> {
         let mut script = self.0.lock().unwrap();
         let parts = if script.is_empty() { Vec::new() } else { script.remove(0) };
         Box::pin(async move {
+            // Read to its end: whoever drops a request half read tells the asker to stop sending it.
+            while stream.recv.read_frame(MAX_MESSAGE).await.is_ok() {}
             for part in parts {
                 stream.send.write_message(&part).await.unwrap();
                 if part == Part::Data {
