@@ -27,7 +27,7 @@ use crate::{
     types::{BootId, ClusterView, Epoch, Lsn, Member, NodeId, Office, Timing, Why},
 };
 
-use super::{Command, Control, Outcome};
+use super::{Command, Control, Outcome, poll::Poll};
 
 /// How this node seals itself and tells its own status, given by the layers above.
 pub trait Local: fmt::Debug + Send + Sync + 'static {
@@ -117,6 +117,7 @@ impl Failover {
     /// Runs as long as the process.
     pub async fn run(self) {
         let mut reign: Option<Reign> = None;
+        let mut poll = Poll::new();
         let mut tick = tokio::time::interval(self.timing.heartbeat);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -125,12 +126,13 @@ impl Failover {
             if !self.control.is_leader() || !self.control.leader_ready().await {
                 if reign.take().is_some() {
                     self.statuses.send_replace(Statuses::default());
+                    poll = Poll::new();
                 }
                 continue;
             }
             let reign = reign.get_or_insert_with(|| Reign::begin(Instant::now()));
             let view = self.control.view().borrow().clone();
-            self.poll(&view, reign).await;
+            self.poll(&view, reign, &mut poll).await;
             reign.note_office(view.writer, Instant::now());
             reign.followed = view.writer.and_then(|office| self.local.heard_writer(office.epoch));
             let Some(trigger) = due(&view, reign, Instant::now(), self.timing.election_min) else { continue };
@@ -140,31 +142,17 @@ impl Failover {
         }
     }
 
-    /// Asks every member for its status, all at once, and waits at most one heartbeat.
-    async fn poll(&self, view: &ClusterView, reign: &mut Reign) {
-        let mut answers: FuturesUnordered<_> = view
-            .members
-            .keys()
-            .filter(|id| **id != self.me)
-            .map(|id| {
-                let id = *id;
-                let ask = self.mesh.request::<_, NodeStatus>(
-                    id,
-                    StreamKind::Status,
-                    &StatusRequest { resign: false, to: None },
-                    self.timing.heartbeat * 4 / 5,
-                );
-                Box::pin(async move { (id, ask.await) })
-            })
-            .collect();
-        let asked = Instant::now();
-        while let Some((id, answer)) = answers.next().await {
-            if let Ok(status) = answer
-                && status.node == id
-            {
-                reign.heard.insert(id, (asked, status));
-            }
-        }
+    /// Asks the members for their status; what comes within a heartbeat is heard now, the rest later.
+    async fn poll(&self, view: &ClusterView, reign: &mut Reign, poll: &mut Poll) {
+        let patience = self.timing.election_min;
+        let ask = |id| -> BoxFuture<'static, Option<NodeStatus>> {
+            let mesh = self.mesh.clone();
+            let question = StatusRequest { resign: false, to: None };
+            Box::pin(async move { mesh.request(id, StreamKind::Status, &question, patience).await.ok() })
+        };
+        let others = view.members.keys().copied().filter(|id| *id != self.me);
+        let heard = poll.round(others, view.writer, self.timing.heartbeat * 4 / 5, ask).await;
+        reign.heard.extend(heard.into_iter().map(|(asked, status)| (status.node, (asked, status))));
         reign.heard.insert(self.me, (Instant::now(), self.local.status()));
         reign.heard.retain(|id, _| view.members.contains_key(id));
         self.statuses.send_replace(Arc::new(reign.heard.clone()));
@@ -429,7 +417,7 @@ fn rank(report: &Report) -> Lsn {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::types::{Addresses, MembershipId};
 
@@ -464,7 +452,7 @@ mod tests {
         assert_eq!(decide(&[], id(1)), Err(Alarm::Empty));
     }
 
-    fn status(node: u8, boot: u64, office: Option<u64>, promise: u64) -> NodeStatus {
+    pub(in crate::raft) fn status(node: u8, boot: u64, office: Option<u64>, promise: u64) -> NodeStatus {
         NodeStatus {
             node: id(node),
             boot: BootId(boot),

@@ -9,6 +9,7 @@ mod log_store;
 mod log_writer;
 pub mod membership;
 mod network;
+mod poll;
 mod propose;
 pub mod recover;
 mod room;
