@@ -132,8 +132,8 @@ impl Failover {
             }
             let reign = reign.get_or_insert_with(|| Reign::begin(Instant::now()));
             let view = self.control.view().borrow().clone();
-            self.poll(&view, reign, &mut poll).await;
             reign.note_office(view.writer, Instant::now());
+            self.poll(&view, reign, &mut poll).await;
             reign.followed = view.writer.and_then(|office| self.local.heard_writer(office.epoch));
             let Some(trigger) = due(&view, reign, Instant::now(), self.timing.election_min) else { continue };
             if let Err(reason) = self.round(&view, trigger, reign).await {
@@ -329,9 +329,11 @@ pub fn due(view: &ClusterView, reign: &Reign, now: Instant, silence: Duration) -
     if now > silent_since + silence {
         return Some(Trigger::Silent);
     }
-    match reign.heard.get(&office.node) {
+    // What it said before it was named says nothing of this office.
+    match reign.heard.get(&office.node).filter(|(asked, _)| *asked >= named) {
         Some((_, status)) if status.boot != office.boot => Some(Trigger::OtherBoot),
-        Some((_, status)) if status.office.map(|o| o.0) != Some(office.epoch) && now > patience => {
+        // An answer may have been long under way: what counts is when it was asked for.
+        Some((asked, status)) if status.office.map(|o| o.0) != Some(office.epoch) && *asked > patience => {
             Some(Trigger::NotInOffice)
         }
         Some((_, status)) if status.draining => {
@@ -529,6 +531,13 @@ pub(super) mod tests {
         let mut waiting = reign(&[]);
         waiting.heard.insert(id(2), (late, status(2, 2, None, 4)));
         assert_eq!(due(&view, &waiting, late, L), Some(Trigger::NotInOffice));
+        waiting.heard.insert(id(2), (soon, status(2, 2, None, 4)));
+        assert_eq!(due(&view, &waiting, late, L), None, "asked too early, and long under way");
+        // It was another process when it was asked; the one that answers now was named since.
+        let mut before = reign(&[]);
+        before.heard.insert(id(2), (start, status(2, 7, Some(3), 3)));
+        before.office = Some((view.writer.unwrap(), start + L / 4));
+        assert_eq!(due(&view, &before, soon, L), None);
         // A leader that followed the writer need not listen for L again.
         let followed = Reign { followed: Some(start - L), ..reign(&[]) };
         assert_eq!(due(&view, &followed, start + Duration::from_millis(1), L), Some(Trigger::Silent));
