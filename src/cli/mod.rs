@@ -22,6 +22,7 @@ mod progress;
 mod query;
 mod recover;
 mod restore;
+mod service;
 pub mod start;
 mod status;
 mod stranger;
@@ -85,6 +86,8 @@ enum Command {
     Write(write::WriteArgs),
     /// Ask in SQL
     Query(query::QueryArgs),
+    /// Put this program in place as a service of systemd
+    Service(service::ServiceArgs),
     /// Measure a cluster: one of its own on this machine, or one that runs
     Bench(bench::BenchArgs),
     /// Print what makes a shell complete this command line
@@ -129,6 +132,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Start(args) => start::run(*args).await,
         Command::Demo(args) => demo::run(args).await,
         Command::Status(args) => status::run(args).await,
+        Command::Service(args) => service::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
         Command::Token(args) => token::run(args).await,
         Command::Auth(args) => auth::run(args).await,

@@ -2,6 +2,7 @@
 //!
 //! Most are over real processes of the program; those need it, and SQL to look at its answers.
 
+mod embedding;
 mod library;
 mod resumed_snapshot;
 mod slow_disk;
