@@ -29,7 +29,9 @@ const LOOK: Duration = Duration::from_secs(5);
 const LOOK_AFTER: u32 = 1_000;
 /// Records that the daemon may remember. It has no limit of its own, and whoever announces says for how
 /// long: beyond this it is begun anew, which forgets them all. A node has about six.
-const MAX_RECORDS: i64 = 16_384;
+const MAX_RECORDS: i64 = 32_768;
+/// Before the daemon is begun anew that has ended, or has stopped to tell.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What this node says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,9 +98,9 @@ impl Mdns {
         self.names.subscribe()
     }
 
-    /// Watches until the daemon ends, which happens only on an error, and announces the cluster
-    /// as soon as `cluster` names one. Members of `view` are remembered however many others there are.
-    /// Cancel-safe: dropped, it says goodbye to the network.
+    /// Watches until mDNS does not work any more, and announces the cluster as soon as `cluster` names one.
+    /// Members of `view` are remembered however many others there are. Cancel-safe: dropped, it says
+    /// goodbye to the network.
     pub async fn run(
         mut self,
         mut cluster: watch::Receiver<Option<ClusterId>>,
@@ -113,10 +115,12 @@ impl Mdns {
                 self.me.cluster = now;
                 self.announce_again();
             }
+            let mut begin_anew = false;
             tokio::select! {
                 event = self.events.recv_async() => match event {
                     Ok(event) => self.note(event, &view.borrow().clone()),
-                    Err(_) => break,
+                    // It stops to tell whoever is a thousand events behind.
+                    Err(_) => begin_anew = true,
                 },
                 _ = look.tick() => {
                     self.look_at_interfaces();
@@ -124,17 +128,17 @@ impl Mdns {
                 }
                 changed = cluster.changed(), if !cluster_ends => cluster_ends = changed.is_err(),
             }
-            if self.noted >= LOOK_AFTER {
+            if begin_anew {
+                tokio::time::sleep(AGAIN).await;
+            } else if self.noted >= LOOK_AFTER {
                 self.noted = 0;
-                if self.remembered().await > MAX_RECORDS
-                    && let Err(error) = self.forget()
-                {
-                    tracing::warn!(%error, "mDNS cannot be begun anew");
-                    break;
-                }
+                begin_anew = self.remembered().await > MAX_RECORDS;
+            }
+            if begin_anew && let Err(error) = self.forget(&view.borrow().clone()) {
+                tracing::warn!(%error, "mDNS has stopped; peers are found by --seed only");
+                return;
             }
         }
-        tracing::warn!("mDNS has stopped; peers are found by --seed only");
     }
 
     fn announce_again(&self) {
@@ -170,17 +174,21 @@ impl Mdns {
         metrics.iter().filter(|(name, _)| name.starts_with("cached-")).map(|(_, count)| *count).sum()
     }
 
-    /// Forgets whoever announced himself, and asks again: those that are there answer.
-    fn forget(&mut self) -> Result<(), MdnsError> {
+    /// Forgets whoever announced himself, but for members, and asks again: those that are there answer.
+    fn forget(&mut self, view: &ClusterView) -> Result<(), MdnsError> {
         tracing::warn!(
             limit = MAX_RECORDS,
-            "more is announced by mDNS than a network of nodes has to say: forgetting all of it; is \
-             somebody forging announcements?"
+            "more is announced by mDNS than can be remembered, or than can be kept up with: forgetting it, and \
+             asking again; is somebody forging announcements?"
         );
         let (daemon, events) = begin(&self.me, &self.allowed)?;
         let _ = std::mem::replace(&mut self.daemon, daemon).shutdown();
-        self.events = events;
-        self.candidates.send_if_modified(|all| !std::mem::take(all).is_empty());
+        (self.events, self.noted) = (events, 0);
+        self.candidates.send_if_modified(|all| {
+            let before = all.len();
+            all.retain(|id, _| view.members.contains_key(id));
+            all.len() != before
+        });
         Ok(())
     }
 
