@@ -3,6 +3,7 @@
 mod disk;
 mod fault;
 mod fixture;
+pub mod fuzz;
 pub mod mutant;
 mod platter;
 mod rot;

@@ -81,7 +81,9 @@ impl Drop for Handshake {
         running.all = running.all.saturating_sub(1);
         match running.of.get_mut(&self.source) {
             Some(count) if *count > 1 => *count -= 1,
-            _ => drop(running.of.remove(&self.source)),
+            _ => {
+                running.of.remove(&self.source);
+            }
         }
     }
 }

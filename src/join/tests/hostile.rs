@@ -23,7 +23,7 @@ async fn rubbish_gets_no_answer_and_the_door_stays_open() {
     let nested = b"\x81\xa7Relayed\x83\xa7request".repeat(frame::MAX_JOIN / 18);
     let cases: [(&str, Bytes); 9] = [
         ("nothing", Bytes::new()),
-        ("noise", (0..1_000_u32).map(|n| (n * 131 >> 3) as u8).collect()),
+        ("noise", (0..1_000_u32).map(|n| ((n * 131) >> 3) as u8).collect()),
         ("half a request", renew.slice(..renew.len() / 2)),
         ("another message", frame::encode(&JoinResponse::Refused(Refusal::Spent))),
         ("a kind of request that is none", Bytes::from_static(b"\xa4Open")),
