@@ -255,7 +255,7 @@ fn change(bytes: &mut Vec<u8>, samples: &[Vec<u8>], random: &mut StdRng) {
         [0, 1, 0x7f, 0x80, 0xff, 0xfe, 0xc0, 0xc1, 0xc4, 0xc6, 0xd9, 0xdb, 0xdc, 0xdd, 0xde, 0xdf];
     let at = random.random_range(0..=bytes.len());
     let len = random.random_range(0..=(bytes.len() - at).min(64));
-    match random.random_range(0..8) {
+    match random.random_range(0..9) {
         0 => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 1 << random.random_range(0..8)),
         1 => bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte = EDGES[random.random_range(0..16)]),
         2 => bytes.truncate(at),
@@ -268,6 +268,7 @@ fn change(bytes: &mut Vec<u8>, samples: &[Vec<u8>], random: &mut StdRng) {
             let noise: Vec<u8> = (0..random.random_range(1..=8)).map(|_| random.random()).collect();
             bytes.splice(at..at, noise);
         }
+        7 => resize(bytes, at, random),
         // A length of four bytes, in either order of them.
         6 => {
             let number = [0, 1, 0x7fff_ffff, u32::MAX, bytes.len() as u32, 1 << random.random_range(0..32)]
@@ -282,4 +283,23 @@ fn change(bytes: &mut Vec<u8>, samples: &[Vec<u8>], random: &mut StdRng) {
             bytes.extend_from_slice(&other[from..]);
         }
     }
+}
+
+/// Gives the string or bytes (MessagePack) that begin at `at` or behind it another length, so that what
+/// is around them stays whole.
+fn resize(bytes: &mut Vec<u8>, at: usize, random: &mut StdRng) {
+    let marked = |byte: &u8| matches!(byte, 0xa0..=0xbf | 0xc4 | 0xd9);
+    let Some(marker) = bytes.iter().skip(at).position(marked).map(|found| at + found) else { return };
+    let (len_at, max, fixed) = match bytes[marker] {
+        0xc4 | 0xd9 => (marker + 1, 255, 0),
+        byte => (marker, 31, byte & 0xe0),
+    };
+    let Some(len) = bytes.get(len_at).map(|byte| usize::from(byte & (max as u8))) else { return };
+    let start = len_at + 1;
+    let Some(mut content) = bytes.get(start..start + len).map(<[u8]>::to_vec) else { return };
+    let new = [0, len.saturating_sub(1), len + 1, max, random.random_range(0..=max)];
+    let new = new[random.random_range(0..new.len())].min(max);
+    content.resize(new, b'x');
+    bytes.splice(start..start + len, content);
+    bytes[len_at] = fixed | new as u8;
 }

@@ -72,7 +72,7 @@ fn the_samples_are_whole() {
 #[test]
 fn a_campaign_finds_a_decoder_that_trusts_its_input() {
     type Planted = (&'static str, &'static str, fn(&[u8]));
-    let planted: [Planted; 2] = [
+    let planted: [Planted; 3] = [
         ("record", "a length that is longer than what is there", |data| {
             let Some((len, rest)) = data.split_first_chunk::<4>() else { return };
             let len = u32::from_le_bytes(*len) as usize;
@@ -83,6 +83,11 @@ fn a_campaign_finds_a_decoder_that_trusts_its_input() {
         ("frame", "a kind that is looked up without a look", |data| {
             if data.len() > 8 {
                 assert!(StreamKind::ALL.len() >= usize::from(data[0]));
+            }
+        }),
+        ("join", "a signature that is believed to have its length", |data| {
+            if let Ok(JoinRequest::Admit(request)) = frame::decode(data, MAX_JOIN) {
+                let _: [u8; 64] = request.proof.try_into().expect("64 bytes");
             }
         }),
     ];
