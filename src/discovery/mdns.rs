@@ -19,12 +19,19 @@ use super::{
     Candidate, Candidates, MAX_ADDRESSES, MAX_CANDIDATES,
     interfaces::{self, Nic, Rules},
 };
-use crate::types::{ClusterId, NodeId};
+use crate::types::{ClusterId, ClusterView, NodeId};
 
 pub(super) const SERVICE: &str = "_skein._udp.local.";
 pub(super) const MAX_VERSION: usize = 64;
-/// How often interfaces that come and go are looked at.
+/// How often interfaces that come and go are looked at, and how much is remembered.
 const LOOK: Duration = Duration::from_secs(5);
+/// After so many announcements, how much is remembered is looked at before that.
+const LOOK_AFTER: u32 = 1_000;
+/// Records that the daemon may remember. It has no limit of its own, and whoever announces says for how
+/// long: beyond this it is begun anew, which forgets them all. A node has about six.
+const MAX_RECORDS: i64 = 32_768;
+/// Before the daemon is begun anew that has ended, or has stopped to tell.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What this node says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +67,8 @@ pub struct Mdns {
     allowed: Arc<RwLock<BTreeSet<Nic>>>,
     candidates: watch::Sender<Candidates>,
     names: watch::Sender<Vec<String>>,
+    /// Announcements since it was looked at how much is remembered.
+    noted: u32,
 }
 
 impl std::fmt::Debug for Mdns {
@@ -74,28 +83,9 @@ impl Mdns {
         let chosen = interfaces::choose(&interfaces::of_this_machine()?, &rules);
         let names = watch::Sender::new(names_of(&chosen));
         let allowed = Arc::new(RwLock::new(chosen));
-        let daemon = ServiceDaemon::new()?;
-        let started = (|| {
-            daemon.disable_interface(IfKind::All)?;
-            let seen = allowed.clone();
-            let predicate = move |nic: &if_addrs::Interface| {
-                let nic = Nic { address: nic.ip(), name: nic.name.clone() };
-                seen.read().unwrap_or_else(PoisonError::into_inner).contains(&nic)
-            };
-            daemon.enable_interface(IfKind::Predicate(IfPredicate::new(predicate)))?;
-            daemon.register(service(&me)?)?;
-            daemon.browse(SERVICE)
-        })();
-        match started {
-            Ok(events) => {
-                let candidates = watch::Sender::new(Candidates::new());
-                Ok(Self { daemon, events, rules, me, allowed, candidates, names })
-            }
-            Err(error) => {
-                let _ = daemon.shutdown();
-                Err(error.into())
-            }
-        }
+        let (daemon, events) = begin(&me, &allowed)?;
+        let candidates = watch::Sender::new(Candidates::new());
+        Ok(Self { daemon, events, rules, me, allowed, candidates, names, noted: 0 })
     }
 
     /// Everyone in sight; changes as nodes come and go.
@@ -108,9 +98,14 @@ impl Mdns {
         self.names.subscribe()
     }
 
-    /// Watches until the daemon ends, which happens only on an error, and announces the cluster
-    /// as soon as `cluster` names one. Cancel-safe: dropped, it says goodbye to the network.
-    pub async fn run(mut self, mut cluster: watch::Receiver<Option<ClusterId>>) {
+    /// Watches until mDNS does not work any more, and announces the cluster as soon as `cluster` names one.
+    /// Members of `view` are remembered however many others there are. Cancel-safe: dropped, it says
+    /// goodbye to the network.
+    pub async fn run(
+        mut self,
+        mut cluster: watch::Receiver<Option<ClusterId>>,
+        view: watch::Receiver<Arc<ClusterView>>,
+    ) {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut cluster_ends = false;
@@ -120,16 +115,30 @@ impl Mdns {
                 self.me.cluster = now;
                 self.announce_again();
             }
+            let mut begin_anew = false;
             tokio::select! {
                 event = self.events.recv_async() => match event {
-                    Ok(event) => self.note(event),
-                    Err(_) => break,
+                    Ok(event) => self.note(event, &view.borrow().clone()),
+                    // It stops to tell whoever is a thousand events behind.
+                    Err(_) => begin_anew = true,
                 },
-                _ = look.tick() => self.look_at_interfaces(),
+                _ = look.tick() => {
+                    self.look_at_interfaces();
+                    self.noted = LOOK_AFTER;
+                }
                 changed = cluster.changed(), if !cluster_ends => cluster_ends = changed.is_err(),
             }
+            if begin_anew {
+                tokio::time::sleep(AGAIN).await;
+            } else if self.noted >= LOOK_AFTER {
+                self.noted = 0;
+                begin_anew = self.remembered().await > MAX_RECORDS;
+            }
+            if begin_anew && let Err(error) = self.forget(&view.borrow().clone()) {
+                tracing::warn!(%error, "mDNS has stopped; peers are found by --seed only");
+                return;
+            }
         }
-        tracing::warn!("mDNS has stopped; peers are found by --seed only");
     }
 
     fn announce_again(&self) {
@@ -158,7 +167,33 @@ impl Mdns {
         }
     }
 
-    fn note(&self, event: ServiceEvent) {
+    /// How many records the daemon remembers.
+    async fn remembered(&self) -> i64 {
+        let Ok(told) = self.daemon.get_metrics() else { return 0 };
+        let Ok(metrics) = told.recv_async().await else { return 0 };
+        metrics.iter().filter(|(name, _)| name.starts_with("cached-")).map(|(_, count)| *count).sum()
+    }
+
+    /// Forgets whoever announced himself, but for members, and asks again: those that are there answer.
+    fn forget(&mut self, view: &ClusterView) -> Result<(), MdnsError> {
+        tracing::warn!(
+            limit = MAX_RECORDS,
+            "more is announced by mDNS than can be remembered, or than can be kept up with: forgetting it, and \
+             asking again; is somebody forging announcements?"
+        );
+        let (daemon, events) = begin(&self.me, &self.allowed)?;
+        let _ = std::mem::replace(&mut self.daemon, daemon).shutdown();
+        (self.events, self.noted) = (events, 0);
+        self.candidates.send_if_modified(|all| {
+            let before = all.len();
+            all.retain(|id, _| view.members.contains_key(id));
+            all.len() != before
+        });
+        Ok(())
+    }
+
+    fn note(&mut self, event: ServiceEvent, view: &ClusterView) {
+        self.noted += 1;
         match event {
             ServiceEvent::ServiceResolved(service) => {
                 let loopback = {
@@ -167,7 +202,8 @@ impl Mdns {
                 };
                 let Some((id, candidate)) = candidate(&service, loopback) else { return };
                 if id != self.me.node {
-                    self.candidates.send_if_modified(|all| insert(all, id, candidate));
+                    let is_member = |id: &NodeId| view.members.contains_key(id);
+                    self.candidates.send_if_modified(|all| insert(all, id, candidate, is_member));
                 }
             }
             ServiceEvent::ServiceRemoved(_, name) => {
@@ -186,10 +222,47 @@ impl Drop for Mdns {
     }
 }
 
-/// Remembers a candidate; false if nothing changed, or if there are too many to remember another.
-fn insert(all: &mut Candidates, id: NodeId, candidate: Candidate) -> bool {
-    if all.get(&id) == Some(&candidate) || (all.len() >= MAX_CANDIDATES && !all.contains_key(&id)) {
+/// A daemon that announces and browses.
+fn begin(
+    me: &Announcement,
+    allowed: &Arc<RwLock<BTreeSet<Nic>>>,
+) -> Result<(ServiceDaemon, Receiver<ServiceEvent>), MdnsError> {
+    let daemon = ServiceDaemon::new()?;
+    let started = (|| {
+        daemon.disable_interface(IfKind::All)?;
+        let seen = allowed.clone();
+        let predicate = move |nic: &if_addrs::Interface| {
+            let nic = Nic { address: nic.ip(), name: nic.name.clone() };
+            seen.read().unwrap_or_else(PoisonError::into_inner).contains(&nic)
+        };
+        daemon.enable_interface(IfKind::Predicate(IfPredicate::new(predicate)))?;
+        daemon.register(service(me)?)?;
+        daemon.browse(SERVICE)
+    })();
+    match started {
+        Ok(events) => Ok((daemon, events)),
+        Err(error) => {
+            let _ = daemon.shutdown();
+            Err(error.into())
+        }
+    }
+}
+
+/// Remembers a candidate; false if nothing changed, or if there are too many to remember another. A
+/// member takes the place of one that is none.
+fn insert(
+    all: &mut Candidates,
+    id: NodeId,
+    candidate: Candidate,
+    is_member: impl Fn(&NodeId) -> bool,
+) -> bool {
+    if all.get(&id) == Some(&candidate) {
         return false;
+    }
+    if all.len() >= MAX_CANDIDATES && !all.contains_key(&id) {
+        let other = all.keys().copied().find(|other| !is_member(other));
+        let Some(other) = other.filter(|_| is_member(&id)) else { return false };
+        all.remove(&other);
     }
     all.insert(id, candidate);
     true
@@ -257,6 +330,10 @@ mod tests {
         Mdns::start(me, Rules { bind: bind.parse().unwrap(), allow: vec![], deny: vec![] }).unwrap()
     }
 
+    fn no_view() -> watch::Receiver<Arc<ClusterView>> {
+        watch::channel(Arc::default()).1
+    }
+
     /// Waits until `watch` satisfies `wanted`; fails after ten seconds.
     async fn until(
         watch: &mut watch::Receiver<Candidates>,
@@ -278,9 +355,9 @@ mod tests {
         let (mut by_a, mut by_b, mut by_c) = (a.candidates(), b.candidates(), c.candidates());
         let founded = watch::Sender::new(None);
         let tasks = [
-            tokio::spawn(a.run(watch::channel(Some(cluster)).1)),
-            tokio::spawn(b.run(founded.subscribe())),
-            tokio::spawn(c.run(watch::channel(None).1)),
+            tokio::spawn(a.run(watch::channel(Some(cluster)).1, no_view())),
+            tokio::spawn(b.run(founded.subscribe(), no_view())),
+            tokio::spawn(c.run(watch::channel(None).1, no_view())),
         ];
         let seen = until(&mut by_b, |all| all.contains_key(&id(31)) && all.contains_key(&id(33))).await;
         assert_eq!(seen[&id(31)].addresses, ["127.0.0.1:7431".parse().unwrap()]);
@@ -301,7 +378,7 @@ mod tests {
         let (a, b) = (start(41, "0.0.0.0", None), start(42, "0.0.0.0", None));
         let mut by_b = b.candidates();
         let none = || watch::channel(None).1;
-        let tasks = [tokio::spawn(a.run(none())), tokio::spawn(b.run(none()))];
+        let tasks = [tokio::spawn(a.run(none(), no_view())), tokio::spawn(b.run(none(), no_view()))];
         let seen = until(&mut by_b, |all| all.contains_key(&id(41))).await;
         assert!(seen[&id(41)].addresses.iter().all(|a| a.port() == 7441 && a.is_ipv4()), "{seen:?}");
         tasks.iter().for_each(|task| task.abort());
@@ -327,14 +404,24 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_bounded() {
+    fn memory_is_bounded_and_members_have_a_place_in_it() {
         let mut all = Candidates::new();
+        let nobody = |_: &NodeId| false;
         for n in 0..10_000_u128 {
-            insert(&mut all, NodeId(n.to_be_bytes()), Candidate::default());
+            insert(&mut all, NodeId(n.to_be_bytes()), Candidate::default(), nobody);
         }
         assert_eq!(all.len(), MAX_CANDIDATES);
         let newer = Candidate { version: "2".into(), ..Candidate::default() };
-        assert!(insert(&mut all, NodeId([0; 16]), newer.clone()), "known ones are still kept up to date");
-        assert!(!insert(&mut all, NodeId([0; 16]), newer));
+        let known = NodeId([0; 16]);
+        assert!(insert(&mut all, known, newer.clone(), nobody), "known ones are still kept up to date");
+        assert!(!insert(&mut all, known, newer.clone(), nobody));
+        // However late a member comes, and never instead of another one.
+        let members: BTreeSet<NodeId> = [known, id(200), id(201)].into();
+        let is_member = |id: &NodeId| members.contains(id);
+        assert!(insert(&mut all, id(200), newer.clone(), is_member));
+        assert!(!insert(&mut all, id(202), newer.clone(), is_member));
+        assert!(insert(&mut all, id(201), newer, is_member));
+        assert!(members.iter().all(|member| all.contains_key(member)));
+        assert_eq!(all.len(), MAX_CANDIDATES);
     }
 }

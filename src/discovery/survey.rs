@@ -178,7 +178,10 @@ mod tests {
         let me = Announcement { node, cluster: Some(cluster), port: 7451, version: "0.1.0".into() };
         let rules = Rules { bind: [127, 0, 0, 1].into(), allow: vec![], deny: vec![] };
         let mdns = Mdns::start(me, rules.clone()).unwrap();
-        let announcing = tokio::spawn(mdns.run(tokio::sync::watch::channel(Some(cluster)).1));
+        let announcing = tokio::spawn(mdns.run(
+            tokio::sync::watch::channel(Some(cluster)).1,
+            tokio::sync::watch::channel(std::sync::Arc::default()).1,
+        ));
         let mut found = None;
         for _ in 0..5 {
             let seen = survey(&rules, Duration::from_secs(2)).await.unwrap();

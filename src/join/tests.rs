@@ -26,6 +26,8 @@ use crate::{
     types::{Addresses, BootId, ClusterId, ClusterView, Member, NodeId, Role, TimingProfile, TokenId},
 };
 
+mod hostile;
+
 const NOW: u64 = 1_800_000_000;
 const DAY: u64 = 86_400;
 const SOON: Duration = Duration::from_secs(5);

@@ -308,3 +308,6 @@ impl fmt::Debug for Node {
         f.debug_struct("Node").field("id", &self.id()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,9 @@ use super::{NodeConfig, addresses::Listen, tasks::Tasks};
 const ANNOUNCED: usize = 16;
 /// Seeds are resolved again this often.
 const RESOLVE: Duration = Duration::from_secs(2);
+/// Least time between two looks at what is announced: whoever announces without end does not decide how
+/// often this node dials.
+const LEAST: Duration = Duration::from_millis(500);
 /// Longest wait for what a peer knows of others.
 const ASK: Duration = Duration::from_millis(500);
 
@@ -48,7 +51,7 @@ impl Peers {
         tasks: &Tasks,
     ) -> Self {
         let (cluster_out, cluster) = watch::channel(record.map(|record| record.cluster));
-        let sightings = start_mdns(config, me, listen, port, cluster, tasks);
+        let sightings = start_mdns(config, me, listen, port, cluster, view.clone(), tasks);
         let mut seeds: Vec<Seed> = config.seeds.iter().filter_map(|text| text.parse().ok()).collect();
         if let Some(token) = &config.join {
             seeds.extend(token.seeds().iter().filter_map(|text| text.parse::<Seed>().ok()));
@@ -65,7 +68,8 @@ impl Peers {
                 let mut trusted = collect(&saved, &seeds).await;
                 let members = view.borrow().clone();
                 trusted.extend(hearsay(&mesh, me, &members).await);
-                mesh.set_candidates(in_turn(trusted, announced(heard.as_ref(), known), round));
+                let (named, others) = announced(heard.as_ref(), known, &members);
+                mesh.set_candidates(in_turn(trusted, named, others, round));
                 round += 1;
                 let again = tokio::time::sleep(RESOLVE);
                 match heard.clone() {
@@ -74,7 +78,7 @@ impl Peers {
                         tokio::select! {
                             () = again => {}
                             // A closed channel never wakes this loop again; the timer does.
-                            Ok(()) = heard.changed() => {}
+                            Ok(()) = heard.changed() => tokio::time::sleep(LEAST).await,
                             Ok(()) = view.changed() => {}
                         }
                     }
@@ -105,32 +109,51 @@ async fn collect(saved: &[SocketAddr], seeds: &[Seed]) -> Vec<SocketAddr> {
     found
 }
 
-/// What anybody on the LAN says.
+/// What anybody on the LAN says: addresses in the name of a member, and all others.
 fn announced(
     heard: Option<&watch::Receiver<Candidates>>,
     cluster: Option<ClusterId>,
-) -> BTreeSet<SocketAddr> {
-    let Some(heard) = heard else { return BTreeSet::new() };
+    view: &ClusterView,
+) -> (BTreeSet<SocketAddr>, BTreeSet<SocketAddr>) {
+    let Some(heard) = heard else { return Default::default() };
     let ours = |other: Option<ClusterId>| cluster.is_none() || other.is_none() || other == cluster;
-    let heard = heard.borrow();
-    heard.values().filter(|c| ours(c.cluster)).flat_map(|c| c.addresses.iter().copied()).collect()
+    let (mut named, mut others) = (BTreeSet::new(), BTreeSet::new());
+    for (id, candidate) in heard.borrow().iter().filter(|(_, candidate)| ours(candidate.cluster)) {
+        let whose = if view.members.contains_key(id) { &mut named } else { &mut others };
+        whose.extend(&candidate.addresses);
+    }
+    others.retain(|address| !named.contains(address));
+    (named, others)
 }
 
 /// As many as are dialled at once: whoever announces any number of addresses takes no place from those
-/// that this node was told or knows, and his own are tried in turn with everybody's.
-fn in_turn(mut trusted: Vec<SocketAddr>, announced: BTreeSet<SocketAddr>, round: usize) -> Vec<SocketAddr> {
-    if !announced.is_empty() {
+/// that this node was told or knows, and his own are tried in turn with everybody's. Half of the places
+/// for what is announced are for addresses in a member's name: there are only so many members.
+fn in_turn(
+    mut trusted: Vec<SocketAddr>,
+    named: BTreeSet<SocketAddr>,
+    others: BTreeSet<SocketAddr>,
+    round: usize,
+) -> Vec<SocketAddr> {
+    if !(named.is_empty() && others.is_empty()) {
         trusted.truncate(MAX_CANDIDATES - ANNOUNCED);
     }
     let room = MAX_CANDIDATES.saturating_sub(trusted.len());
-    let mut announced: Vec<SocketAddr> = announced.into_iter().collect();
-    if announced.len() > room {
-        let turn = round.wrapping_mul(room) % announced.len();
-        announced.rotate_left(turn);
-        announced.truncate(room);
+    let for_named = if others.is_empty() { room } else { (room / 2).max(room.saturating_sub(others.len())) };
+    let named = turn(named, for_named, round);
+    let others = turn(others, room - named.len(), round);
+    trusted.into_iter().chain(named).chain(others).collect()
+}
+
+/// So many of them, other ones in each round.
+fn turn(all: BTreeSet<SocketAddr>, room: usize, round: usize) -> Vec<SocketAddr> {
+    let mut all: Vec<SocketAddr> = all.into_iter().collect();
+    if all.len() > room {
+        let turn = round.wrapping_mul(room) % all.len();
+        all.rotate_left(turn);
+        all.truncate(room);
     }
-    trusted.extend(announced);
-    trusted
+    all
 }
 
 /// Where linked peers see the members that this node has no link to. When all addresses have changed
@@ -156,6 +179,7 @@ fn start_mdns(
     listen: &Listen,
     port: u16,
     cluster: watch::Receiver<Option<ClusterId>>,
+    view: watch::Receiver<Arc<ClusterView>>,
     tasks: &Tasks,
 ) -> Option<watch::Receiver<Candidates>> {
     use crate::discovery::mdns::{Announcement, Mdns};
@@ -170,7 +194,7 @@ fn start_mdns(
         Ok(mdns) => {
             let candidates = mdns.candidates();
             tasks.spawn("mdns", async move {
-                mdns.run(cluster).await;
+                mdns.run(cluster, view).await;
                 // It ends when multicast stops working; seeds go on.
                 tracing::warn!("mDNS has stopped; peers are found by seeds and saved addresses only");
                 std::future::pending().await
@@ -191,6 +215,7 @@ fn start_mdns(
     _: &Listen,
     _: u16,
     _: watch::Receiver<Option<ClusterId>>,
+    _: watch::Receiver<Arc<ClusterView>>,
     _: &Tasks,
 ) -> Option<watch::Receiver<Candidates>> {
     None
@@ -209,24 +234,31 @@ mod tests {
         // Lower than every honest address, so that no order of addresses helps.
         let forged = 0x0100_0000..0x0100_0000 + 10_000;
         let honest = at(0xc000_0201);
-        let announced: BTreeSet<_> = forged.map(at).chain([honest]).collect();
+        let others: BTreeSet<_> = forged.map(at).chain([honest]).collect();
         let trusted: Vec<_> = (0..20).map(|n| at(0xc000_0210 + n)).collect();
         let mut tried = BTreeSet::new();
-        for round in 0..announced.len().div_ceil(MAX_CANDIDATES - trusted.len()) {
-            let all = in_turn(trusted.clone(), announced.clone(), round);
+        for round in 0..others.len().div_ceil(MAX_CANDIDATES - trusted.len()) {
+            let all = in_turn(trusted.clone(), BTreeSet::new(), others.clone(), round);
             assert_eq!((&all[..20], all.len()), (&trusted[..], MAX_CANDIDATES));
             tried.extend(all);
         }
         assert!(tried.contains(&honest), "everybody has a turn");
-        assert_eq!(tried.len(), announced.len() + trusted.len());
+        assert_eq!(tried.len(), others.len() + trusted.len());
         // However much is known, something that is announced is tried too; and few are tried always.
         let many: Vec<_> = (0..1_000).map(at).collect();
-        let all = in_turn(many.clone(), announced, 0);
+        let all = in_turn(many.clone(), BTreeSet::new(), others.clone(), 0);
         assert_eq!(
             (all.len(), &all[..MAX_CANDIDATES - ANNOUNCED]),
             (MAX_CANDIDATES, &many[..MAX_CANDIDATES - ANNOUNCED])
         );
-        assert_eq!(in_turn(vec![at(1)], [at(2), at(3)].into(), 7), [at(1), at(2), at(3)]);
-        assert_eq!(in_turn(many.clone(), BTreeSet::new(), 3), many);
+        let few = |ns: &[u32]| ns.iter().copied().map(at).collect::<BTreeSet<_>>();
+        assert_eq!(in_turn(vec![at(1)], few(&[4]), few(&[2, 3]), 7), [at(1), at(4), at(2), at(3)]);
+        assert_eq!(in_turn(many.clone(), BTreeSet::new(), BTreeSet::new(), 3), many);
+        // In a member's name it is tried in every round, unless that is done in masses too.
+        for round in 0..50 {
+            assert!(in_turn(many.clone(), few(&[7_000]), others.clone(), round).contains(&at(7_000)));
+            let all = in_turn(many.clone(), others.clone(), few(&[7_000, 7_001]), round);
+            assert_eq!((all.len(), all.contains(&at(7_001))), (MAX_CANDIDATES, true), "{round}");
+        }
     }
 }

@@ -23,6 +23,10 @@ pub const MAX_RECORDS: usize = MAX_PAYLOAD + 64 * 1024;
 pub const MAX_JOIN: usize = 64 * 1024;
 /// Bytes of a chunk of an engine snapshot.
 pub const MAX_CHUNK: usize = 1024 * 1024;
+/// Levels of maps, arrays, variants and options within each other in a message. A message that can hold
+/// itself (a relayed join request) would otherwise be read as deep as a stranger likes, on a stack that
+/// is not so deep; the deepest of ours has about a dozen.
+pub const MAX_DEPTH: usize = 64;
 
 /// What a stream is for. The number is on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -174,12 +178,14 @@ pub fn encode<T: Serialize>(message: &T) -> Bytes {
     bytes.into()
 }
 
-/// Decodes a message of at most `limit` bytes.
+/// Decodes a message of at most `limit` bytes and [`MAX_DEPTH`] levels.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, DecodeError> {
     if bytes.len() > limit {
         return Err(DecodeError::TooLong(bytes.len(), limit));
     }
-    rmp_serde::from_slice(bytes).map_err(|e| DecodeError::Malformed(e.to_string()))
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(bytes);
+    decoder.set_max_depth(MAX_DEPTH);
+    T::deserialize(&mut decoder).map_err(|e| DecodeError::Malformed(e.to_string()))
 }
 
 /// A frame's length prefix, checked against `limit` before anything is allocated.
@@ -218,5 +224,17 @@ mod tests {
     fn lengths_are_checked_before_they_mean_anything() {
         assert_eq!(frame_len([0, 0, 1, 0], 256), Ok(256));
         assert_eq!(frame_len([255; 4], 256), Err(DecodeError::TooLong(u32::MAX as usize, 256)));
+    }
+
+    /// Within what a stranger may send a stack can be filled: it must not be tried.
+    #[test]
+    fn a_message_within_itself_without_end_is_refused() {
+        use crate::protocol::join::JoinRequest;
+        let relayed = b"\x81\xa7Relayed\x83\xa7request";
+        for times in [MAX_DEPTH, 500, MAX_JOIN / relayed.len()] {
+            let refused = decode::<JoinRequest>(&relayed.repeat(times), MAX_JOIN);
+            let said = refused.as_ref().map_err(DecodeError::to_string);
+            assert!(said.as_ref().is_err_and(|said| said.contains("depth")), "{times}: {said:?}");
+        }
     }
 }

@@ -4,6 +4,7 @@ mod disk;
 pub mod engine_suite;
 mod fault;
 mod fixture;
+pub mod fuzz;
 pub mod mutant;
 mod platter;
 mod rot;

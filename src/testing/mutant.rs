@@ -131,6 +131,11 @@ pub const MUTANTS: &[Mutant] = &[
         "raft::membership::tests::the_gate_stays_shut_until_the_mark_is_committed",
     ),
     test(
+        "record_length_trusted",
+        "a record is taken to be as long as it says, whatever there is of it",
+        "testing::fuzz::tests::records_are_whole_or_refused",
+    ),
+    test(
         "setwriter_without_membership",
         "a writer is named by a majority of voters that are no longer the voters",
         "raft::state_machine::tests::an_office_counted_under_another_membership_is_stale",

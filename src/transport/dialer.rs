@@ -146,13 +146,14 @@ impl Dialer {
     /// Starts what is due.
     fn start(&mut self) {
         let now = Instant::now();
-        for (target, attempts) in &mut self.targets {
-            if self.tasks.len() >= AT_ONCE {
-                break;
-            }
-            if attempts.running || attempts.due > now {
-                continue;
-            }
+        let is_due = |attempts: &Attempts| !attempts.running && attempts.due <= now;
+        let mut due: Vec<_> = self.targets.iter_mut().filter(|(_, attempts)| is_due(attempts)).collect();
+        let room = AT_ONCE.saturating_sub(self.tasks.len());
+        if due.len() > room {
+            // Who has waited longest comes first: new addresses without end must not keep one waiting.
+            due.sort_by_key(|(_, attempts)| attempts.due);
+        }
+        for (target, attempts) in due.into_iter().take(room) {
             attempts.running = true;
             let (inner, target) = (self.inner.clone(), *target);
             match target {

@@ -1,12 +1,6 @@
 //! The driver: accepts, dials, serves links, and cuts off whoever is no longer a member.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -15,13 +9,18 @@ use tokio::{
 };
 use tracing::info;
 
-use super::{contact::Contact, dialer, gate, gate::Doorkeeper, link::Link, mesh::Inner, refresh};
+use super::{
+    contact::Contact,
+    dialer, gate,
+    gate::Doorkeeper,
+    handshakes::{Handshake, Verdict},
+    link::Link,
+    mesh::Inner,
+    refresh,
+};
 
 /// For a handshake of an incoming connection.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Handshakes at once from which on a source must prove its address, and the most there may be.
-const RETRY_FROM: usize = 32;
-const MAX_HANDSHAKES: usize = 256;
 /// How often certificates of live links are looked at for expiry.
 const SWEEP: Duration = Duration::from_secs(1);
 
@@ -47,7 +46,6 @@ impl MeshDriver {
     pub async fn run(mut self) {
         let inner = self.inner;
         let door = Arc::new(Doorkeeper::default());
-        let handshakes = Arc::new(AtomicUsize::new(0));
         let mut view = inner.view.clone();
         let mut sweep_at = interval(SWEEP);
         sweep_at.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -58,16 +56,14 @@ impl MeshDriver {
             tokio::select! {
                 incoming = inner.endpoint.accept() => match incoming {
                     Some(incoming) => {
-                        let busy = handshakes.load(Ordering::Relaxed);
-                        if busy >= MAX_HANDSHAKES {
-                            incoming.refuse();
-                        } else if busy >= RETRY_FROM && incoming.may_retry() {
-                            // Fails only where a retry is not possible, which was just asked.
-                            let _ = incoming.retry();
-                        } else {
-                            let (inner, door) = (inner.clone(), door.clone());
-                            let handshake = Handshake::new(&handshakes);
-                            tasks.spawn(accept(inner, door, incoming, handshake));
+                        let proven = incoming.remote_address_validated();
+                        match inner.handshakes.judge(incoming.remote_address().ip(), proven) {
+                            Verdict::Begin(handshake) => {
+                                tasks.spawn(accept(inner.clone(), door.clone(), incoming, handshake));
+                            }
+                            // Fails only for a source that has proved its address, and this one has not.
+                            Verdict::Prove => drop(incoming.retry()),
+                            Verdict::Refuse => incoming.refuse(),
                         }
                     }
                     None => break,
@@ -107,21 +103,5 @@ fn sweep(inner: &Inner) {
             info!(?class, "no longer a member, closing its link");
             link.contact.turn_away(class, &view);
         }
-    }
-}
-
-/// Counts a handshake while it runs.
-struct Handshake(Arc<AtomicUsize>);
-
-impl Handshake {
-    fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count.clone())
-    }
-}
-
-impl Drop for Handshake {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

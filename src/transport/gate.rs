@@ -254,4 +254,16 @@ mod tests {
         drop(places);
         assert!(door.enter(IpAddr::from([10, 0, 1, 1]), Instant::now()).is_some());
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_remembered_of_sources_is_bounded() {
+        let (door, now) = (Doorkeeper::default(), Instant::now());
+        let remembered = || door.sources.lock().unwrap().len();
+        let entered = (0..10_000_u32).filter(|n| door.enter(n.to_be_bytes().into(), now).is_some()).count();
+        assert_eq!((entered, remembered()), (Doorkeeper::SOURCES, Doorkeeper::SOURCES));
+        // As good as new after a second, and forgotten for the next one that comes.
+        let later = now + Duration::from_secs(1);
+        assert!(door.enter(IpAddr::from([10, 0, 0, 1]), later).is_some());
+        assert_eq!(remembered(), 1);
+    }
 }

@@ -19,6 +19,7 @@ use super::{
     driver::MeshDriver,
     endpoint::{self, Clock, MeshError, Socket},
     generation::Foreign,
+    handshakes::Handshakes,
     link::{DialError, Link, LinkInfo, VERSION},
     pool::Pool,
     router::Router,
@@ -122,6 +123,8 @@ pub(super) struct Inner {
     /// Links made outside the driver, for it to serve.
     pub(super) adopt: mpsc::UnboundedSender<Arc<Link>>,
     pub(super) next_number: AtomicU64,
+    /// Incoming ones that run.
+    pub(super) handshakes: Handshakes,
     pool: Mutex<Pool<Arc<Link>>>,
 }
 
@@ -166,6 +169,7 @@ impl Mesh {
             doubted: watch::Sender::default(),
             adopt,
             next_number: AtomicU64::new(1),
+            handshakes: Handshakes::default(),
             pool: Mutex::default(),
         });
         Ok((Self { inner: inner.clone() }, MeshDriver::new(inner, adopted)))

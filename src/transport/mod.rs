@@ -11,6 +11,7 @@ mod driver;
 mod endpoint;
 mod gate;
 mod generation;
+mod handshakes;
 mod lanes;
 mod link;
 mod mesh;

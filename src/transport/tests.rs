@@ -28,7 +28,9 @@ use crate::{
 };
 
 mod bad_certificates;
+mod flood;
 mod rotation;
+mod strangers;
 
 const NOW: u64 = 1_800_000_000;
 const CLUSTER: ClusterId = ClusterId([9; 16]);

@@ -117,7 +117,10 @@ impl Record {
     pub fn decode_replicated(bytes: Bytes) -> Result<(Self, Bytes), RecordError> {
         let header = Header::parse(&bytes)?;
         let need = replicated_len(header.len);
-        if bytes.len() < need {
+        let is_short = bytes.len() < need;
+        #[cfg(feature = "testing")]
+        let is_short = is_short && !crate::types::planted::is("record_length_trusted");
+        if is_short {
             return Err(RecordError::Short { need, have: bytes.len() });
         }
         let rest = bytes.slice(need..);

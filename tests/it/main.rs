@@ -54,6 +54,10 @@ mod http;
 #[cfg(all(feature = "server", feature = "sql", feature = "mdns"))]
 mod mdns;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod memory;
+#[cfg(all(feature = "server", feature = "sql", feature = "mdns"))]
+mod namespaces;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod own_ca;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod partial_writes;

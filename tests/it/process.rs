@@ -153,6 +153,12 @@ impl Process {
         self.child.is_some()
     }
 
+    /// Its process id: what stands before the program becomes the program.
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name)).id()
+    }
+
     pub fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name));
         kill_process(Pid::from_child(child), signal).unwrap();

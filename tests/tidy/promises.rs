@@ -1,22 +1,30 @@
-//! What docs/consistency.md promises: beside each promise stands the test that shows it, and it is there.
+//! What docs/consistency.md promises and docs/security.md says is refused: beside each stands the test that
+//! shows it, and it is there.
 
 use super::{Source, Violation, catches, hold_for_all, violation};
 
-const PAGE: &str = "docs/consistency.md";
-/// The table that names tests.
-const TABLE: &str = "## What makes it hold";
+/// The pages with a table that names tests, and its heading.
+const PAGES: [(&str, &str); 2] = [
+    ("docs/consistency.md", "## What makes it hold"),
+    ("docs/security.md", "## What is refused, and the test that says so"),
+];
+
+fn promises(sources: &[Source]) -> Vec<Violation> {
+    let page = |path: &str| sources.iter().find(|source| source.path == path);
+    let of = |(path, table): &(&str, &str)| page(path).map(|page| promises_of(page, table, sources));
+    PAGES.iter().filter_map(of).flatten().collect()
+}
 
 /// Each row names tests that exist: `path.rs::name`, `name` in the file named last, or a file of tests.
-fn promises(sources: &[Source]) -> Vec<Violation> {
-    let Some(page) = sources.iter().find(|source| source.path == PAGE) else { return Vec::new() };
+fn promises_of(page: &Source, table: &str, sources: &[Source]) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut rows = 0;
     let lines = page.text.lines().enumerate().map(|(at, line)| (at + 1, line));
-    let table = lines.skip_while(|(_, line)| *line != TABLE).skip(1);
-    let table =
-        table.take_while(|(_, line)| !line.starts_with("## ")).filter(|(_, line)| line.starts_with('|'));
+    let rows_of = lines.skip_while(|(_, line)| *line != table).skip(1);
+    let rows_of =
+        rows_of.take_while(|(_, line)| !line.starts_with("## ")).filter(|(_, line)| line.starts_with('|'));
     // The first two lines are the head.
-    for (at, line) in table.skip(2) {
+    for (at, line) in rows_of.skip(2) {
         rows += 1;
         let cells: Vec<&str> = line.trim_matches('|').split('|').collect();
         let named: Vec<&str> =
@@ -44,7 +52,7 @@ fn promises(sources: &[Source]) -> Vec<Violation> {
         }
     }
     if rows == 0 {
-        found.push(violation(page, 1, format!("no table under `{TABLE}`")));
+        found.push(violation(page, 1, format!("no table under `{table}`")));
     }
     found
 }
@@ -71,26 +79,28 @@ fn every_promise_names_a_test_that_exists() {
 
 #[test]
 fn a_promise_without_its_test_is_caught() {
-    let page = |row: &str| {
-        let text = format!(
-            "# Promises\n\n{TABLE}\n\n| invariant | test |\n|---|---|\n{row}\n\n## What is not covered\n"
-        );
-        Source::new(PAGE, &text)
-    };
     let tests = Source::new(
         "src/a/tests.rs",
         "#[tokio::test(start_paused = true)]\nasync fn one() {}\n\n#[test]\nfn two() {}\n\nfn three() {}\n\n#[test]\n#[ignore]\nfn four() {}\n",
     );
-    let good = page("| kept at `quorum` | `src/a/tests.rs::one` (I1), `two`, `src/a/tests.rs` |");
-    assert_eq!(promises(&[good, tests.clone()]), []);
-    for (row, want) in [
-        ("| lost | `src/a/tests.rs::none` |", "no test `src/a/tests.rs::none`"),
-        ("| no test | `src/a/tests.rs::three` |", "no test `src/a/tests.rs::three`"),
-        ("| not run | `src/a/tests.rs::four` |", "no test `src/a/tests.rs::four`"),
-        ("| no file | `src/b.rs::one` |", "no test `src/b.rs::one`"),
-        ("| nothing | later |", "names a test"),
-        ("", "no table"),
-    ] {
-        catches(promises, &[page(row), tests.clone()], PAGE, want);
+    for (path, heading) in PAGES {
+        let page = |row: &str| {
+            let text = format!(
+                "# Promises\n\n{heading}\n\n| invariant | test |\n|---|---|\n{row}\n\n## What is not covered\n"
+            );
+            Source::new(path, &text)
+        };
+        let good = page("| kept at `quorum` | `src/a/tests.rs::one` (I1), `two`, `src/a/tests.rs` |");
+        assert_eq!(promises(&[good, tests.clone()]), []);
+        for (row, want) in [
+            ("| lost | `src/a/tests.rs::none` |", "no test `src/a/tests.rs::none`"),
+            ("| no test | `src/a/tests.rs::three` |", "no test `src/a/tests.rs::three`"),
+            ("| not run | `src/a/tests.rs::four` |", "no test `src/a/tests.rs::four`"),
+            ("| no file | `src/b.rs::one` |", "no test `src/b.rs::one`"),
+            ("| nothing | later |", "names a test"),
+            ("", "no table"),
+        ] {
+            catches(promises, &[page(row), tests.clone()], path, want);
+        }
     }
 }
