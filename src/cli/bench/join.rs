@@ -143,9 +143,9 @@ mod tests {
         };
         let table = report.table();
         let lines: Vec<&str> = table.lines().collect();
-        assert_eq!(lines[2], "START TO READY         COUNT  P50 MS   P99 MS   MAX MS");
-        assert_eq!(lines[3], "one after the other        3  350.00   400.00   400.00");
-        assert_eq!(lines[4], "2 at once, one token       2  900.00  1000.00  1000.00");
+        assert_eq!(lines[2], "START TO READY        COUNT  P50 MS   P99 MS   MAX MS");
+        assert_eq!(lines[3], "one after the other       3  350.00   400.00   400.00");
+        assert_eq!(lines[4], "2 at once, one token      2  900.00  1000.00  1000.00");
         assert_eq!(lines[6], "all 2 were in after 1.01 s");
         assert!(table.contains("3 commands, 1 string copied, no address"), "{table}");
         assert!(table.ends_with("ready after 2.25 s, all three after 3.50 s, three voters after 7.04 s\n"));
