@@ -16,6 +16,7 @@ use tokio::{
 use super::{
     LogError, Raft,
     applied::Board,
+    features,
     log_store::LogStore,
     network::{MeshSlot, Network},
     propose::{self, ControlHandler, Miss, ProposeError},
@@ -174,6 +175,10 @@ impl Control {
     /// the future leaves the outcome unknown.
     pub async fn propose(&self, command: Command, timeout: Duration) -> Result<Outcome, ProposeError> {
         propose::check_length(&command)?;
+        // Before a leader of an older version is sent what it cannot read.
+        if let Some(why) = features::barred(&self.view().borrow(), &command) {
+            return Ok(Outcome::Rejected(why));
+        }
         let deadline = Instant::now() + timeout;
         loop {
             let missed = match self.leader()? {

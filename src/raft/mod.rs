@@ -4,6 +4,7 @@ mod applied;
 mod change;
 mod control;
 pub mod failover;
+mod features;
 mod log_record;
 mod log_store;
 mod log_writer;
@@ -24,6 +25,7 @@ mod types;
 mod vote;
 
 pub use control::{Control, ControlDriver, ControlError, RaftConfig};
+pub use features::OPERATOR_COMMANDS;
 pub use log_store::LogError;
 pub use network::MeshSlot;
 pub use propose::{ProposeError, forward_command};

@@ -21,6 +21,7 @@ use tonic::{
 
 use crate::{
     cluster::Cluster,
+    gateway::{follows, with},
     http::{Target, send},
     process::{Process, REQUEST},
 };
@@ -259,6 +260,60 @@ fn a_client_that_stops_reading_holds_a_place_until_it_goes() {
         let whole = reader.do_get(Ticket::new(ticket.to_string())).await.unwrap();
         let batches: Vec<RecordBatch> = whole.try_collect().await.unwrap();
         assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 100);
+    });
+}
+
+#[test]
+fn through_a_gateway_as_at_a_node_with_data() {
+    let mut cluster = Cluster::of(1);
+    let gateway = with(&mut cluster, "gateway", "0.0.0.0:0");
+    follows(&cluster[gateway]);
+    let admin = std::fs::read_to_string(cluster[0].dir.join("admin.token")).unwrap();
+    let bearer = format!("Bearer {}", admin.trim());
+    let text = "x".repeat(20_000);
+    let lines: Vec<String> = (0..100).map(|n| format!("long s=\"{text}\" {n}")).collect();
+    cluster[0].write(&lines.join("\n"));
+    cluster[0].write("cpu,host=a n=1i 1\ncpu,host=b n=2i 2\nmem free=0.5 1");
+    let all = [("authorization", &*bearer), ("database", "it"), ("x-skein-consistency", "linearizable")];
+    run(async {
+        let mut edge = client(&cluster[gateway], &all).await;
+        let rows = ask(&mut edge, "SELECT n, host FROM cpu ORDER BY n").await.unwrap();
+        assert_eq!((numbers(&rows, 0), texts(&rows, 1)), (vec![1, 2], vec!["a", "b"]));
+        let mut prepared: PreparedStatement<Channel> =
+            edge.prepare("SELECT count(*) AS n FROM cpu".to_owned(), None).await.unwrap();
+        let info = prepared.execute().await.unwrap();
+        assert_eq!(numbers(&fetch(&mut edge, info).await.unwrap(), 0), [2]);
+        prepared.close().await.unwrap();
+        let info = edge.get_tables(CommandGetTables::default()).await.unwrap();
+        assert_eq!(texts(&fetch(&mut edge, info).await.unwrap(), 2), ["cpu", "long", "mem"]);
+
+        // As influxdb3-python asks; the answer comes in many pieces, from the node with data.
+        let ticket =
+            json!({ "database": "it", "sql_query": "SELECT n FROM cpu ORDER BY n", "query_type": "sql" });
+        assert_eq!(numbers(&redeem(&mut edge, Ticket::new(ticket.to_string())).await.unwrap(), 0), [1, 2]);
+        let ticket = Ticket::new(json!({ "sql_query": "SELECT s FROM long" }).to_string());
+        let long = edge.do_get(ticket).await.unwrap();
+        assert_eq!(long.headers().get("x-skein-node").unwrap().to_str().unwrap(), cluster[0].id);
+        let batches: Vec<RecordBatch> = long.try_collect().await.unwrap();
+        assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 100);
+
+        // The rules are the same, and so is how a refusal is said.
+        refused(ask(&mut edge, "SELECT nothing FROM cpu").await, Code::InvalidArgument, "nothing");
+        let late =
+            [("authorization", &*bearer), ("x-skein-min-lsn", "1.999999"), ("x-skein-timeout", "300ms")];
+        let mut later = client(&cluster[gateway], &late).await;
+        refused(ask(&mut later, "SELECT 1").await, Code::Unavailable, "not there yet");
+        let mut nobody = client(&cluster[gateway], &[]).await;
+        refused(ask(&mut nobody, "SELECT 1").await, Code::Unauthenticated, "API token");
+        assert!(nobody.handshake("user", "wrong").await.is_err());
+        nobody.handshake("user", admin.trim()).await.unwrap();
+        assert_eq!(numbers(&ask(&mut nobody, "SELECT 1").await.unwrap(), 0), [1]);
+    });
+    cluster[0].kill();
+    run(async {
+        // Nobody can answer, or tell what the token may do.
+        let mut edge = client(&cluster[gateway], &all).await;
+        refused(ask(&mut edge, "SELECT 1").await, Code::Unavailable, "");
     });
 }
 

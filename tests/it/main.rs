@@ -48,9 +48,15 @@ mod full_disk;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod gateway;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod gateway_bodies;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod gateway_removal;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod graceful;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod http;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod joiner_says;
 #[cfg(all(feature = "server", feature = "sql", feature = "mdns"))]
 mod mdns;
 #[cfg(all(feature = "server", feature = "sql"))]

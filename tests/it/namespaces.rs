@@ -1,9 +1,6 @@
 //! Nodes on a network of their own: each in a network namespace, all on one bridge, found by mDNS.
 
-use std::{
-    io::Write,
-    process::{Command, Output},
-};
+use std::process::{Command, Output};
 
 use crate::cluster::Cluster;
 
@@ -19,8 +16,7 @@ impl Net {
         match Self::try_make(count) {
             Ok(net) => Some(net),
             Err(why) => {
-                // Past the harness, which keeps what a test that passes prints.
-                writeln!(std::io::stderr(), "SKIPPED: {test}: {why}").unwrap();
+                eprintln!("SKIPPED: {test}: {why}");
                 None
             }
         }

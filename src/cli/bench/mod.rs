@@ -6,6 +6,8 @@ mod cluster;
 mod connection;
 mod failover;
 mod frozen;
+mod join;
+mod lan;
 mod latency;
 mod load;
 mod query;
@@ -44,6 +46,9 @@ enum BenchCommand {
     Query(QueryArgs),
     /// Kill the writer again and again: time without one, and whether a row is missing
     Failover(FailoverArgs),
+    /// How long nodes take to join: one after the other, many at once by one token, and from nothing to three
+    /// voters on a LAN of its own (needs root and iproute2)
+    Join(JoinArgs),
     /// Freeze a reader at full ingest: memory and latency of the writer, and how soon it is level again
     FrozenReader(FrozenArgs),
 }
@@ -147,6 +152,31 @@ struct FailoverArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+struct JoinArgs {
+    /// Nodes that join one after the other; each is removed again before the next one comes. 0 for none
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(0..=1000))]
+    joins: u16,
+    /// Nodes that are started at once with one token of as many uses; 0 for none
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(0..=100))]
+    at_once: u16,
+    /// What they join as: reader or voter
+    #[arg(long, default_value = "reader", value_parser = ["reader", "voter"])]
+    role: String,
+    /// Do not make three nodes in network namespaces
+    #[arg(long)]
+    no_lan: bool,
+    /// Voters of the cluster that is started for this
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=5))]
+    nodes: u16,
+    /// Timeouts of the cluster that is started for this: lan, fast or wan
+    #[arg(long, default_value = "lan", value_parser = ["lan", "fast", "wan"])]
+    profile: String,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
 struct FrozenArgs {
     /// How long the reader is frozen in all; it runs as long
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -181,6 +211,7 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
         BenchCommand::Latency(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Query(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Failover(args) => Cluster::own(args.nodes, &args.profile)?,
+        BenchCommand::Join(args) => Cluster::own(args.nodes, &args.profile)?,
         BenchCommand::FrozenReader(args) => Cluster::with_a_reader(3, &args.profile)?,
     };
     let measured = tokio::select! {
@@ -209,6 +240,10 @@ async fn measure(command: BenchCommand, cluster: &mut Cluster) -> Result<(), Fai
         }
         BenchCommand::FrozenReader(args) => {
             let report = frozen::measure(&args, cluster, setting).await?;
+            if args.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::Join(args) => {
+            let report = join::measure(&args, cluster, setting).await?;
             if args.json { output::json(&report) } else { output::print(&report.table()) }
         }
         BenchCommand::Replicate(args) => {

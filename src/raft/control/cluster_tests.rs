@@ -149,6 +149,11 @@ async fn a_cluster_grows_hands_over_loses_its_leader_and_shrinks() {
     let command = Command::CreateToken(token(50));
     assert_eq!(nodes[2].control.propose(command, SOON).await, Ok(Outcome::Done));
     assert!(first.state().tokens.contains_key(&TokenId(50)));
+    // The leader refuses what a member does not know, whatever the one who asks has seen of the members.
+    let rotate = Command::RotateCa { at_ms: 1 };
+    let refused = crate::raft::forward_command(&nodes[2].mesh, ids[0], rotate, SOON).await;
+    assert!(matches!(&refused, Ok(Outcome::Rejected(why)) if why.contains("n1 (skein 0)")), "{refused:?}");
+    assert!(first.state().rotation.is_none());
 
     first.transfer_leader(ids[1]).await.unwrap();
     for node in &nodes {

@@ -173,6 +173,51 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[tokio::test]
+async fn what_a_member_of_an_older_version_does_not_know_is_no_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    let (control, driver) = start(dir.path()).await;
+    control.initialize().await.unwrap();
+    control.propose(found(), SOON).await.unwrap();
+    let Command::Found { member, .. } = found() else { panic!("a founding") };
+    let update = |features| Command::Update {
+        node: node(1),
+        addresses: Addresses::default(),
+        certificate: None,
+        version: "0.9.1".into(),
+        features,
+    };
+    let admit = |n, features| Command::Admit {
+        member: Member { id: node(n), features, ..member.clone() },
+        token: TokenId(1),
+        at_ms: 1,
+    };
+    let done = async |command| assert_eq!(control.propose(command, SOON).await, Ok(Outcome::Done));
+    let refused = async |command, says: &str| {
+        let before = control.view().borrow().applied_index;
+        match control.propose(command, SOON).await {
+            Ok(Outcome::Rejected(why)) => assert!(why.contains(says), "{why}"),
+            other => panic!("not refused: {other:?}"),
+        }
+        assert_eq!(control.view().borrow().applied_index, before, "an entry all the same");
+    };
+    let drain = |drained| Command::Drain { node: node(1), drained };
+    refused(Command::RotateCa { at_ms: 1 }, "n1 (skein 0). Upgrade every member first").await;
+    refused(drain(false), "n1 (skein 0)").await;
+    done(update(0)).await;
+    refused(drain(false), "n1 (skein 0.9.1)").await;
+    done(update(features::OPERATOR_COMMANDS)).await;
+    // Nothing of the kind was done yet, so an older one may come, and bars it again.
+    done(admit(2, 0)).await;
+    refused(drain(false), "1 of the members").await;
+    done(Command::Remove { node: node(2), at_ms: 1 }).await;
+    done(drain(false)).await;
+    refused(admit(3, 0), "start a newer version").await;
+    done(admit(3, features::OPERATOR_COMMANDS)).await;
+    control.shutdown().await;
+    driver.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_snapshot_replaces_the_log_and_a_restart_starts_from_it() {
     let dir = tempfile::tempdir().unwrap();
     let (control, driver) = start(dir.path()).await;
