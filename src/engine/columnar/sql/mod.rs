@@ -10,11 +10,7 @@ use std::{
 
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
-use datafusion::{
-    common::config::ConfigNonZeroUsize,
-    execution::{SendableRecordBatchStream, TaskContext},
-    physical_plan::{ExecutionPlan, execute_stream},
-};
+use datafusion::{common::config::ConfigNonZeroUsize, execution::TaskContext, physical_plan::ExecutionPlan};
 use futures::{Stream, StreamExt};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
@@ -22,6 +18,7 @@ use self::{
     guard::guard,
     show::Show,
     weight::{batch_rows, check_weight},
+    workers::Rows,
 };
 use super::{ColumnarEngine, data_file::DataFile, merge::bytes, state::State};
 use crate::types::{Databases as Visible, Lsn};
@@ -42,6 +39,7 @@ mod show;
 mod table_provider;
 mod text;
 mod weight;
+mod workers;
 
 #[cfg(test)]
 mod tests;
@@ -101,7 +99,7 @@ impl Default for SqlOptions {
 pub struct QueryStream {
     schema: SchemaRef,
     applied: Lsn,
-    rows: SendableRecordBatchStream,
+    rows: Source,
     /// The files it may read.
     files: Vec<Arc<DataFile>>,
     /// What was read and not given: pieces to be cut further, the next one last.
@@ -125,14 +123,8 @@ impl ColumnarEngine {
         let max_rows = options.max_rows;
         let planned = self.planned(sql, options, deadline).await?;
         let (schema, rows) = match planned.answer {
-            Answer::Plan(plan, context) => (plan.schema(), execute_stream(plan, context)?),
-            Answer::Rows(batch) => {
-                let schema = batch.schema();
-                let rows = futures::stream::once(async { Ok(batch) });
-                let rows =
-                    datafusion::physical_plan::stream::RecordBatchStreamAdapter::new(schema.clone(), rows);
-                (schema, Box::pin(rows) as SendableRecordBatchStream)
-            }
+            Answer::Plan(plan, context) => (plan.schema(), Source::Work(Rows::of(plan, context)?)),
+            Answer::Rows(batch) => (batch.schema(), Source::Ready(Some(batch))),
         };
         Ok(QueryStream {
             schema,
@@ -215,13 +207,13 @@ impl Stream for QueryStream {
         } else if let Some(piece) = self.next_piece() {
             Some(piece)
         } else {
-            match self.rows.poll_next_unpin(cx) {
+            match self.rows.poll_next(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok(batch))) => {
                     self.ready.push(batch);
                     self.next_piece()
                 }
-                Poll::Ready(next) => next.map(|batch| batch.map_err(|error| self.blame(error.into()))),
+                Poll::Ready(next) => next.map(|batch| batch.map_err(|error| self.blame(error))),
             }
         };
         let next = match (next, self.max_rows) {
@@ -266,6 +258,21 @@ impl QueryStream {
             }
             self.ready.push(batch.slice(rows / 2, rows - rows / 2));
             self.ready.push(batch.slice(0, rows / 2));
+        }
+    }
+}
+
+/// Where rows come from.
+enum Source {
+    Ready(Option<RecordBatch>),
+    Work(Rows),
+}
+
+impl Source {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<RecordBatch, QueryError>>> {
+        match self {
+            Self::Ready(batch) => Poll::Ready(batch.take().map(Ok)),
+            Self::Work(rows) => rows.poll_next(cx),
         }
     }
 }
@@ -335,6 +342,7 @@ async fn on_large_stack<T: Send + 'static>(
     let (done, result) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("skein-plan".into()).stack_size(PLAN_STACK);
     let started = thread.spawn(move || {
+        workers::yield_to_others();
         let _ = done.send(runtime.block_on(work));
     });
     started.map_err(|e| QueryError::Internal(format!("no thread to plan on: {e}")))?;
