@@ -242,6 +242,11 @@ def influx3_parameters(url, sql, values):
         return arrow_rows(client.query(sql, language="sql", query_parameters=values, headers=FRESH_HEADERS))
 
 
+def one_row(values):
+    """By name, as ADBC's driver takes it: not as a dictionary."""
+    return pyarrow.record_batch([[value] for value in values.values()], names=list(values))
+
+
 def adbc_parameters(url, sql, values):
     return adbc_flight_sql(url, sql, values)
 

@@ -80,9 +80,9 @@ def parameters(url):
     )
     found = clients.adbc_parameters(url, in_order + " AND time >= ?", [*by_name.values(), moment])
     assert found == wanted, f"parameters of ADBC: {found}"
-    found = clients.adbc_parameters(url, "SELECT time FROM curl WHERE u = $1 AND i = $2", [point["u"], point["i"]])
+    found = clients.adbc_parameters(url, "SELECT time FROM curl WHERE i = $2 AND f = $1", [point["f"], point["i"]])
     assert found == wanted, f"numbered parameters of ADBC: {found}"
-    found = clients.adbc_parameters(url, sql, by_name)
+    found = clients.adbc_parameters(url, sql, clients.one_row(by_name))
     assert found == wanted, f"named parameters of ADBC: {found}"
     print("parameters: influxdb3-python, ADBC")
 
