@@ -1,9 +1,9 @@
 //! Flight on the HTTP port: statements, tickets and listings are answered by any node, under the
 //! rules that hold for every other query.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use arrow_array::{RecordBatch, cast::AsArray, types::Int64Type};
+use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray, cast::AsArray, types::Int64Type};
 use arrow_flight::{
     FlightInfo, Ticket,
     error::FlightError,
@@ -12,6 +12,7 @@ use arrow_flight::{
         client::{FlightSqlServiceClient, PreparedStatement},
     },
 };
+use arrow_schema::DataType;
 use futures::TryStreamExt;
 use serde_json::json;
 use tonic::{
@@ -101,7 +102,35 @@ fn statements_tickets_and_listings_at_a_node_that_does_not_write() {
         assert_eq!(numbers(&fetch(&mut client, info).await.unwrap(), 0), [2]);
         prepared.close().await.unwrap();
 
+        // What is bound goes into the handle: it holds at the other node too.
+        let sql = "SELECT n FROM cpu WHERE host = $host AND n >= $least";
+        let mut prepared = client.prepare(sql.to_owned(), None).await.unwrap();
+        let named: Vec<_> = prepared.parameter_schema().unwrap().fields().iter().cloned().collect();
+        let named: Vec<_> = named.iter().map(|field| (field.name().as_str(), field.data_type())).collect();
+        assert_eq!(named, [("host", &DataType::Utf8), ("least", &DataType::Int64)]);
+        assert_eq!(prepared.dataset_schema().unwrap().field(0).name(), "n");
+        refused(prepared.execute().await, Code::InvalidArgument, "$host has no value");
+        let values: [(&str, ArrayRef); 2] = [
+            ("host", Arc::new(StringArray::from(vec!["b"]))),
+            ("least", Arc::new(Int64Array::from(vec![2]))),
+        ];
+        prepared.set_parameters(RecordBatch::try_from_iter(values.clone()).unwrap()).unwrap();
+        let info = prepared.execute().await.unwrap();
+        let ticket = info.endpoint[0].ticket.clone().unwrap();
+        assert_eq!(numbers(&fetch(&mut client, info).await.unwrap(), 0), [2]);
+        let mut elsewhere = self::client(&cluster[edge], &fresh[1..]).await;
+        assert_eq!(numbers(&redeem(&mut elsewhere, ticket).await.unwrap(), 0), [2]);
+        let [host, _] = values;
+        prepared.set_parameters(RecordBatch::try_from_iter([host]).unwrap()).unwrap();
+        refused(prepared.execute().await, Code::InvalidArgument, "bind values by these names");
+
         // As influxdb3-python asks.
+        let ticket = json!({
+            "database": "it", "sql_query": "SELECT n FROM cpu WHERE host = $host", "query_type": "sql",
+            "params": { "host": "a" },
+        });
+        let rows = redeem(&mut client, Ticket::new(ticket.to_string())).await.unwrap();
+        assert_eq!(numbers(&rows, 0), [1]);
         let ticket =
             json!({ "database": "it", "sql_query": "SELECT n FROM cpu ORDER BY n", "query_type": "sql" });
         let rows = redeem(&mut client, Ticket::new(ticket.to_string())).await.unwrap();

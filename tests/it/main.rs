@@ -72,6 +72,8 @@ mod paused_writer;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod process;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod queries;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod reads;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod recover;

@@ -1,6 +1,9 @@
 //! Nodes on a network of their own: each in a network namespace, all on one bridge, found by mDNS.
 
-use std::process::{Command, Output};
+use std::{
+    io::Write,
+    process::{Command, Output},
+};
 
 use crate::cluster::Cluster;
 
@@ -16,7 +19,8 @@ impl Net {
         match Self::try_make(count) {
             Ok(net) => Some(net),
             Err(why) => {
-                eprintln!("SKIPPED: {test}: {why}");
+                // Past the harness, which keeps what a test that passes prints.
+                let _ = std::io::stderr().write_all(format!("SKIPPED: {test}: {why}\n").as_bytes());
                 None
             }
         }

@@ -157,7 +157,10 @@ impl FrozenArgs {
 }
 
 /// Does `work`; what memory the process had meanwhile, look by look.
-async fn watched(process: Pid, work: impl Future<Output = Result<(), Failure>>) -> Result<Vec<u64>, Failure> {
+pub(super) async fn watched(
+    process: Pid,
+    work: impl Future<Output = Result<(), Failure>>,
+) -> Result<Vec<u64>, Failure> {
     let (stop, mut stopped) = oneshot::channel::<()>();
     let looking = async move {
         let mut looks = Vec::new();
@@ -184,7 +187,7 @@ fn rss(process: Pid) -> Result<Option<u64>, Failure> {
     Ok(system.process(pid).map(sysinfo::Process::memory))
 }
 
-fn pid_of(nodes: &Nodes, name: &str) -> Result<Pid, Failure> {
+pub(super) fn pid_of(nodes: &Nodes, name: &str) -> Result<Pid, Failure> {
     let found = nodes.processes().into_iter().find(|(node, _)| node == name);
     let pid = found.and_then(|(_, pid)| i32::try_from(pid).ok()).and_then(Pid::from_raw);
     pid.ok_or_else(|| Failure::new(format!("{name} does not run")))

@@ -6,6 +6,7 @@ mod cluster;
 mod connection;
 mod failover;
 mod frozen;
+mod hostile;
 mod join;
 mod lan;
 mod latency;
@@ -44,6 +45,8 @@ enum BenchCommand {
     Replicate(LoadArgs),
     /// Time and processor time of a few queries over rows that are written first
     Query(QueryArgs),
+    /// What users feel while others ask what costs a node the most
+    Hostile(HostileArgs),
     /// Kill the writer again and again: time without one, and whether a row is missing
     Failover(FailoverArgs),
     /// How long nodes take to join: one after the other, many at once by one token, and from nothing to three
@@ -133,6 +136,24 @@ struct QueryArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+struct HostileArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// Requests of 1000 rows that are written first
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    requests: u64,
+    /// Clients that ask hostile statements, one behind the other
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    attackers: u16,
+    /// How long in all, with and without them
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    /// With and without take turns so often, so that a busy machine is so to both
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=60))]
+    rounds: u32,
+}
+
+#[derive(Debug, Clone, Args)]
 struct FailoverArgs {
     /// How often the writer is killed
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -210,6 +231,7 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
         BenchCommand::Forward(args) => Cluster::of(&args.load.cluster)?,
         BenchCommand::Latency(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Query(args) => Cluster::of(&args.cluster)?,
+        BenchCommand::Hostile(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Failover(args) => Cluster::own(args.nodes, &args.profile)?,
         BenchCommand::Join(args) => Cluster::own(args.nodes, &args.profile)?,
         BenchCommand::FrozenReader(args) => Cluster::with_a_reader(3, &args.profile)?,
@@ -252,6 +274,10 @@ async fn measure(command: BenchCommand, cluster: &mut Cluster) -> Result<(), Fai
         }
         BenchCommand::Query(args) => {
             let report = query::measure(&args, cluster, setting).await?;
+            if args.cluster.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::Hostile(args) => {
+            let report = hostile::measure(&args, cluster, setting).await?;
             if args.cluster.json { output::json(&report) } else { output::print(&report.table()) }
         }
         BenchCommand::Failover(args) => {

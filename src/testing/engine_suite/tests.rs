@@ -96,10 +96,8 @@ mod columnar {
         }
 
         fn batch(&self, database: &str, point: u64, time_ns: i64) -> (u8, Bytes) {
-            let columns = [
-                ("point".to_owned(), ColumnKind::Tag),
-                ("n".to_owned(), ColumnKind::Field(FieldType::Int)),
-            ];
+            let columns =
+                [("point".to_owned(), ColumnKind::Tag), ("n".to_owned(), ColumnKind::Field(FieldType::Int))];
             let schema = TableSchema::new(columns).unwrap();
             let rows = RecordBatch::try_new(
                 schema.to_arrow(),
