@@ -83,11 +83,12 @@ mod tests {
         Some(Office { epoch, node: id(1), boot: BootId(1), membership, at_ms: 0, why: Why::default() })
     }
 
+    /// How often each was asked.
+    type Asked = Arc<Mutex<[u64; 3]>>;
+
     /// Members whose answers take so long; they are counted as they are asked.
-    fn network(
-        millis: [u64; 3],
-    ) -> (Arc<Mutex<[u64; 3]>>, impl Fn(NodeId) -> BoxFuture<'static, Option<NodeStatus>>) {
-        let asked = Arc::new(Mutex::new([0; 3]));
+    fn network(millis: [u64; 3]) -> (Asked, impl Fn(NodeId) -> BoxFuture<'static, Option<NodeStatus>>) {
+        let asked = Asked::default();
         let counts = asked.clone();
         let ask = move |node: NodeId| -> BoxFuture<'static, Option<NodeStatus>> {
             let n = usize::from(node.0[0]);
