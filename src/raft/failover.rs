@@ -419,7 +419,10 @@ fn rank(report: &Report) -> Lsn {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(super) use tests::status;
+
+#[cfg(test)]
+mod tests {
     use super::*;
     use crate::types::{Addresses, MembershipId};
 

@@ -68,7 +68,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        raft::failover::tests::status,
+        raft::failover::status,
         types::{BootId, MembershipId, Why},
     };
 

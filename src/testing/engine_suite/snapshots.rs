@@ -46,13 +46,14 @@ pub(super) async fn exports_the_last_checkpoint<S: Subject>(rig: &Rig<'_, S>) ->
     rig.expect_recovered(&engine, 3, "one", "installed").await?;
     rig.apply(&engine, 4..=6)?;
     rig.expect(&engine, 6, 6, "applied behind an install").await?;
+    // Before the machine of both is started again.
+    rig.expect(&source, 5, 5, "the source").await?;
     let engine = rig.reopen("engine", engine, 4).await?;
     rig.expect_recovered(&engine, 3, "one", "installed and restarted").await?;
     rig.apply(&engine, 4..=6)?;
     rig.checkpoint(&engine, "two").await?;
     let engine = rig.reopen("engine", engine, 5).await?;
     rig.expect_recovered(&engine, 6, "two", "a checkpoint behind an install").await?;
-    rig.expect(&source, 5, 5, "the source").await?;
     Ok(())
 }
 
