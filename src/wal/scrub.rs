@@ -19,12 +19,25 @@ pub struct Scrubbed {
     pub bytes: u64,
 }
 
+/// The segments that are written no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sealed {
+    /// Their bytes.
+    pub bytes: u64,
+    /// Of their last record; 0 when there are none.
+    pub last_seq: u64,
+}
+
 impl Wal {
-    /// Bytes of records in sealed segments.
-    pub fn sealed_bytes(&self) -> u64 {
+    /// What is in sealed segments now.
+    pub fn sealed(&self) -> Sealed {
         let state = self.shared.lock();
-        let sealed = state.segments.len().saturating_sub(1);
-        state.segments.iter().take(sealed).map(|segment| segment.end).sum()
+        let count = state.segments.len().saturating_sub(1);
+        let last = count.checked_sub(1).and_then(|last| state.segments.get(last));
+        Sealed {
+            bytes: state.segments.iter().take(count).map(|segment| segment.end).sum(),
+            last_seq: last.map_or(0, |segment| segment.last_seq),
+        }
     }
 
     /// Reads records from `from` on, out of the files also where they are in memory, until `bytes`

@@ -175,7 +175,7 @@ async fn a_scrub_reads_the_files_although_memory_has_the_records() {
     assert!(sealed > 2);
     for step in [1, 300, 1 << 20] {
         let (read, damaged) = scrub(&wal, step).await;
-        assert_eq!((read, damaged), (wal.sealed_bytes() - sealed * segment::SEGMENT_HEADER, None), "{step}");
+        assert_eq!((read, damaged), (wal.sealed().bytes - sealed * segment::SEGMENT_HEADER, None), "{step}");
     }
     // Every byte of the first segment that is not free space, its header's reserved zeros included.
     let first = &segments(&disk)[0];
