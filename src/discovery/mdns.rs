@@ -321,8 +321,11 @@ fn names_of(nics: &BTreeSet<Nic>) -> Vec<String> {
 mod tests {
     use super::*;
 
+    /// Another one in each process: everybody on this network hears what a test says.
     fn id(n: u8) -> NodeId {
-        NodeId([n; 16])
+        let mut id = [n; 16];
+        id[..4].copy_from_slice(&std::process::id().to_be_bytes());
+        NodeId(id)
     }
 
     fn start(n: u8, bind: &str, cluster: Option<ClusterId>) -> Mdns {
