@@ -57,7 +57,8 @@ pub struct DataDir {
 
 impl DataDir {
     /// Makes the directory (mode 0700) if it is not there, checks that it and the keys in it are
-    /// private, and locks it. Blocking; for process start. Touches nothing but the lock file
+    /// private, and locks it. Blocking, for half a second if another process has it; for process start.
+    /// Touches nothing but the lock file
     /// and, where it may, the directory's mode.
     pub fn open(path: &Path) -> Result<Self, DataDirError> {
         let at = |path: &Path| {
