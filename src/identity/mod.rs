@@ -14,6 +14,7 @@ mod store;
 pub mod succession;
 pub mod token;
 mod verifier;
+pub mod warrant;
 
 pub use ca::{CaError, ClusterCa, Issued};
 pub use cert::{CertificateError, PeerCertificate, fingerprint};

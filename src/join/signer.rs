@@ -3,8 +3,8 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    identity::{CaError, ClusterCa, Identity, Issued, SealKey, seal},
-    raft::State,
+    identity::{CaError, ClusterCa, Identity, Issued, SealKey},
+    raft::{State, held_cas},
     types::{ClusterId, ClusterView},
 };
 
@@ -48,23 +48,7 @@ impl Signer {
 
     /// Every CA whose key this node holds: one, or two while the CA is rotated, the newer one last.
     pub fn cas(&self, state: &State) -> Vec<ClusterCa> {
-        let me = self.identity.node();
-        let Some(cluster) = state.cluster else { return Vec::new() };
-        let sealed = [Some(&state.sealed_ca), state.rotation.as_ref().map(|rotation| &rotation.sealed_ca)];
-        let held =
-            state.roots.iter().zip(sealed).filter_map(|(root, sealed)| Some((root, sealed?.get(&me)?)));
-        let open = |(root, sealed): (&serde_bytes::ByteBuf, &serde_bytes::ByteBuf)| {
-            let key = seal::open(sealed, &self.seal_key, cluster, me).map_err(|error| error.to_string())?;
-            ClusterCa::from_parts(root, &key).map_err(|error| error.to_string())
-        };
-        let usable = |opened: Result<ClusterCa, String>| match opened {
-            Ok(ca) => Some(ca),
-            Err(error) => {
-                tracing::error!(error, "this node cannot use its copy of a CA key");
-                None
-            }
-        };
-        held.map(open).filter_map(usable).collect()
+        held_cas(state, self.identity.node(), &self.seal_key)
     }
 
     /// Signs the key of a request (DER).

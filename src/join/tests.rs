@@ -21,7 +21,7 @@ use crate::{
         StreamKind, frame,
         join::{AdmitRequest, Admitted, JoinRequest, JoinResponse, Refusal, RelayedJoin},
     },
-    raft::{ApiToken, Command, Control, MeshSlot, Outcome, RaftConfig},
+    raft::{ApiToken, Command, Control, MeshSlot, Outcome, RaftConfig, Warrants},
     transport::{Mesh, MeshConfig, Router, Socket},
     types::{Addresses, BootId, ClusterId, ClusterView, Member, NodeId, Role, TimingProfile, TokenId},
 };
@@ -58,6 +58,7 @@ impl Node {
         let clock = Arc::new(AtomicU64::new(NOW));
         let now = clock.clone();
         let seal_key = Arc::new(SealKey::from_bytes([n; 32]));
+        control.bear_warrants(Warrants { seal_key: seal_key.clone(), trusted: view.subscribe() });
         let door = Door::new(signer(&identity, &seal_key, &clock), control.clone(), slot.clone());
         let router = Router::new()
             .on(StreamKind::Raft, control.rpc_handler())

@@ -15,7 +15,7 @@ use crate::{
     engine::StorageEngine,
     identity::{CaFiles, DataDir, Identity, JoinToken, Store},
     protocol::StreamKind,
-    raft::{Control, ControlDriver, RaftConfig, failover::Failover, membership::Keeper},
+    raft::{Control, ControlDriver, RaftConfig, Warrants, failover::Failover, membership::Keeper},
     replication::{
         Replica,
         catch_up::{Fetch, SnapshotSource},
@@ -195,6 +195,9 @@ pub(super) async fn assemble(
         peers,
     } = Footing::lay(&config, &surroundings, &KINDS).await?;
 
+    let seal_key = Arc::new(seal_key);
+    let warrants = || Warrants { seal_key: seal_key.clone(), trusted: view_out.subscribe() };
+
     // Who this node is.
     let place = become_member::decide(&config, record, &peers).await?;
     if place.is_gateway() {
@@ -217,18 +220,21 @@ pub(super) async fn assemble(
     };
     let (record, timing, control, founded) = match newcomer.settle(place, &late).await? {
         Settled::Member(record) => {
-            let control = start_raft(&dir, &identity, timing, &surroundings, &mesh, &tasks).await?;
+            let control =
+                start_raft(&dir, &identity, timing, &surroundings, &mesh, &tasks, warrants()).await?;
             (record, timing, control, None)
         }
         Settled::Joined(record) => {
             let timing = view_out.borrow().profile.timing();
-            let control = start_raft(&dir, &identity, timing, &surroundings, &mesh, &tasks).await?;
+            let control =
+                start_raft(&dir, &identity, timing, &surroundings, &mesh, &tasks, warrants()).await?;
             (record, timing, control, None)
         }
         Settled::Founder(chosen) => {
             let timing = config.profile.timing();
             let founding = newcomer.prepare_founding()?;
-            let control = start_raft(&dir, &identity, timing, &surroundings, &mesh, &tasks).await?;
+            let control =
+                start_raft(&dir, &identity, timing, &surroundings, &mesh, &tasks, warrants()).await?;
             let (record, founded) =
                 newcomer.found(founding, chosen, Restored::after(restored.as_ref()), &control).await?;
             (record, timing, control, founded)
@@ -262,7 +268,7 @@ pub(super) async fn assemble(
         writer: data.writer.clone(),
         engine,
         identity: identity.clone(),
-        seal_key: Arc::new(seal_key),
+        seal_key,
         addresses: addresses.clone(),
         flushed: data.flushed.clone(),
         surroundings: surroundings.clone(),
@@ -278,7 +284,10 @@ pub(super) async fn assemble(
     late.fill(StreamKind::Control, control.control_handler());
     late.fill(StreamKind::Join, door);
     late.fill(StreamKind::Status, Arc::new(StatusHandler(this.clone())));
-    late.fill(StreamKind::Seal, Arc::new(SealHandler(data.replica.clone())));
+    late.fill(
+        StreamKind::Seal,
+        Arc::new(SealHandler { replica: data.replica.clone(), warranted: control.warranted() }),
+    );
     late.fill(StreamKind::Append, Arc::new(Sender::new(data.replica.clone(), applier.clone())));
     late.fill(StreamKind::Read, Arc::new(ReadHandler(index.clone())));
     late.fill(
@@ -356,6 +365,7 @@ async fn start_raft(
     surroundings: &Surroundings,
     mesh: &Mesh,
     tasks: &Tasks,
+    warrants: Warrants,
 ) -> Result<Control, NodeError> {
     let slot = crate::raft::MeshSlot::default();
     // A fresh slot is empty.
@@ -368,6 +378,7 @@ async fn start_raft(
     };
     let (control, driver): (Control, ControlDriver) =
         Control::start(config, surroundings.disk.clone(), slot).await?;
+    control.bear_warrants(warrants);
     tasks.spawn("raft", async move {
         driver.run().await;
         Ok(())

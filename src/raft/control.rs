@@ -1,6 +1,12 @@
 //! The handle of raft: what the rest of the crate sees of it.
 
-use std::{collections::BTreeMap, fmt, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
 use openraft::{
@@ -16,6 +22,7 @@ use tokio::{
 use super::{
     LogError, Raft,
     applied::Board,
+    electorate::{Electorate, Warrants},
     features,
     log_store::LogStore,
     network::{MeshSlot, Network},
@@ -91,6 +98,7 @@ pub(super) struct Inner {
     timing: Timing,
     pub(super) raft: Raft,
     board: Board,
+    electorate: Electorate,
     mesh: MeshSlot,
     room: watch::Receiver<Room>,
     /// The last entry of its log when it was opened.
@@ -128,7 +136,9 @@ impl Control {
         let board = Board::new(applied.clone());
         let machine = StateMachine::new(applied, board.clone(), snapshots);
         let settings = Arc::new(raft_config(&config.timing)?);
-        let network = Network { mesh: mesh.clone(), patience: config.timing.election_min };
+        let electorate = Electorate::new(config.id, board.clone());
+        let (patience, voters) = (config.timing.election_min, electorate.clone());
+        let network = Network { mesh: mesh.clone(), electorate: voters, patience };
         let mut writer: BoxFuture<'static, ()> = Box::pin(writer.run());
         // Recovery may purge, so the writer must run meanwhile.
         let raft = tokio::select! {
@@ -146,7 +156,7 @@ impl Control {
             reachable: peers,
         };
         let (id, timing) = (config.id, config.timing);
-        let inner = Inner { id, timing, raft, board, mesh, room, opened, failed, reachable };
+        let inner = Inner { id, timing, raft, board, electorate, mesh, room, opened, failed, reachable };
         Ok((Self { inner: Arc::new(inner) }, driver))
     }
 
@@ -276,7 +286,18 @@ impl Control {
 
     /// Serves `Raft` streams.
     pub fn rpc_handler(&self) -> Arc<dyn Handler> {
-        rpc::handler(self.inner.raft.clone(), self.inner.room.clone())
+        rpc::handler(self.inner.raft.clone(), self.inner.electorate.clone(), self.inner.room.clone())
+    }
+
+    /// Gives this node what it shows and judges warrants of voters by, once. Before, it believes only
+    /// whom its log knows as voters.
+    pub fn bear_warrants(&self, warrants: Warrants) {
+        self.inner.electorate.equip(warrants);
+    }
+
+    /// Voters that this node knows by their warrants, since it began.
+    pub fn warranted(&self) -> watch::Receiver<Arc<BTreeSet<NodeId>>> {
+        self.inner.electorate.shown()
     }
 
     /// Serves `Control` streams.

@@ -3,6 +3,7 @@
 mod applied;
 mod change;
 mod control;
+mod electorate;
 pub mod failover;
 mod features;
 mod log_record;
@@ -25,6 +26,7 @@ mod types;
 mod vote;
 
 pub use control::{Control, ControlDriver, ControlError, RaftConfig};
+pub use electorate::{Warrants, held_cas};
 pub use features::OPERATOR_COMMANDS;
 pub use log_store::LogError;
 pub use network::MeshSlot;

@@ -18,6 +18,7 @@ use openraft::{
 };
 
 use super::{
+    electorate::Electorate,
     rpc::{ExchangeError, Request, Response, exchange},
     type_config::{Snapshot, TypeConfig, Vote},
 };
@@ -33,6 +34,7 @@ pub type MeshSlot = Arc<OnceLock<Mesh>>;
 /// Makes a [`Link`] per peer.
 pub(super) struct Network {
     pub(super) mesh: MeshSlot,
+    pub(super) electorate: Electorate,
     /// The least that an answer is waited for. openraft's own bound on an append is three quarters of
     /// a heartbeat: a follower that is farther away than that takes every entry, and its answer is
     /// never heard, so nothing commits although everybody is there.
@@ -43,7 +45,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Link;
 
     async fn new_client(&mut self, peer: NodeId, _: &EmptyNode) -> Link {
-        Link { peer, mesh: self.mesh.clone(), patience: self.patience }
+        let (mesh, electorate) = (self.mesh.clone(), self.electorate.clone());
+        Link { peer, mesh, electorate, patience: self.patience }
     }
 }
 
@@ -51,6 +54,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 pub(super) struct Link {
     peer: NodeId,
     mesh: MeshSlot,
+    electorate: Electorate,
     patience: Duration,
 }
 
@@ -63,14 +67,40 @@ impl Link {
     ) -> Result<Response, RPCError<TypeConfig>> {
         let Some(mesh) = self.mesh.get() else { return Err(unreachable("the mesh is not bound yet")) };
         let lane = if chunks.is_empty() { Lane::Consensus } else { Lane::Bulk };
-        let call = exchange(mesh, self.peer, (StreamKind::Raft, lane), request, chunks);
+        let call = self.ask(mesh, lane, request, chunks);
         match tokio::time::timeout(option.soft_ttl().max(self.patience), call).await {
             Ok(Ok(Response::Refused(reason))) => Err(broken(&reason)),
             Ok(Ok(Response::Full)) => Err(unreachable("its disk is full")),
+            Ok(Ok(Response::Unknown)) => Err(unreachable("it has not heard that this node is a voter")),
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error @ ExchangeError::NotLinked(_))) => Err(unreachable(&error.to_string())),
             Ok(Err(error)) => Err(broken(&error.to_string())),
             Err(_) => Err(broken("no answer in time")),
+        }
+    }
+}
+
+impl Link {
+    /// Asks; shows this node's warrant, and asks again, if the peer has not heard that it is a voter.
+    async fn ask(
+        &self,
+        mesh: &Mesh,
+        lane: Lane,
+        request: &Request,
+        chunks: Vec<Bytes>,
+    ) -> Result<Response, ExchangeError> {
+        let how = (StreamKind::Raft, lane);
+        let answer = exchange(mesh, self.peer, how, request, chunks.clone()).await?;
+        if !matches!(answer, Response::Unknown) {
+            return Ok(answer);
+        }
+        let own = self.electorate.own();
+        if own.is_empty() {
+            return Ok(answer);
+        }
+        match exchange(mesh, self.peer, how, &Request::Warrant(own), Vec::new()).await? {
+            Response::Known => exchange(mesh, self.peer, how, request, chunks).await,
+            other => Ok(other),
         }
     }
 }

@@ -12,10 +12,12 @@ use openraft::{
     type_config::alias::SnapshotOf,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_bytes::ByteBuf;
 use tokio::sync::watch;
 
 use super::{
     Raft,
+    electorate::Electorate,
     room::Room,
     snapshot::MAX_SNAPSHOT,
     type_config::{SnapshotMeta, TypeConfig, Vote},
@@ -52,6 +54,8 @@ pub(super) enum Request {
     },
     /// Start an election now: the leader hands over.
     Transfer(TransferLeaderRequest<TypeConfig>),
+    /// The sender is a voter: signatures of the cluster's CA that say so.
+    Warrant(Vec<ByteBuf>),
 }
 
 /// The answer to the request of that name, or why there is none.
@@ -64,17 +68,22 @@ pub(super) enum Response {
     Refused(String),
     /// There is no space for the entries: later.
     Full,
+    /// The sender is no voter that this node has heard of: it may show its warrant and ask again.
+    Unknown,
+    /// The warrant is good.
+    Known,
 }
 
 impl Request {
-    /// The node that speaks, as the message claims.
-    fn claimed(&self) -> NodeId {
-        match self {
+    /// The voter that speaks, as the message claims; a warrant is for whoever shows it.
+    fn claimed(&self) -> Option<NodeId> {
+        Some(match self {
             Self::Append(request) => request.vote.leader_id.voted_for,
             Self::Vote(request) | Self::PreVote(request) => request.vote.leader_id.voted_for,
             Self::Snapshot { vote, .. } => vote.leader_id.voted_for,
             Self::Transfer(request) => request.from_leader().leader_id.voted_for,
-        }
+            Self::Warrant(_) => return None,
+        })
     }
 }
 
@@ -118,15 +127,16 @@ pub(super) async fn exchange<Q: Serialize + Sync, A: DeserializeOwned>(
 /// Serves `Raft` streams.
 pub(super) struct RpcHandler {
     pub(super) raft: Raft,
+    pub(super) electorate: Electorate,
     pub(super) room: watch::Receiver<Room>,
 }
 
 impl Handler for RpcHandler {
     fn handle(&self, peer: Peer, stream: Stream) -> BoxFuture<'static, ()> {
-        let (raft, room) = (self.raft.clone(), self.room.clone());
+        let (raft, electorate, room) = (self.raft.clone(), self.electorate.clone(), self.room.clone());
         Box::pin(async move {
             let node = peer.node();
-            match tokio::time::timeout(PATIENCE, serve(&raft, &room, node, stream)).await {
+            match tokio::time::timeout(PATIENCE, serve(&raft, &electorate, &room, node, stream)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%node, %error, "raft stream broke"),
                 Err(_) => tracing::debug!(%node, "raft stream took too long"),
@@ -137,16 +147,20 @@ impl Handler for RpcHandler {
 
 async fn serve(
     raft: &Raft,
+    electorate: &Electorate,
     room: &watch::Receiver<Room>,
     peer: NodeId,
     mut stream: Stream,
 ) -> Result<(), StreamError> {
     let request = stream.recv.read_message::<Request>(MAX_RAFT).await?;
-    let response = if request.claimed() == peer {
-        answer(raft, room, request, &mut stream).await?
-    } else {
-        tracing::warn!(%peer, claimed = %request.claimed(), "refused a raft message in another node's name");
-        Response::Refused("a raft message must come from the node whose name it bears".into())
+    let response = match request.claimed() {
+        Some(claimed) if claimed != peer => {
+            tracing::warn!(%peer, %claimed, "refused a raft message in another node's name");
+            Response::Refused("a raft message must come from the node whose name it bears".into())
+        }
+        // Before raft hears of it: a term alone would change what it does.
+        Some(_) if !electorate.knows(raft, peer) => Response::Unknown,
+        _ => answer(raft, electorate, room, (peer, request), &mut stream).await?,
     };
     stream.send.write_message(&response).await?;
     stream.send.finish()
@@ -154,12 +168,15 @@ async fn serve(
 
 async fn answer(
     raft: &Raft,
+    electorate: &Electorate,
     room: &watch::Receiver<Room>,
-    request: Request,
+    (peer, request): (NodeId, Request),
     stream: &mut Stream,
 ) -> Result<Response, StreamError> {
     let refused = |e: &dyn std::fmt::Display| Response::Refused(e.to_string());
     Ok(match request {
+        Request::Warrant(shown) if electorate.judge(peer, &shown) => Response::Known,
+        Request::Warrant(_) => Response::Unknown,
         Request::Append(request) if !fits(&room.borrow(), &request) => Response::Full,
         Request::Append(request) => {
             raft.append_entries(request).await.map_or_else(|e| refused(&e), Response::Append)
@@ -198,6 +215,6 @@ pub(super) fn fits(room: &Room, request: &AppendEntriesRequest<TypeConfig>) -> b
 }
 
 /// `Arc<dyn Handler>` of the RPC server.
-pub(super) fn handler(raft: Raft, room: watch::Receiver<Room>) -> Arc<dyn Handler> {
-    Arc::new(RpcHandler { raft, room })
+pub(super) fn handler(raft: Raft, electorate: Electorate, room: watch::Receiver<Room>) -> Arc<dyn Handler> {
+    Arc::new(RpcHandler { raft, electorate, room })
 }

@@ -1,8 +1,9 @@
 //! The voter's answer to a leader that asks it to seal.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use futures::future::BoxFuture;
+use tokio::sync::watch;
 
 use crate::{
     protocol::{
@@ -18,7 +19,12 @@ use super::Replica;
 
 /// Handles `Seal` streams.
 #[derive(Debug, Clone)]
-pub struct SealHandler(pub Arc<Replica>);
+pub struct SealHandler {
+    /// What promises.
+    pub replica: Arc<Replica>,
+    /// Voters that the view may not know yet.
+    pub warranted: watch::Receiver<Arc<BTreeSet<NodeId>>>,
+}
 
 impl Replica {
     /// Promises an epoch on behalf of the leader `from`, or says why not. A node whose log is
@@ -31,11 +37,19 @@ impl Replica {
 
 impl Handler for SealHandler {
     fn handle(&self, peer: Peer, mut stream: Stream) -> BoxFuture<'static, ()> {
-        let replica = self.0.clone();
+        let (replica, from) = (self.replica.clone(), peer.node());
+        let warranted = self.warranted.borrow().contains(&from);
         Box::pin(async move {
-            let from = peer.node();
             let Ok(seal) = stream.recv.read_message::<Seal>(MAX_MESSAGE).await else { return };
-            match replica.seal(from, seal).await {
+            // A promise bars the writer, whoever asks for it. A leader that this node has not heard of
+            // shows its warrant with the next message of raft, and asks again.
+            let view = replica.view.borrow().clone();
+            let answer = if warranted || view.is_voter(from) {
+                replica.seal(from, seal).await
+            } else {
+                Ok(Sealed::NotLeader { term: view.term })
+            };
+            match answer {
                 Ok(answer) => {
                     tracing::info!(leader = %from, epoch = seal.epoch, ?answer, "sealed");
                     if stream.send.write_message(&answer).await.is_ok() {
@@ -52,7 +66,7 @@ impl Handler for SealHandler {
 mod tests {
     use std::path::Path;
 
-    use tokio::{sync::watch, time::Duration};
+    use tokio::time::Duration;
 
     use super::*;
     use crate::{

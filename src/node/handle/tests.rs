@@ -74,11 +74,12 @@ async fn a_readers_key_asks_in_vain_for_what_is_a_voters() {
         assert_eq!(forward_command(mesh, of, command, SOON).await, Err(ProposeError::NotAllowed), "{what}");
     }
 
-    // In the term of a leader that is another one, by the name of its connection.
-    for epoch in [promised, promised + 1, u64::MAX] {
-        let seal = Seal { epoch, term: before.term, resigned: Some((office.epoch, office.boot)) };
+    // In the term of a leader that is another one, by the name of its connection, and in one of its own.
+    let epochs = [promised, promised + 1, u64::MAX];
+    for (epoch, term) in epochs.into_iter().flat_map(|epoch| [(epoch, before.term), (epoch, u64::MAX)]) {
+        let seal = Seal { epoch, term, resigned: Some((office.epoch, office.boot)) };
         let answer: Sealed = mesh.request(of, StreamKind::Seal, &seal, SOON).await.unwrap();
-        assert_eq!(answer, Sealed::NotLeader { term: before.term }, "epoch {epoch}");
+        assert_eq!(answer, Sealed::NotLeader { term: before.term }, "epoch {epoch}, term {term}");
     }
     // As the writer, of its epoch and of one before it.
     for epoch in [office.epoch, office.epoch - 1] {

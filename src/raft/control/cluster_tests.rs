@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, path::Path};
 
+use rand::{SeedableRng, rngs::StdRng};
+use serde_bytes::ByteBuf;
 use tokio::task::JoinHandle;
 
 use super::{
@@ -10,7 +12,7 @@ use super::{
 };
 use crate::{
     disk::RealDisk,
-    identity::{ClusterCa, Identity, NodeKey},
+    identity::{ClusterCa, Identity, NodeKey, SealKey, seal, warrant},
     protocol::StreamKind,
     transport::{Mesh, MeshConfig, Router, Socket},
     types::{Addresses, BootId, ClusterId, Member, Role, TimingProfile, TokenId},
@@ -22,6 +24,7 @@ const NOW: u64 = 1_800_000_000;
 
 struct Node {
     control: Control,
+    seal_key: Arc<SealKey>,
     mesh: Mesh,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -46,9 +49,25 @@ impl Node {
     }
 }
 
+fn ca(seed: u8) -> ClusterCa {
+    ClusterCa::create(CLUSTER, &[seed; 32], NOW).unwrap()
+}
+
+/// The founding by this node, which holds the key of the CA.
+fn founded_by(node: &Node) -> Command {
+    let Command::Found { cluster, name, member, profile, token, api_token, after, .. } = found() else {
+        panic!("a founding");
+    };
+    let (ca, public) = (ca(9), seal::seal_key_public(&node.seal_key).unwrap());
+    let sealed = seal::seal(ca.private_key(), &public, cluster, node.id(), &mut StdRng::seed_from_u64(1));
+    let (root, sealed_ca) = (ca.certificate().to_vec().into(), sealed.unwrap().into());
+    let member = Member { id: node.id(), seal_key: public, ..member };
+    Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token, after }
+}
+
 /// Nodes that know each other as members, each with raft started and none initialized.
 async fn nodes(dir: &Path, count: u8) -> Vec<Node> {
-    let ca = ClusterCa::create(CLUSTER, &[9; 32], NOW).unwrap();
+    let ca = ca(9);
     let roots = [ca.certificate()];
     let view = watch::Sender::new(Arc::new(ClusterView {
         cluster: CLUSTER,
@@ -66,6 +85,8 @@ async fn nodes(dir: &Path, count: u8) -> Vec<Node> {
         let timing = TimingProfile::Lan.timing();
         let config = RaftConfig { id, dir: dir.join(n.to_string()), timing, seed: n.into() };
         let (control, driver) = Control::start(config, Arc::new(RealDisk), slot.clone()).await.unwrap();
+        let seal_key = Arc::new(SealKey::from_bytes([n; 32]));
+        control.bear_warrants(Warrants { seal_key: seal_key.clone(), trusted: view.subscribe() });
         let router = Router::new()
             .on(StreamKind::Raft, control.rpc_handler())
             .on(StreamKind::Control, control.control_handler());
@@ -85,7 +106,7 @@ async fn nodes(dir: &Path, count: u8) -> Vec<Node> {
         });
         assert!(slot.set(mesh.clone()).is_ok());
         let tasks = vec![tokio::spawn(driver.run()), tokio::spawn(mesh_driver.run())];
-        nodes.push(Node { control, mesh, tasks });
+        nodes.push(Node { control, seal_key, mesh, tasks });
     }
     for node in &nodes {
         let all = nodes.len() - 1;
@@ -138,7 +159,7 @@ async fn a_cluster_grows_hands_over_loses_its_leader_and_shrinks() {
     let ids: Vec<NodeId> = nodes.iter().map(Node::id).collect();
     let first = &nodes[0].control;
     first.initialize().await.unwrap();
-    first.propose(found(), SOON).await.unwrap();
+    first.propose(founded_by(&nodes[0]), SOON).await.unwrap();
 
     // The second follows the log; the third, to whom the log is gone, a snapshot.
     first.add_learner(ids[1]).await.unwrap();
@@ -216,9 +237,12 @@ async fn a_cluster_grows_hands_over_loses_its_leader_and_shrinks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_speaks_in_another_nodes_name() {
-    use crate::raft::rpc::{Request, Response, exchange};
-    use openraft::raft::VoteRequest;
+async fn nobody_speaks_for_another_or_for_voters_that_is_none() {
+    use crate::raft::{
+        rpc::{Request, Response, exchange},
+        type_config::TypeConfig,
+    };
+    use openraft::raft::{AppendEntriesRequest, VoteRequest};
 
     let dir = tempfile::tempdir().unwrap();
     let nodes = nodes(dir.path(), 2).await;
@@ -231,8 +255,37 @@ async fn nobody_speaks_in_another_nodes_name() {
     let forged = Request::Vote(VoteRequest::new(vote, None));
     let answer: Response = exchange(&nodes[1].mesh, one, kind, &forged, Vec::new()).await.unwrap();
     assert!(matches!(answer, Response::Refused(_)), "{answer:?}");
-    let honest = Request::PreVote(VoteRequest::new(openraft::Vote::new(term + 100, two), None));
-    let answer: Response = exchange(&nodes[1].mesh, one, kind, &honest, Vec::new()).await.unwrap();
+    // In its own name one that is no voter is not heard: its term alone would take office from the leader.
+    let asks = async |request: &Request| -> Response {
+        exchange(&nodes[1].mesh, one, kind, request, Vec::new()).await.unwrap()
+    };
+    let own = openraft::Vote::new(term + 100, two);
+    let append = AppendEntriesRequest::<TypeConfig> {
+        vote: openraft::Vote::new_committed(term + 100, two),
+        prev_log_id: None,
+        entries: Vec::new(),
+        leader_commit: None,
+    };
+    for request in [
+        Request::Vote(VoteRequest::new(own, None)),
+        Request::PreVote(VoteRequest::new(own, None)),
+        Request::Append(append),
+    ] {
+        let answer = asks(&request).await;
+        assert!(matches!(answer, Response::Unknown), "{answer:?}");
+    }
+    let by = |seed, node| ByteBuf::from(warrant::sign(&ca(seed), CLUSTER, node));
+    for none in [vec![], vec![by(8, two)], vec![by(9, one)], vec![by(9, two); 5]] {
+        assert!(matches!(asks(&Request::Warrant(none)).await, Response::Unknown));
+    }
+    assert!(nodes[0].control.warranted().borrow().is_empty());
+    assert_eq!(nodes[0].control.view().borrow().term, term);
+    assert!(nodes[0].control.is_leader());
+    // Whom the CA calls a voter is one, whether this node has heard of it or not.
+    assert!(matches!(asks(&Request::Warrant(vec![by(8, two), by(9, two)])).await, Response::Known));
+    assert!(nodes[0].control.warranted().borrow().contains(&two));
+    let honest = Request::PreVote(VoteRequest::new(own, None));
+    let answer = asks(&honest).await;
     assert!(matches!(answer, Response::Vote(vote) if !vote.vote_granted), "its log is behind");
     assert_eq!(nodes[0].control.view().borrow().term, term);
     // A member that is no voter does not make tokens.

@@ -1,0 +1,125 @@
+//! Who speaks to this node as a voter.
+//!
+//! A member that is none (a reader) takes part in raft and has a certificate like everybody's. What it
+//! says in its own name would count as any leader's or candidate's does: raft goes by terms, not by
+//! who is a voter, because a node that was away cannot know who has become one. So a node believes
+//! whom its own log knows as a voter, and everybody else only with a warrant: a signature of the
+//! cluster's CA, whose key voters hold before they vote.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
+use openraft::async_runtime::WatchReceiver;
+use serde_bytes::ByteBuf;
+use tokio::sync::watch;
+
+use super::{Raft, State, applied::Board};
+use crate::{
+    identity::{ClusterCa, SealKey, seal, warrant},
+    types::{ClusterView, NodeId},
+};
+
+/// Warrants that one message may hold: there are two CAs while one is rotated.
+const MOST: usize = 4;
+
+/// What a node shows and judges warrants by.
+#[derive(Debug)]
+pub struct Warrants {
+    /// Opens the copies of the CA's key that were sealed to this node.
+    pub seal_key: Arc<SealKey>,
+    /// The cluster that this node is in, and the roots it trusts: known before its log knows anything.
+    pub trusted: watch::Receiver<Arc<ClusterView>>,
+}
+
+/// Who may speak as a voter; clones are the same. Without [`Warrants`] nobody but whom the log knows.
+#[derive(Clone)]
+pub(super) struct Electorate(Arc<Inner>);
+
+struct Inner {
+    id: NodeId,
+    board: Board,
+    warrants: OnceLock<Warrants>,
+    /// Those who have shown one since this process began.
+    shown: watch::Sender<Arc<BTreeSet<NodeId>>>,
+}
+
+impl Electorate {
+    pub(super) fn new(id: NodeId, board: Board) -> Self {
+        let (warrants, shown) = (OnceLock::new(), watch::Sender::default());
+        Self(Arc::new(Inner { id, board, warrants, shown }))
+    }
+
+    /// Once; a second time changes nothing.
+    pub(super) fn equip(&self, warrants: Warrants) {
+        let _ = self.0.warrants.set(warrants);
+    }
+
+    /// True when the log of `raft` knows `node` as a voter, or a warrant has been shown.
+    pub(super) fn knows(&self, raft: &Raft, node: NodeId) -> bool {
+        let known = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.voter_ids().any(|voter| voter == node)
+        };
+        known || self.0.shown.borrow().contains(&node)
+    }
+
+    /// Those who have shown a warrant.
+    pub(super) fn shown(&self) -> watch::Receiver<Arc<BTreeSet<NodeId>>> {
+        self.0.shown.subscribe()
+    }
+
+    /// What this node can show: nothing if it holds no CA key.
+    pub(super) fn own(&self) -> Vec<ByteBuf> {
+        let Some(warrants) = self.0.warrants.get() else { return Vec::new() };
+        let state = self.0.board.applied.borrow().state.clone();
+        let Some(cluster) = state.cluster else { return Vec::new() };
+        let cas = held_cas(&state, self.0.id, &warrants.seal_key);
+        cas.iter().map(|ca| ByteBuf::from(warrant::sign(ca, cluster, self.0.id))).collect()
+    }
+
+    /// Judges what `node` shows; true if it is a voter by it.
+    pub(super) fn judge(&self, node: NodeId, shown: &[ByteBuf]) -> bool {
+        let Some(warrants) = self.0.warrants.get() else { return false };
+        let view = warrants.trusted.borrow().clone();
+        let good = |warrant: &ByteBuf| warrant::is_signed(warrant, view.cluster, node, &view.roots);
+        if shown.len() > MOST || !shown.iter().any(good) {
+            tracing::warn!(%node, "refused a warrant of a voter that the cluster's CA has not signed");
+            return false;
+        }
+        let new = self.0.shown.send_if_modified(|shown| Arc::make_mut(shown).insert(node));
+        if new {
+            tracing::info!(%node, "a voter that this node had not heard of has shown its warrant");
+        }
+        true
+    }
+}
+
+impl fmt::Debug for Electorate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Electorate").field("shown", &*self.0.shown.borrow()).finish_non_exhaustive()
+    }
+}
+
+/// Every CA whose key `node` holds by `state`: one, or two while the CA is rotated, the newer one last.
+/// Opened each time, and wiped when it is dropped.
+pub fn held_cas(state: &State, node: NodeId, seal_key: &SealKey) -> Vec<ClusterCa> {
+    let Some(cluster) = state.cluster else { return Vec::new() };
+    let sealed = [Some(&state.sealed_ca), state.rotation.as_ref().map(|rotation| &rotation.sealed_ca)];
+    let held = state.roots.iter().zip(sealed).filter_map(|(root, sealed)| Some((root, sealed?.get(&node)?)));
+    let open = |(root, sealed): (&ByteBuf, &ByteBuf)| {
+        let key = seal::open(sealed, seal_key, cluster, node).map_err(|error| error.to_string())?;
+        ClusterCa::from_parts(root, &key).map_err(|error| error.to_string())
+    };
+    let usable = |opened: Result<ClusterCa, String>| match opened {
+        Ok(ca) => Some(ca),
+        Err(error) => {
+            tracing::error!(error, "this node cannot use its copy of a CA key");
+            None
+        }
+    };
+    held.map(open).filter_map(usable).collect()
+}
