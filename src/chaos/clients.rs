@@ -9,8 +9,9 @@ use tokio::{
 };
 
 use crate::{
+    claims::{self, Claims},
     feed::Feed,
-    history::{Final, History},
+    history::{Final, Held, History},
     http::Connections,
     ledger::Ledger,
     network,
@@ -21,18 +22,23 @@ use crate::{
 /// More would leave a machine with two cores nothing for the nodes.
 const FEEDS: usize = 2;
 const REGISTERS: usize = 3;
+const CLAIMS: usize = 2;
 const PAUSE: Duration = Duration::from_millis(25);
 /// Patience with one question in the end.
 const LAST: Duration = Duration::from_secs(50);
 /// Positions of lost rows that are asked for in the end, at most.
 const POSITIONS: usize = 2_000;
 
-/// Starts them. They end when the ledger says stop.
-pub fn start(nodes: usize, ledger: &Arc<Ledger>, seed: u64) -> JoinSet<()> {
+/// Starts them. They end when the ledger says stop. `admin` is an API token that may make others.
+pub fn start(nodes: usize, admin: &Arc<str>, ledger: &Arc<Ledger>, seed: u64) -> JoinSet<()> {
     let mut clients = feeds(nodes + FEEDS, nodes, PAUSE, ledger, seed);
     for client in 0..REGISTERS {
         let seed = seed.wrapping_add(1_000 + client as u64);
         clients.spawn(Registers::new(nodes, PAUSE, Arc::clone(ledger), seed).run());
+    }
+    for client in 0..CLAIMS {
+        let seed = seed.wrapping_add(2_000 + client as u64);
+        clients.spawn(Claims::new(nodes, PAUSE, admin, Arc::clone(ledger), seed).run());
     }
     clients
 }
@@ -75,6 +81,35 @@ pub async fn look_at_the_end(nodes: usize, ledger: &Ledger) {
         if answer.is_ok_and(|answer| answer.status == 410) {
             ledger.history().cut.insert(at);
         }
+    }
+}
+
+/// Asks every node which names are held. An answer that does not come is an oddity.
+pub async fn look_at_the_names(nodes: usize, admin: &str, ledger: &Ledger) {
+    match held(&mut Connections::default(), nodes, admin).await {
+        Ok(held) => ledger.history().held = held,
+        Err(node) => ledger.odd(format!("{} does not show its API tokens in the end", network::name(node))),
+    }
+}
+
+/// The names that each node lists, as soon as all list the same: a node may apply what was agreed upon a
+/// moment after others. After a while, whatever they list; or a node that does not answer.
+async fn held(connections: &mut Connections, nodes: usize, admin: &str) -> Result<Vec<Held>, usize> {
+    let deadline = Instant::now() + LAST;
+    loop {
+        let mut all = Vec::new();
+        let mut silent = None;
+        for node in 0..nodes {
+            match claims::held(connections, node, admin).await {
+                Some(names) => all.push(Held { node, names }),
+                None => silent = Some(node),
+            }
+        }
+        let level = all.windows(2).all(|pair| matches!(pair, [a, b] if a.names == b.names));
+        if Instant::now() > deadline || (silent.is_none() && level) {
+            return silent.map_or(Ok(all), Err);
+        }
+        sleep(Duration::from_millis(200)).await;
     }
 }
 

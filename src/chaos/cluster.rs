@@ -79,6 +79,15 @@ impl Cluster {
         voters.await.ok_or_else(|| Failure::new("the nodes did not form a cluster"))
     }
 
+    /// An API token that may do everything, made at the first node.
+    pub async fn admin_token(&self) -> Result<String, Failure> {
+        let ask = serde_json::json!({ "name": "chaos", "scopes": ["admin"] }).to_string();
+        let first = self.nodes.first().ok_or_else(|| Failure::new("no such node"))?;
+        let answer: Value =
+            first.admin().send(Method::POST, "/api/v1/auth/tokens", ask).await?.json().await?;
+        answer["token"].as_str().map(str::to_owned).ok_or_else(|| Failure::new("no API token was made"))
+    }
+
     /// Starts a node without data, with a token from `door`.
     async fn join(&mut self, n: usize, door: usize) -> Result<(), Failure> {
         let ready = self.scaled(READY);

@@ -84,6 +84,47 @@ pub struct Get {
     pub returned: Nanos,
 }
 
+/// A claim of a name in the control plane, and what became of it.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Claim {
+    pub name: u64,
+    pub invoked: Nanos,
+    /// `None` while it is under way.
+    pub returned: Option<Nanos>,
+    pub outcome: Claimed,
+    /// How it was given up, if that was tried.
+    pub release: Option<Release>,
+}
+
+/// What a claim was answered with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub enum Claimed {
+    /// The name is the client's.
+    Held,
+    /// It is somebody else's.
+    Taken,
+    /// Nothing was done.
+    Refused,
+    /// It may have been done.
+    #[default]
+    Unknown,
+}
+
+/// Giving up a name.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Release {
+    pub invoked: Nanos,
+    /// `None` if its outcome is unknown.
+    pub acked: Option<Nanos>,
+}
+
+/// The names that a node lists in the end, in order.
+#[derive(Debug, Clone, Serialize)]
+pub struct Held {
+    pub node: usize,
+    pub names: Vec<u64>,
+}
+
 /// All rows of a node in the end.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Final {
@@ -101,6 +142,8 @@ pub struct History {
     pub reads: Vec<Read>,
     pub sets: Vec<Set>,
     pub gets: Vec<Get>,
+    pub claims: Vec<Claim>,
+    pub held: Vec<Held>,
     pub finals: Vec<Final>,
     /// Acknowledged positions of which the cluster says that they were cut: 410.
     pub cut: BTreeSet<Lsn>,

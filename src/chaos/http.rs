@@ -4,7 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{HeaderMap, Method, Request, client::conn::http1, header};
+use hyper::{
+    HeaderMap, Method, Request,
+    client::conn::http1,
+    header::{self, HeaderName},
+};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use skeinmesh::types::Lsn;
@@ -108,6 +112,20 @@ impl Connections {
         key: Option<&str>,
         patience: Duration,
     ) -> Result<Answer, Broken> {
+        let key = key.map(|key| (HeaderName::from_static("idempotency-key"), key));
+        self.send(node, Method::POST, path, body, key.as_slice(), patience).await
+    }
+
+    /// Sends any request to a node.
+    pub async fn send(
+        &mut self,
+        node: usize,
+        method: Method,
+        path: &str,
+        body: String,
+        headers: &[(HeaderName, &str)],
+        patience: Duration,
+    ) -> Result<Answer, Broken> {
         let mut kept = self.open.remove(&node);
         if let Some(open) = &mut kept
             && open.ready().await.is_err()
@@ -119,12 +137,12 @@ impl Connections {
             None => connect(node).await?,
         };
         let mut request = Request::builder()
-            .method(Method::POST)
+            .method(method)
             .uri(path)
             .header(header::HOST, network::http(node).to_string())
             .header(header::CONTENT_TYPE, "application/json");
-        if let Some(key) = key {
-            request = request.header("idempotency-key", key);
+        for (name, value) in headers {
+            request = request.header(name, *value);
         }
         let request = request.body(Full::new(body.into())).map_err(|_| Broken { sent: false })?;
         let exchange = async {

@@ -84,6 +84,11 @@ impl Ledger {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// An attempt that came to nothing.
+    pub fn count_failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// An answer that should never be given.
     pub fn odd(&self, says: String) {
         let mut history = self.history();

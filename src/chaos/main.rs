@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod claims;
 mod clients;
 mod cluster;
 mod commands;

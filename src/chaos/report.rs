@@ -6,11 +6,17 @@ use serde::Serialize;
 
 use crate::{
     check::Violation,
-    history::{History, Level, Mode, Nanos},
+    history::{Claimed, History, Level, Mode, Nanos},
     relay::Relay,
 };
 
 const MODES: [&str; 4] = ["local", "min_lsn", "max_staleness", "linearizable"];
+const CLAIMS: [(&str, Claimed); 4] = [
+    ("held", Claimed::Held),
+    ("taken", Claimed::Taken),
+    ("refused", Claimed::Refused),
+    ("unknown", Claimed::Unknown),
+];
 /// Acknowledged writes and answered reads from which on every level and every mode must be among them.
 const ENOUGH: u64 = 500;
 /// Violations that are printed; all are in the kept directory.
@@ -36,6 +42,7 @@ pub struct Report {
     pub reads: BTreeMap<&'static str, u64>,
     pub register_writes: u64,
     pub register_reads: u64,
+    pub claims: BTreeMap<&'static str, u64>,
     pub failed_attempts: u64,
     pub faults: BTreeMap<&'static str, u64>,
     pub skipped: BTreeMap<&'static str, &'static str>,
@@ -95,6 +102,12 @@ impl Report {
         }
         self.register_writes = history.sets.iter().filter(|set| set.acked.is_some()).count() as u64;
         self.register_reads = history.gets.len() as u64;
+        self.claims = CLAIMS.map(|(word, _)| (word, 0)).into();
+        for claim in &history.claims {
+            let word =
+                CLAIMS.iter().find(|(_, outcome)| *outcome == claim.outcome).map_or("", |(word, _)| word);
+            *self.claims.entry(word).or_default() += 1;
+        }
         let gaps = unavailability(history);
         self.failovers = gaps.len();
         self.unavailable_ms = Spread::of(gaps.into_iter().map(|gap| gap / 1_000_000).collect());
@@ -114,6 +127,10 @@ impl Report {
         }
         if self.chaos == STORM && self.register_reads.min(self.register_writes) == 0 {
             found.push(Violation::new("unseen", "no register was written and read"));
+        }
+        let claimed = |word| self.claims.get(word).is_some_and(|count| *count > 0);
+        if self.chaos == STORM && !(claimed("held") && claimed("taken")) {
+            found.push(Violation::new("unseen", "no name was claimed, or none by two at a time"));
         }
         found
     }
@@ -169,6 +186,7 @@ impl fmt::Display for Report {
         writeln!(f, "answers      {}", answers.collect::<Vec<_>>().join(", "))?;
         writeln!(f, "reads        {}", list(&self.reads))?;
         writeln!(f, "registers    {} writes, {} reads", self.register_writes, self.register_reads)?;
+        writeln!(f, "claims       {}", list(&self.claims))?;
         writeln!(f, "faults       {}", list(&self.faults))?;
         for (fault, why) in &self.skipped {
             writeln!(f, "SKIPPED: {fault}: {why}")?;
@@ -233,6 +251,8 @@ mod tests {
         let mut report = Report { chaos: STORM, register_reads: 1, register_writes: 1, ..Report::default() };
         report.acked = Level::EVERY.map(|level| (level.as_str(), ENOUGH)).into();
         report.reads = MODES.map(|mode| (mode, ENOUGH)).into();
+        assert_eq!(says(&report), ["no name was claimed, or none by two at a time"]);
+        report.claims = BTreeMap::from([("held", 1), ("taken", 1)]);
         assert_eq!(says(&report), [""; 0]);
         report.acked.insert("memory", 0);
         report.reads.insert("linearizable", 0);
@@ -240,7 +260,8 @@ mod tests {
         report.register_reads = 0;
         assert_eq!(says(&report).len(), 3);
         report.count(&History::default());
-        assert_eq!(says(&report).len(), 3, "nothing at all: {report:?}");
+        assert_eq!(says(&report).len(), 4, "nothing at all: {report:?}");
+        report.claims = BTreeMap::from([("held", 1), ("taken", 1)]);
         // Of a few one may be missing.
         report.acked.insert("local", 5);
         report.reads.insert("local", 5);

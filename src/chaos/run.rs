@@ -145,7 +145,8 @@ async fn tell(
     // The first row, so that no table is unknown to a node that has everything.
     cluster.takes_writes().await;
     cluster.timeline.say("the cluster is formed, clients start");
-    let mut clients = clients::start(nodes, ledger, report.seed);
+    let admin: Arc<str> = cluster.admin_token().await?.into();
+    let mut clients = clients::start(nodes, &admin, ledger, report.seed);
     let deadline = Instant::now() + Duration::from_secs(args.seconds);
     while Instant::now() < deadline && !ledger.stopped() {
         nemesis.strike(cluster).await?;
@@ -161,6 +162,7 @@ async fn tell(
     report.level_after_ms = millis(cluster.becomes_level().await);
     cluster.timeline.say("a last look at every node");
     clients::look_at_the_end(nodes, ledger).await;
+    clients::look_at_the_names(nodes, &admin, ledger).await;
     cluster.revive().await
 }
 

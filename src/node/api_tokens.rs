@@ -114,10 +114,8 @@ impl Node {
     /// # Errors
     /// There is no such token, or no leader.
     pub async fn revoke_api_token(&self, token: TokenId) -> Result<(), ControlFailure> {
-        if !self.api_tokens().iter().any(|there| there.id() == token) {
-            return Err(ControlFailure::NotFound(format!("there is no API token {token}")));
-        }
-        self.propose(Command::RevokeApiToken { token }).await?;
+        let none = || format!("there is no API token {token}");
+        self.take_back(Command::RevokeApiToken { token }, none).await?;
         self.applied_here(|state| state.api_tokens.values().all(|there| there.id() != token)).await;
         Ok(())
     }

@@ -193,10 +193,7 @@ impl Node {
 
     /// Takes a join token back.
     pub async fn revoke_token(&self, token: TokenId) -> Result<(), ControlFailure> {
-        if !self.inner.this.control.state().tokens.contains_key(&token) {
-            return Err(ControlFailure::NotFound(format!("there is no join token {token}")));
-        }
-        self.propose(Command::RevokeToken { token }).await
+        self.take_back(Command::RevokeToken { token }, || format!("there is no join token {token}")).await
     }
 
     /// Whether this node should get requests: a member, a leader known, and applied within 10,000
@@ -269,13 +266,19 @@ impl Node {
     }
 
     pub(super) async fn propose(&self, command: Command) -> Result<(), ControlFailure> {
+        became(self.inner.this.control.propose(command, PROPOSAL).await)
+    }
+
+    /// Has something taken back, which is refused only if there is no such thing. That is not for this
+    /// node to say: it may not have heard yet of what another has just made.
+    pub(super) async fn take_back(
+        &self,
+        command: Command,
+        none: impl FnOnce() -> String,
+    ) -> Result<(), ControlFailure> {
         match self.inner.this.control.propose(command, PROPOSAL).await {
-            Ok(Outcome::Done) => Ok(()),
-            Ok(other) => Err(ControlFailure::Rejected(other.to_string())),
-            Err(ProposeError::NoLeader) => Err(ControlFailure::NoLeader),
-            Err(ProposeError::Full) => Err(ControlFailure::Full),
-            Err(error) if error.outcome_unknown() => Err(ControlFailure::Unknown),
-            Err(error) => Err(ControlFailure::Rejected(error.to_string())),
+            Ok(Outcome::Rejected(_)) => Err(ControlFailure::NotFound(none())),
+            other => became(other),
         }
     }
 
@@ -300,6 +303,18 @@ impl Node {
     /// True when peers are looked for by mDNS.
     pub fn looks_around(&self) -> bool {
         self.inner.peers.sightings.is_some()
+    }
+}
+
+/// What a proposal came to.
+fn became(outcome: Result<Outcome, ProposeError>) -> Result<(), ControlFailure> {
+    match outcome {
+        Ok(Outcome::Done) => Ok(()),
+        Ok(other) => Err(ControlFailure::Rejected(other.to_string())),
+        Err(ProposeError::NoLeader) => Err(ControlFailure::NoLeader),
+        Err(ProposeError::Full) => Err(ControlFailure::Full),
+        Err(error) if error.outcome_unknown() => Err(ControlFailure::Unknown),
+        Err(error) => Err(ControlFailure::Rejected(error.to_string())),
     }
 }
 

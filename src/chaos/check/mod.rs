@@ -1,6 +1,7 @@
 //! The checker: from a history to what is wrong with it. Pure; each rule has a test that it sees a
 //! planted violation.
 
+mod claims;
 mod losses;
 mod positions;
 mod registers;
@@ -41,6 +42,7 @@ pub fn check(history: &History) -> Vec<Violation> {
     found.extend(positions::check(history));
     found.extend(losses::believed_lost(history));
     found.extend(registers::check(&history.sets, &history.gets));
+    found.extend(claims::check(&history.claims, &history.held));
     found
 }
 
