@@ -59,13 +59,13 @@ pub(super) struct FrozenReport {
 
 /// Resident memory over some time, in MiB.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-struct Rss {
-    median_mib: f64,
-    max_mib: f64,
+pub(super) struct Rss {
+    pub(super) median_mib: f64,
+    pub(super) max_mib: f64,
 }
 
 impl Rss {
-    fn of(mut looks: Vec<u64>) -> Option<Self> {
+    pub(super) fn of(mut looks: Vec<u64>) -> Option<Self> {
         looks.sort_unstable();
         let mib = |bytes: &u64| *bytes as f64 / MIB;
         Some(Self { median_mib: looks.get(looks.len() / 2).map(mib)?, max_mib: looks.last().map(mib)? })
@@ -157,7 +157,10 @@ impl FrozenArgs {
 }
 
 /// Does `work`; what memory the process had meanwhile, look by look.
-async fn watched(process: Pid, work: impl Future<Output = Result<(), Failure>>) -> Result<Vec<u64>, Failure> {
+pub(super) async fn watched(
+    process: Pid,
+    work: impl Future<Output = Result<(), Failure>>,
+) -> Result<Vec<u64>, Failure> {
     let (stop, mut stopped) = oneshot::channel::<()>();
     let looking = async move {
         let mut looks = Vec::new();
@@ -184,7 +187,7 @@ fn rss(process: Pid) -> Result<Option<u64>, Failure> {
     Ok(system.process(pid).map(sysinfo::Process::memory))
 }
 
-fn pid_of(nodes: &Nodes, name: &str) -> Result<Pid, Failure> {
+pub(super) fn pid_of(nodes: &Nodes, name: &str) -> Result<Pid, Failure> {
     let found = nodes.processes().into_iter().find(|(node, _)| node == name);
     let pid = found.and_then(|(_, pid)| i32::try_from(pid).ok()).and_then(Pid::from_raw);
     pid.ok_or_else(|| Failure::new(format!("{name} does not run")))
