@@ -11,6 +11,8 @@ mod layers;
 mod metrics;
 #[path = "tidy/promises.rs"]
 mod promises;
+#[path = "tidy/public.rs"]
+mod public;
 #[path = "tidy/shape.rs"]
 mod shape;
 #[path = "tidy/source.rs"]

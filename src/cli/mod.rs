@@ -22,6 +22,7 @@ mod progress;
 mod query;
 mod recover;
 mod restore;
+mod service;
 pub mod start;
 mod status;
 mod stranger;
@@ -85,6 +86,8 @@ enum Command {
     Write(write::WriteArgs),
     /// Ask in SQL
     Query(query::QueryArgs),
+    /// Put this program in place as a service of systemd
+    Service(service::ServiceArgs),
     /// Measure a cluster: one of its own on this machine, or one that runs
     Bench(bench::BenchArgs),
     /// Print what makes a shell complete this command line
@@ -129,6 +132,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Start(args) => start::run(*args).await,
         Command::Demo(args) => demo::run(args).await,
         Command::Status(args) => status::run(args).await,
+        Command::Service(args) => service::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
         Command::Token(args) => token::run(args).await,
         Command::Auth(args) => auth::run(args).await,
@@ -204,6 +208,7 @@ mod tests {
             "skein bench latency --writes 500 --ack memory --url http://a:1",
             "skein bench failover --kills 20 --profile fast --json",
             "skein bench flood --seconds 30 --rate 5000 --handshakes 50 --json",
+            "skein bench join --joins 5 --at-once 0 --role voter --no-lan --json",
             "skein inspect wal --data-dir /d --json",
             "skein inspect wal --repair --accept-loss",
             "skein completions bash",
@@ -237,6 +242,7 @@ mod tests {
             "skein bench failover --url http://a:1",
             "skein bench failover --nodes 2",
             "skein bench flood --nodes 1",
+            "skein bench join --role gateway",
             "skein inspect",
             "skein completions",
             "skein completions cmd",

@@ -24,6 +24,11 @@ pub(super) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// So many of something, as people say it.
+pub(super) fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// True when a person looks at standard output.
 pub(super) fn is_terminal() -> bool {
     io::stdout().is_terminal()

@@ -1,17 +1,20 @@
 //! A cluster of node processes on this machine, for the demo and the benches.
 
 use std::{
+    fs::OpenOptions,
+    io,
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     ops::Range,
-    path::Path,
+    path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
 
+use futures::future::join_all;
 use hyper::Method;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    process::{Child, Command},
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
     time::{Instant, sleep, timeout},
 };
 
@@ -24,6 +27,41 @@ const READY: Duration = Duration::from_secs(60);
 /// Until a node that was told to stop has stopped.
 const STOP: Duration = Duration::from_secs(10);
 
+/// A node that was let in.
+pub(super) struct Joined {
+    /// Which.
+    pub(super) node: usize,
+    /// From the start of its process until it said that it is ready.
+    pub(super) took: Duration,
+}
+
+/// A new join token, of the node that the client asks.
+pub(super) async fn token(client: &Client, role: Role, uses: usize) -> Result<String, Failure> {
+    let ask = serde_json::json!({ "role": role, "ttl": "10m", "uses": uses }).to_string();
+    let answer: serde_json::Value = client.send(Method::POST, "/api/v1/tokens", ask).await?.json().await?;
+    Ok(answer["token"].as_str().unwrap_or_default().to_owned())
+}
+
+/// Waits until a node says that it is ready. Its id.
+pub(super) async fn until_ready(name: &str, mut said: Said, log: &Path) -> Result<String, Failure> {
+    let ready = async {
+        while let Some(line) = said.next_line().await? {
+            if line.starts_with("ready ") {
+                let id = line.split(' ').find_map(|word| word.strip_prefix("node="));
+                return Ok::<_, io::Error>(id.map(str::to_owned));
+            }
+        }
+        Ok(None)
+    };
+    if let Ok(Ok(Some(id))) = timeout(READY, ready).await {
+        return Ok(id);
+    }
+    let log = std::fs::read_to_string(log).unwrap_or_default();
+    let end: Vec<&str> = log.lines().rev().take(5).collect();
+    let end: Vec<&str> = end.into_iter().rev().collect();
+    Err(Failure::new(format!("{name} did not start; its log ends:\n{}", end.join("\n"))))
+}
+
 /// All of them, in one temporary directory that goes with the value.
 pub(super) struct Nodes {
     home: tempfile::TempDir,
@@ -35,23 +73,42 @@ struct One {
     mesh: SocketAddr,
     http: SocketAddr,
     child: Option<Child>,
+    /// Its id, once it has been ready.
+    id: Option<String>,
+}
+
+/// What a node says on standard output.
+pub(super) type Said = Lines<BufReader<ChildStdout>>;
+
+impl One {
+    /// With addresses found by asking the system and let go again, so that a restarted node has its old
+    /// ones; whoever makes several holds them until all are found.
+    fn new(n: usize) -> io::Result<(Self, (UdpSocket, TcpListener))> {
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let (mesh, http) = (udp.local_addr()?, tcp.local_addr()?);
+        Ok((Self { name: format!("n{n}"), mesh, http, child: None, id: None }, (udp, tcp)))
+    }
 }
 
 impl Nodes {
     /// Finds addresses and makes the directory, named for the command `what`. Starts nothing.
     pub(super) fn prepare(count: u16, what: &str) -> Result<Self, Failure> {
         let home = tempfile::Builder::new().prefix(&format!("skein-{what}-")).tempdir()?;
-        // Found by asking the system and let go again, so that a restarted node has its old address.
-        let mut held = Vec::new();
-        let mut all = Vec::new();
-        for n in 1..=count {
-            let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-            let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-            let (mesh, http) = (udp.local_addr()?, tcp.local_addr()?);
-            all.push(One { name: format!("n{n}"), mesh, http, child: None });
-            held.push((udp, tcp));
+        let mut nodes = Self { home, all: Vec::new() };
+        nodes.add(count)?;
+        Ok(nodes)
+    }
+
+    /// So many more, not started.
+    fn add(&mut self, count: u16) -> io::Result<Range<usize>> {
+        let (first, mut held) = (self.all.len(), Vec::new());
+        for _ in 0..count {
+            let (one, addresses) = One::new(self.all.len() + 1)?;
+            self.all.push(one);
+            held.push(addresses);
         }
-        Ok(Self { home, all })
+        Ok(first..self.all.len())
     }
 
     pub(super) fn home(&self) -> &Path {
@@ -103,17 +160,64 @@ impl Nodes {
         if these.is_empty() {
             return Ok(());
         }
-        let socket = self.home.path().join(self.name(0)).join("skein.sock");
-        let ask = serde_json::json!({ "role": role, "ttl": "10m", "uses": these.len() }).to_string();
-        let client = Client::new(Target::Socket(socket), None);
-        let answer: serde_json::Value =
-            client.send(Method::POST, "/api/v1/tokens", ask).await?.json().await?;
-        let token = answer["token"].as_str().unwrap_or_default().to_owned();
-        let seed = self.all.first().map(|one| one.mesh.to_string()).unwrap_or_default();
+        let token = token(&self.owner(), role, these.len()).await?;
+        let seed = self.seed();
         for node in these {
             self.start(node, &["--join", "-", "--seed", &seed], Some(&token)).await?;
         }
         Ok(())
+    }
+
+    /// Lets so many new nodes in, all started at once, by one token of as many uses. How long each took
+    /// from the start of its process until it said that it is ready.
+    pub(super) async fn join_at_once(&mut self, count: u16, role: Role) -> Result<Vec<Joined>, Failure> {
+        let token = token(&self.owner(), role, count.into()).await?;
+        let (seed, mut waiting) = (self.seed(), Vec::new());
+        for node in self.add(count)? {
+            let began = Instant::now();
+            let said = self.launch(node, &["--join", "-", "--seed", &seed], Some(&token)).await?;
+            let (name, log) = (self.name(node).to_owned(), self.log(node));
+            waiting.push(async move {
+                let id = until_ready(&name, said, &log).await?;
+                Ok::<_, Failure>((node, id, began.elapsed()))
+            });
+        }
+        let mut joined = Vec::new();
+        for one in join_all(waiting).await {
+            let (node, id, took) = one?;
+            if let Some(one) = self.all.get_mut(node) {
+                one.id = Some(id);
+            }
+            joined.push(Joined { node, took });
+        }
+        Ok(joined)
+    }
+
+    /// Takes a node out of the cluster, and waits until it has ended.
+    pub(super) async fn remove(&mut self, node: usize) -> Result<(), Failure> {
+        let owner = self.owner();
+        let Some(one) = self.all.get_mut(node) else { return Ok(()) };
+        let Some(id) = &one.id else { return Err(Failure::new(format!("{} was never ready", one.name))) };
+        owner.send(Method::DELETE, &format!("/api/v1/nodes/{id}"), "").await?;
+        if let Some(mut child) = one.child.take()
+            && timeout(STOP, child.wait()).await.is_err()
+        {
+            child.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// The first node, over its socket: who may use that is its owner.
+    fn owner(&self) -> Client {
+        Client::new(Target::Socket(self.home.path().join(self.name(0)).join("skein.sock")), None)
+    }
+
+    fn seed(&self) -> String {
+        self.all.first().map(|one| one.mesh.to_string()).unwrap_or_default()
+    }
+
+    fn log(&self, node: usize) -> PathBuf {
+        self.home.path().join(format!("{}.log", self.name(node)))
     }
 
     pub(super) async fn restart(&mut self, node: usize) -> Result<(), Failure> {
@@ -121,17 +225,24 @@ impl Nodes {
     }
 
     async fn start(&mut self, node: usize, more: &[&str], stdin: Option<&str>) -> Result<(), Failure> {
+        let said = self.launch(node, more, stdin).await?;
+        let id = until_ready(self.name(node), said, &self.log(node)).await?;
+        if let Some(one) = self.all.get_mut(node) {
+            one.id = Some(id);
+        }
+        Ok(())
+    }
+
+    async fn launch(&mut self, node: usize, more: &[&str], stdin: Option<&str>) -> Result<Said, Failure> {
+        let log = OpenOptions::new().create(true).append(true).open(self.log(node))?;
         let home = self.home.path().to_path_buf();
-        let Some(one) = self.all.get_mut(node) else { return Ok(()) };
-        let dir = home.join(&one.name);
-        let log_path = home.join(format!("{}.log", one.name));
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(&log_path)?;
+        let Some(one) = self.all.get_mut(node) else { return Err(Failure::new("there is no such node")) };
         let mut command = Command::new(std::env::current_exe()?);
         command
             .arg("start")
             .args(["--name", &one.name, "--no-mdns", "--log-format", "json"])
             .arg("--data-dir")
-            .arg(&dir)
+            .arg(home.join(&one.name))
             .args(["--mesh", &one.mesh.to_string(), "--http", &one.http.to_string()])
             .args(more)
             .stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() })
@@ -144,25 +255,9 @@ impl Nodes {
         if let (Some(text), Some(mut pipe)) = (stdin, child.stdin.take()) {
             pipe.write_all(text.as_bytes()).await?;
         }
-        let Some(stdout) = child.stdout.take() else { return Err(Failure::new("no pipe to a node")) };
-        let mut lines = BufReader::new(stdout).lines();
-        let ready = async {
-            while let Some(line) = lines.next_line().await? {
-                if line.starts_with("ready ") {
-                    return Ok::<bool, std::io::Error>(true);
-                }
-            }
-            Ok(false)
-        };
-        let ready = matches!(timeout(READY, ready).await, Ok(Ok(true)));
+        let said = child.stdout.take().map(|stdout| BufReader::new(stdout).lines());
         one.child = Some(child);
-        if ready {
-            return Ok(());
-        }
-        let log = std::fs::read_to_string(&log_path).unwrap_or_default();
-        let end: Vec<&str> = log.lines().rev().take(5).collect();
-        let end: Vec<&str> = end.into_iter().rev().collect();
-        Err(Failure::new(format!("{} did not start; its log ends:\n{}", one.name, end.join("\n"))))
+        said.ok_or_else(|| Failure::new("no pipe to a node"))
     }
 
     pub(super) async fn status(&self, node: usize) -> Option<ClusterStatus> {

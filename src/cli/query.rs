@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use hyper::Method;
+use serde_json::Value;
 
 use super::{Client, Failure, TargetArgs, client::query_string, output};
 
@@ -13,6 +14,9 @@ pub(super) struct QueryArgs {
     /// Database in which tables without one are looked for
     #[arg(short = 'd', long = "database", value_name = "DB", default_value = "default")]
     database: String,
+    /// Value for the parameter $NAME of the question: a number, true, false or null, else a text
+    #[arg(short = 'p', long = "param", value_name = "NAME=VALUE", value_parser = parameter)]
+    parameters: Vec<(String, Value)>,
     /// Form of the answer
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -61,14 +65,26 @@ pub(super) async fn run(args: QueryArgs) -> Result<(), Failure> {
 
 fn path(args: &QueryArgs) -> String {
     let (name, value) = args.consistency.split_once('=').unwrap_or(("consistency", &args.consistency));
+    let given: serde_json::Map<String, Value> = args.parameters.iter().cloned().collect();
+    let given = (!given.is_empty()).then(|| Value::from(given).to_string());
     let pairs = [
         ("db", Some(args.database.as_str())),
         ("format", Some(args.format.asked())),
         (name, Some(value)),
         ("timeout", args.timeout.as_deref()),
+        ("params", given.as_deref()),
         ("q", Some(args.sql.as_str())),
     ];
     format!("/api/v3/query_sql{}", query_string(&pairs))
+}
+
+/// `NAME=VALUE`. A text that would be read as something else is written in JSON's quotes.
+fn parameter(text: &str) -> Result<(String, Value), String> {
+    let (name, value) = text.split_once('=').ok_or("NAME=VALUE is expected")?;
+    let name = name.strip_prefix('$').unwrap_or(name);
+    let json = serde_json::from_str::<Value>(value).ok();
+    let json = json.filter(|value| !value.is_array() && !value.is_object());
+    Ok((name.to_owned(), json.unwrap_or_else(|| value.into())))
 }
 
 #[cfg(test)]
@@ -80,6 +96,7 @@ mod tests {
         let mut args = QueryArgs {
             sql: "select 'a&b' from cpu".into(),
             database: "home".into(),
+            parameters: Vec::new(),
             format: Format::Table,
             consistency: "linearizable".into(),
             timeout: None,
@@ -92,5 +109,23 @@ mod tests {
         args.consistency = "min_lsn=3.7".into();
         args.timeout = Some("5s".into());
         assert!(path(&args).contains("&min_lsn=3.7&timeout=5s&"));
+        args.parameters = ["a=1", "$b=x y"].map(|text| parameter(text).unwrap()).to_vec();
+        assert!(
+            path(&args).contains("&params=%7B%22a%22%3A1%2C%22b%22%3A%22x%20y%22%7D&"),
+            "{}",
+            path(&args)
+        );
+        for (text, want) in [
+            ("n=-1.5", serde_json::json!(-1.5)),
+            ("n=true", true.into()),
+            ("n=null", Value::Null),
+            ("n=\"7\"", "7".into()),
+            ("n=[1]", "[1]".into()),
+            ("n=a=b", "a=b".into()),
+            ("n=", "".into()),
+        ] {
+            assert_eq!(parameter(text).unwrap(), ("n".to_owned(), want), "{text}");
+        }
+        assert!(parameter("n").is_err());
     }
 }

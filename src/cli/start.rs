@@ -2,6 +2,7 @@
 //! is told to stop or cannot go on.
 
 mod gateway;
+mod notify;
 
 use std::{
     io::{self, IsTerminal},
@@ -18,6 +19,7 @@ use tokio::{
     sync::watch,
 };
 
+use self::notify::Notifier;
 use super::{Failure, StartArgs, install_logs, output, target::CA_FILE};
 use crate::{
     config::{Config, Tls},
@@ -41,6 +43,8 @@ pub async fn run(args: StartArgs) -> Result<(), Failure> {
     }
     let terminal = io::stderr().is_terminal();
     install_logs(&Logging::of(&config.log, terminal), terminal)?;
+    let notifier = Notifier::from_env();
+    notifier.iter().for_each(Notifier::starting);
     let token = join_token(&config)?;
     let dir = DataDir::open(&config.data.dir).map_err(|e| Failure::disk(e.to_string()))?;
     // Taken before anything is promised to anybody: a port in use is a mistake of the command line.
@@ -56,7 +60,7 @@ pub async fn run(args: StartArgs) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
     if Gateway::is_meant(&dir, &surroundings, token.as_ref()).await.map_err(failure)? {
         let node_config = node_config(&config, dir, token, http_addr);
-        let doors = gateway::Doors { tcp, unix, files };
+        let doors = gateway::Doors { tcp, unix, files, notifier };
         return gateway::run(&config, node_config, surroundings, doors, stop).await;
     }
     let engine_config = ColumnarConfig {
@@ -80,6 +84,7 @@ pub async fn run(args: StartArgs) -> Result<(), Failure> {
     if let Err(error) = output::print(&ready(&node, &config, http_addr)) {
         tracing::debug!(%error, "standard output is closed");
     }
+    let status = ready_line(node.id(), &node.view().borrow(), &config, http_addr);
     warn_if_open(&config, node.data_dir(), http_addr);
     keep_roots(node.data_dir(), node.view());
 
@@ -97,10 +102,15 @@ pub async fn run(args: StartArgs) -> Result<(), Failure> {
         // An error means that this function is gone, and the edge with it.
         let _ = closed.wait_for(|closed| *closed).await;
     }));
+    notifier.iter().for_each(|notifier| notifier.ready(&status));
+    // A node that hangs does not come back from the second.
+    let well = || node.live() && node.own_status().node == node.id();
     let end = tokio::select! {
         error = node.run() => Err(failure(error)),
         () = stop.asked() => Ok(()),
+        () = tell_watchdog(notifier.as_ref(), well) => Ok(()),
     };
+    notifier.iter().for_each(Notifier::stopping);
     if end.is_ok() {
         tracing::info!("stopping: handing over, then finishing what is under way");
         tokio::select! {
@@ -116,6 +126,14 @@ pub async fn run(args: StartArgs) -> Result<(), Failure> {
         }
     }
     end
+}
+
+/// Never returns.
+async fn tell_watchdog(notifier: Option<&Notifier>, well: impl Fn() -> bool) {
+    match notifier {
+        Some(notifier) => notifier.watch(well).await,
+        None => std::future::pending().await,
+    }
 }
 
 fn join_token(config: &Config) -> Result<Option<JoinToken>, Failure> {

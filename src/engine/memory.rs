@@ -3,29 +3,21 @@
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{EngineError, Export, ExportFile, Operation, Refused, StorageEngine, Work};
-use crate::{
-    disk::{Create, Disk, read_file, replace_file},
-    types::Lsn,
-};
-
-/// Largest image that is read back, in bytes.
-const MAX_IMAGE: u64 = 1 << 30;
-/// Name of the image in the engine's directory and in an export.
-const IMAGE: &str = "IMAGE";
+use super::{EngineError, Export, ImageFile, Operation, Refused, StorageEngine, Work};
+use crate::{disk::Disk, types::Lsn};
 
 /// Keeps batches in memory, and the last checkpoint in one file if it has a directory.
 #[derive(Debug, Default)]
 pub struct MemoryEngine {
     state: Arc<Mutex<State>>,
-    place: Option<(Arc<dyn Disk>, PathBuf)>,
+    file: Option<ImageFile>,
 }
 
 #[derive(Debug, Default)]
@@ -76,13 +68,9 @@ impl MemoryEngine {
     /// # Errors
     /// The disk fails, or the image there does not decode.
     pub async fn open(disk: Arc<dyn Disk>, dir: PathBuf) -> Result<Self, EngineError> {
-        disk.create_dir(&dir).await?;
-        let saved = match read_image(&*disk, &dir.join(IMAGE)).await {
-            Err(EngineError::Io(e)) if e.kind() == std::io::ErrorKind::NotFound => Image::default(),
-            read => read?,
-        };
+        let (file, saved) = ImageFile::open::<Image>(disk, dir).await?;
         let state = State { live: saved.clone(), saved };
-        Ok(Self { state: Arc::new(Mutex::new(state)), place: Some((disk, dir)) })
+        Ok(Self { state: Arc::new(Mutex::new(state)), file: Some(file) })
     }
 
     /// Every record that is held, by position.
@@ -111,8 +99,6 @@ impl StorageEngine for MemoryEngine {
         Ok(())
     }
 
-    fn forget_reservations(&self) {}
-
     fn apply(&self, at: Lsn, operation: &Operation) -> Result<(), EngineError> {
         let mut state = lock(&self.state);
         if at <= state.live.position {
@@ -132,10 +118,10 @@ impl StorageEngine for MemoryEngine {
     fn checkpoint(&self, sidecar: Bytes) -> Work<Lsn> {
         let mut image = lock(&self.state).live.clone();
         image.sidecar = sidecar.to_vec();
-        let (state, place) = (self.state.clone(), self.place.clone());
+        let (state, file) = (self.state.clone(), self.file.clone());
         Box::pin(async move {
-            if let Some((disk, dir)) = place {
-                replace_file(&*disk, &dir.join(IMAGE), encode(&image)?).await?;
+            if let Some(file) = file {
+                file.save(&image).await?;
             }
             let position = image.position;
             lock(&state).saved = image;
@@ -144,29 +130,20 @@ impl StorageEngine for MemoryEngine {
     }
 
     fn export(&self) -> Work<Export> {
-        let (image, place) = (lock(&self.state).saved.clone(), self.place.clone());
+        let (image, file) = (lock(&self.state).saved.clone(), self.file.clone());
         Box::pin(async move {
-            let (disk, dir) = place.ok_or_else(|| broken("this engine has no directory to export from"))?;
-            // The image itself is replaced by the next checkpoint, so a copy is handed out.
-            let copy = dir.join(format!("export-{}", image.position));
-            let bytes = encode(&image)?;
-            let (len, hash) = (bytes.len() as u64, sha256(&bytes));
-            replace_file(&*disk, &copy, bytes).await?;
-            Ok(Export {
-                position: image.position,
-                sidecar: image.sidecar.into(),
-                files: vec![ExportFile { name: IMAGE.into(), path: copy, len, hash }],
-                hold: Box::new(()),
-            })
+            let file = file.ok_or_else(|| broken("this engine has no directory to export from"))?;
+            let files = vec![file.export(&image, image.position).await?];
+            let (position, sidecar) = (image.position, image.sidecar.into());
+            Ok(Export { position, sidecar, files, hold: Box::new(()) })
         })
     }
 
     fn install(&self, from: PathBuf) -> Work<Lsn> {
-        let (state, place) = (self.state.clone(), self.place.clone());
+        let (state, file) = (self.state.clone(), self.file.clone());
         Box::pin(async move {
-            let (disk, dir) = place.ok_or_else(|| broken("this engine has no directory to install into"))?;
-            let image = read_image(&*disk, &from.join(IMAGE)).await?;
-            replace_file(&*disk, &dir.join(IMAGE), encode(&image)?).await?;
+            let file = file.ok_or_else(|| broken("this engine has no directory to install into"))?;
+            let image: Image = file.install(&from).await?;
             let position = image.position;
             *lock(&state) = State { live: image.clone(), saved: image };
             Ok(position)
@@ -204,32 +181,6 @@ impl Record {
             (None, _, None, None) => Operation::Nothing,
         }
     }
-}
-
-/// The image behind its checksum.
-fn encode(image: &Image) -> Result<Bytes, EngineError> {
-    let body = rmp_serde::to_vec_named(image).map_err(|e| broken(&e.to_string()))?;
-    let mut bytes = crc32c::crc32c(&body).to_le_bytes().to_vec();
-    bytes.extend_from_slice(&body);
-    Ok(bytes.into())
-}
-
-async fn read_image(disk: &dyn Disk, path: &Path) -> Result<Image, EngineError> {
-    let damaged = |why: String| EngineError::Damaged(path.display().to_string(), why);
-    // Asked for by name first, so that "not there" is told from every other failure.
-    disk.open(path, Create::No).await?;
-    let bytes = read_file(disk, path, MAX_IMAGE).await?;
-    let (sum, body) = bytes.split_first_chunk::<4>().ok_or_else(|| damaged("it is cut off".into()))?;
-    if u32::from_le_bytes(*sum) != crc32c::crc32c(body) {
-        return Err(damaged("its checksum does not match".into()));
-    }
-    rmp_serde::from_slice(body).map_err(|e| damaged(e.to_string()))
-}
-
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut hash = [0; 32];
-    hash.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
-    hash
 }
 
 fn broken(why: &str) -> EngineError {

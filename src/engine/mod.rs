@@ -11,8 +11,10 @@ use crate::types::Lsn;
 
 #[cfg(feature = "columnar")]
 pub mod columnar;
+mod image;
 mod memory;
 
+pub use image::ImageFile;
 pub use memory::MemoryEngine;
 
 /// A boxed future, as the methods of [`StorageEngine`] return it.
@@ -55,16 +57,36 @@ pub enum Operation {
 
 /// Stores what the log carries.
 ///
+/// [`MemoryEngine`] is the reference: what another engine makes of a log is compared with it.
+/// `skeinmesh::testing::engine_suite` (feature `testing`) checks an engine against every sentence below
+/// that can be checked from outside; `examples/embed_kv.rs` is a small engine that passes it.
+///
 /// # Contract
 ///
-/// - `apply` is called with strictly increasing positions, only for **committed** records, from
-///   one task. It works in memory and must not block on disk or network.
-/// - `admit` is called on the writer, in the order in which records will get their positions, for
-///   each batch before its record exists. What it lets in, `apply` must accept on every node.
-/// - `checkpoint` makes everything applied so far durable together with the caller's `sidecar`;
-///   after a restart `recovered` returns the position and the sidecar of the last checkpoint that
-///   finished, and `apply` is called again from the next position on.
-/// - All methods may be called from any thread.
+/// **Order.** `apply` is called with strictly increasing positions, only for **committed** records, from
+/// one task; positions have no holes in `seq`, but an engine need not rely on it. A record at or below
+/// `applied` must not be applied again: refuse it with [`EngineError::Broken`]. What was applied is
+/// applied on every node and never taken back, so `apply` must come to the same on each of them: no
+/// clock, no randomness, no node's own settings.
+///
+/// **Time.** `apply` works in memory and must not block on disk or network: everything acknowledged waits
+/// for it. An error of it ends the node.
+///
+/// **Admission.** `admit` is called on the writer, in the order in which records will get their positions,
+/// for each batch before its record exists. What it lets in, `apply` must accept on every node. A
+/// payload that another node encoded passes `validate` first; both are given whatever a peer
+/// sends, and must answer, not panic.
+///
+/// **Durability.** `checkpoint` makes everything applied so far durable together with the caller's
+/// `sidecar`, both or neither; after a restart `recovered` returns the position and the sidecar of the
+/// last checkpoint that finished, the engine holds exactly what was applied up to there, and `apply` is
+/// called again from the next position on. What was applied later is lost by a crash and must be: the log
+/// has it. A power cut at any moment leaves the last finished checkpoint, or the one that was being made.
+///
+/// **Snapshots.** `export` hands out the last finished checkpoint as files that do not change, `install`
+/// replaces everything by such files. Both keep position, sidecar and content together.
+///
+/// All methods may be called from any thread.
 pub trait StorageEngine: fmt::Debug + Send + Sync + 'static {
     /// Position and sidecar of the last finished checkpoint; [`Lsn::ZERO`] and empty at first.
     fn recovered(&self) -> (Lsn, Bytes);
@@ -85,8 +107,9 @@ pub trait StorageEngine: fmt::Debug + Send + Sync + 'static {
         Ok(())
     }
     /// Forgets every reservation of `admit` that no applied record has made good: called when
-    /// this node takes office, after everything before was applied.
-    fn forget_reservations(&self);
+    /// this node takes office, after everything before was applied. An engine that reserves nothing has
+    /// nothing to do.
+    fn forget_reservations(&self) {}
     /// Applies a committed record.
     fn apply(&self, at: Lsn, operation: &Operation) -> Result<(), EngineError>;
     /// True when [`Operation::Expire`] with this time is worth a record: something would be gone.
@@ -159,6 +182,15 @@ pub struct ExportFile {
     pub len: u64,
     /// SHA-256 of its content.
     pub hash: [u8; 32],
+}
+
+impl ExportFile {
+    /// A file whose content is at hand.
+    pub fn of(name: impl Into<String>, path: impl Into<std::path::PathBuf>, content: &[u8]) -> Self {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, content).as_ref());
+        Self { name: name.into(), path: path.into(), len: content.len() as u64, hash }
+    }
 }
 
 impl fmt::Debug for Export {

@@ -98,6 +98,25 @@ const RESERVED: usize = 256 * 1024;
 
 /// Takes a body in and decompresses it. Dropping the future leaves the rest of the body unread.
 pub(super) async fn take(
+    body: Body,
+    headers: &HeaderMap,
+    limits: &config::Http,
+    budget: &Arc<Budget>,
+) -> Result<Taken, ApiError> {
+    let coding = Coding::of(headers)?;
+    let taken = arrive(body, headers, limits, budget).await?;
+    match coding.or_else(|| Coding::by_magic(&taken.bytes)) {
+        None => Ok(taken),
+        Some(coding) => {
+            let limit = limits.max_inflated;
+            // It is several times as long when it is unpacked.
+            off_thread(taken.bytes.len().saturating_mul(4), move || inflate(coding, taken, limit)).await?
+        }
+    }
+}
+
+/// Takes a body in as it comes. Dropping the future leaves the rest of it unread.
+pub(super) async fn arrive(
     mut body: Body,
     headers: &HeaderMap,
     limits: &config::Http,
@@ -114,7 +133,6 @@ pub(super) async fn take(
     if announced.is_some_and(|len| len > limits.max_body.0) {
         return Err(too_large());
     }
-    let coding = Coding::of(headers)?;
     let mut share = Share::new(budget);
     let whole = async {
         let (mut first, mut bytes) = (Bytes::new(), BytesMut::new());
@@ -150,16 +168,7 @@ pub(super) async fn take(
             ));
         }
     };
-    let taken = Taken { bytes, share };
-    let coding = coding.or_else(|| Coding::by_magic(&taken.bytes));
-    match coding {
-        None => Ok(taken),
-        Some(coding) => {
-            let limit = limits.max_inflated;
-            // It is several times as long when it is unpacked.
-            off_thread(taken.bytes.len().saturating_mul(4), move || inflate(coding, taken, limit)).await?
-        }
-    }
+    Ok(Taken { bytes, share })
 }
 
 /// Work on a shorter body is done in place: it takes a few hundred microseconds at most, and handing

@@ -4,6 +4,7 @@
 //! tickets, so that nothing is kept here between two calls and any node can answer the second.
 
 mod ask;
+mod bind;
 mod listing;
 mod status;
 
@@ -16,10 +17,13 @@ use arrow_flight::{
     encode::FlightDataEncoderBuilder,
     error::FlightError,
     flight_service_server::{FlightService, FlightServiceServer},
-    sql::{ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult, Any, ProstMessageExt},
+    sql::{
+        ActionCreatePreparedStatementRequest, ActionCreatePreparedStatementResult, Any,
+        DoPutPreparedStatementResult, ProstMessageExt,
+    },
 };
 use arrow_ipc::writer::IpcWriteOptions;
-use arrow_schema::{ArrowError, SchemaRef};
+use arrow_schema::{ArrowError, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use axum::{
     body::Body,
@@ -27,6 +31,7 @@ use axum::{
     http::{HeaderMap, Version},
     response::Response,
 };
+use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
 use http_body_util::Full;
 use prost::Message;
@@ -49,7 +54,7 @@ use super::{
         stream::{self, Piece},
     },
 };
-use crate::engine::columnar::sql::QueryError;
+use crate::engine::columnar::sql::{Prepared, QueryError, parameter_names};
 
 /// Longest message that a client may send: a statement, its database and what is around them.
 const MESSAGE_LIMIT: usize = 1 << 20;
@@ -158,15 +163,7 @@ impl FlightService for Flight {
                     asked.ok_or_else(|| status(ApiError::invalid("the action holds no statement")))?;
                 let ask = Ask::of_statement(asked.query, asked.transaction_id.is_some(), &headers);
                 let ask = ask.map_err(status)?;
-                let (columns, head) = self.columns(&ask, &headers).await.map_err(status)?;
-                let options = IpcWriteOptions::default();
-                let IpcMessage(schema) =
-                    IpcMessage::try_from(SchemaAsIpc::new(&columns, &options)).map_err(no_schema)?;
-                let prepared = ActionCreatePreparedStatementResult {
-                    prepared_statement_handle: ask.ticket(),
-                    dataset_schema: schema,
-                    parameter_schema: Default::default(),
-                };
+                let (prepared, head) = self.prepared(&ask, &headers).await.map_err(status)?;
                 Ok(with_head(only(arrow_flight::Result::new(prepared.as_any().encode_to_vec())), &head))
             }
             CLOSE => Ok(tonic::Response::new(Box::pin(futures::stream::empty()))),
@@ -179,7 +176,7 @@ impl FlightService for Flight {
             Ok(ActionType { r#type: name.to_owned(), description: description.to_owned() })
         };
         let actions = [
-            action(PREPARE, "makes a handle of a statement without parameters"),
+            action(PREPARE, "makes a handle of a statement"),
             action(CLOSE, "ends a handle; it keeps nothing"),
         ];
         Ok(tonic::Response::new(Box::pin(futures::stream::iter(actions))))
@@ -193,10 +190,22 @@ impl FlightService for Flight {
         Err(unknown("PollFlightInfo"))
     }
 
-    async fn do_put(&self, _: tonic::Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
-        let why = "Flight only reads here, and statements have no parameters: write values out, and points \
-                   as line protocol to /api/v3/write_lp";
-        Err(status(ApiError::new(Fault::Method, why)))
+    /// Values for the parameters of a prepared statement. They go into its handle, so that nothing is
+    /// kept here.
+    async fn do_put(&self, request: tonic::Request<Streaming<FlightData>>) -> Answer<Self::DoPutStream> {
+        let (metadata, _, messages) = request.into_parts();
+        let headers = metadata.into_headers();
+        let (command, given) = bind::take(messages).await?;
+        let ask = Ask::to_bind(&command, &headers).map_err(status)?;
+        // Who may not ask is told so here.
+        self.asked(ask.database(), &headers).map_err(status)?;
+        let Ask::Statement { sql, .. } = &ask else { return Err(unknown("a listing with values")) };
+        let names = parameter_names(sql).map_err(|error| status(error.into()))?;
+        let values = bind::values(&given, &names).map_err(|why| status(ApiError::invalid(why)))?;
+        let handle =
+            DoPutPreparedStatementResult { prepared_statement_handle: Some(ask.bound(values).ticket()) };
+        let result = PutResult { app_metadata: handle.encode_to_vec().into() };
+        Ok(tonic::Response::new(only(result)))
     }
 
     async fn do_exchange(&self, _: tonic::Request<Streaming<FlightData>>) -> Answer<Self::DoExchangeStream> {
@@ -213,7 +222,8 @@ impl Flight {
     async fn columns(&self, ask: &Ask, headers: &HeaderMap) -> Result<(SchemaRef, Head), ApiError> {
         let asked = self.asked(ask.database(), headers)?;
         match ask {
-            Ask::Statement { sql, .. } => {
+            Ask::Statement { sql, values, .. } => {
+                let asked = asked.with(values.clone());
                 let (columns, head) = asked.describe(&self.edge, sql).await?;
                 Ok((as_sent(columns), head))
             }
@@ -221,12 +231,42 @@ impl Flight {
         }
     }
 
+    /// A handle for a statement, and what may be known of its parameters and columns.
+    async fn prepared(
+        &self,
+        ask: &Ask,
+        headers: &HeaderMap,
+    ) -> Result<(ActionCreatePreparedStatementResult, Head), ApiError> {
+        let parameters = match ask {
+            Ask::Statement { sql, .. } => parameter_names(sql)?,
+            Ask::Listing(_) => Vec::new(),
+        };
+        let (columns, parameters, head) = match ask {
+            Ask::Statement { sql, .. } if !parameters.is_empty() => {
+                let asked = self.asked(ask.database(), headers)?;
+                let (Prepared { parameters, columns }, head) = asked.prepare(&self.edge, sql).await?;
+                let fields = parameters.into_iter().map(|(name, kind)| Field::new(name, kind, true));
+                (as_sent(columns), in_ipc(&Schema::new(fields.collect::<Vec<_>>()))?, head)
+            }
+            _ => {
+                let (columns, head) = self.columns(ask, headers).await?;
+                (columns, Bytes::new(), head)
+            }
+        };
+        let prepared = ActionCreatePreparedStatementResult {
+            prepared_statement_handle: ask.ticket(),
+            dataset_schema: in_ipc(&columns)?,
+            parameter_schema: parameters,
+        };
+        Ok((prepared, head))
+    }
+
     /// The answer.
     async fn rows(&self, ask: Ask, headers: &HeaderMap) -> Result<(SchemaRef, Rows, Head), ApiError> {
         let asked = self.asked(ask.database(), headers)?;
         match ask {
-            Ask::Statement { sql, .. } => {
-                let (rows, head) = asked.run(&self.edge, &sql).await?;
+            Ask::Statement { sql, values, .. } => {
+                let (rows, head) = asked.with(values).run(&self.edge, &sql).await?;
                 Ok((rows.schema(), Box::pin(rows), head))
             }
             Ask::Listing(command) => {
@@ -271,8 +311,17 @@ fn broken(error: FlightError) -> QueryError {
     }
 }
 
+fn in_ipc(columns: &Schema) -> Result<Bytes, ApiError> {
+    let message = IpcMessage::try_from(SchemaAsIpc::new(columns, &IpcWriteOptions::default()));
+    message.map(|message| message.0).map_err(cannot_be_sent)
+}
+
+fn cannot_be_sent(error: ArrowError) -> ApiError {
+    ApiError::new(Fault::Internal, format!("the columns cannot be sent: {error}"))
+}
+
 fn no_schema(error: ArrowError) -> Status {
-    status(ApiError::new(Fault::Internal, format!("the columns cannot be sent: {error}")))
+    status(cannot_be_sent(error))
 }
 
 fn unknown(what: impl std::fmt::Display) -> Status {

@@ -41,7 +41,7 @@ use crate::{
     config,
     engine::columnar::ToldSchemas,
     node::{Answer, AskError, Errand, Gateway, Piece},
-    protocol::http::{HttpRequest, MAX_BODY},
+    protocol::http::HttpRequest,
     telemetry::Registry,
 };
 
@@ -180,12 +180,9 @@ async fn pass_on(edge: Arc<Edge>, request: Request, access: Access) -> Result<Re
              (SKEIN_API_TOKEN)",
         ));
     }
+    // As it came: what it holds is looked at where it is used, within the limits there.
     let Taken { bytes, share } =
-        body::take(body, &head.headers, &edge.intake.config, &edge.intake.bodies).await?;
-    if bytes.len() > MAX_BODY {
-        let says = format!("a gateway passes on bodies of at most {} KiB", MAX_BODY >> 10);
-        return Err(ApiError::new(Fault::TooLarge, says));
-    }
+        body::arrive(body, &head.headers, &edge.intake.config, &edge.intake.bodies).await?;
     let asked = HttpRequest {
         method: head.method.as_str().to_owned(),
         target: head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),

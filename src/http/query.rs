@@ -28,7 +28,7 @@ use super::{
     params::{self, Params},
 };
 use crate::{
-    engine::columnar::sql::{QueryError, QueryStream, SqlOptions, output},
+    engine::columnar::sql::{Parameters, Prepared, QueryError, QueryStream, SqlOptions, output},
     node::{Consistency, ReadPoint},
     types::{Databases, Scope},
 };
@@ -36,15 +36,13 @@ use crate::{
 /// `GET` and `POST /api/v3/query_sql` of InfluxDB 3.
 pub(super) async fn influx3(State(edge): State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
     let (head, params) = parameters(&edge, request).await?;
-    if params.get("params").is_some() {
-        return Err(ApiError::invalid("query parameters (params) are not offered: write the values out"));
-    }
     let format = params.get("format").unwrap_or("json");
     let format: output::Format =
         format.parse().map_err(|e: output::FormatParseError| ApiError::invalid(e.to_string()))?;
     let sql = statement(&params, "q")?;
     let caller = Principal::of(&head.extensions)?;
     let asked = Asked::of(&edge, &caller, &head.headers, &params, (params.get("db"), None))?;
+    let asked = asked.with(values(&params)?);
     let (rows, head) = asked.run(&edge, sql).await?;
     respond(&edge, format.content_type(), head, output::encode(rows, format)).await
 }
@@ -92,11 +90,16 @@ async fn ask_arc(edge: &Edge, request: Request) -> Result<(Asked, String), ApiEr
     let database = params::text_header(&head.headers, "x-arc-database")?;
     let caller = Principal::of(&head.extensions)?;
     let asked = Asked::of(edge, &caller, &head.headers, &params, (database, Some("default")))?;
-    Ok((asked, statement(&params, "sql")?.to_owned()))
+    Ok((asked.with(values(&params)?), statement(&params, "sql")?.to_owned()))
 }
 
 fn statement<'a>(params: &'a Params, name: &str) -> Result<&'a str, ApiError> {
     params.get(name).ok_or_else(|| ApiError::invalid(format!("a query is required: {name}=SELECT ...")))
+}
+
+/// The values for the parameters of the statement.
+fn values(params: &Params) -> Result<Parameters, ApiError> {
+    Ok(Parameters::from_json(params.get("params").unwrap_or_default())?)
 }
 
 /// Parameters of the query string, and behind them those of a form or a JSON object in the body.
@@ -137,6 +140,8 @@ pub(super) struct Asked {
     database: Option<String>,
     /// What it may see.
     databases: Databases,
+    /// For the parameters of its statement.
+    values: Parameters,
     consistency: Consistency,
     started: Instant,
     timeout: Duration,
@@ -171,10 +176,16 @@ impl Asked {
         Ok(Self {
             database: database.or(default).map(str::to_owned),
             databases: caller.databases(),
+            values: Parameters::default(),
             consistency: consistency::asked(params, headers)?,
             started: Instant::now(),
             timeout: params::timeout(params, headers, longest, longest)?,
         })
+    }
+
+    /// The same with these values for the parameters of the statement.
+    pub(super) fn with(self, values: Parameters) -> Self {
+        Self { values, ..self }
     }
 
     /// Waits for a place and for the read point, then starts.
@@ -192,6 +203,13 @@ impl Asked {
         let head = self.enter(edge).await?;
         let columns = edge.app.engine.describe(sql, self.options(edge)).await;
         Ok((columns.map_err(|error| explain(edge, error))?, head))
+    }
+
+    /// What a statement with parameters is, before they have values.
+    pub(super) async fn prepare(&self, edge: &Edge, sql: &str) -> Result<(Prepared, Head), ApiError> {
+        let head = self.enter(edge).await?;
+        let prepared = edge.app.engine.prepare(sql, self.options(edge)).await;
+        Ok((prepared.map_err(|error| explain(edge, error))?, head))
     }
 
     /// Waits for a place and for the read point.
@@ -215,6 +233,7 @@ impl Asked {
         SqlOptions {
             database: self.database.clone(),
             databases: self.databases.clone(),
+            parameters: self.values.clone(),
             timeout: self.left(),
             max_rows: Some(edge.app.config.query_rows),
             memory_limit: edge.app.config.query_memory.as_usize(),

@@ -1,7 +1,7 @@
 //! What gateways pass on: a request that comes over the mesh goes through the same router, and the same
 //! gate, as one that comes over TCP.
 
-use std::{pin::pin, time::Duration};
+use std::{io, pin::pin, time::Duration};
 
 use axum::{
     Router,
@@ -9,7 +9,7 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version},
 };
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::{StreamExt, future::BoxFuture, stream};
 use http_body_util::BodyExt;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
@@ -22,18 +22,17 @@ use tokio::{
 use super::{auth::Peer, events::Stopping};
 use crate::{
     node::Node,
-    protocol::http::{Headers, HttpRequest, HttpResponse, MAX_BODY, MAX_HEAD, MAX_PIECE, Part},
-    transport::{Handler, Peer as MeshPeer, Stream, StreamError},
+    protocol::http::{Headers, HttpRequest, HttpResponse, MAX_BODY_FRAME, MAX_HEAD, MAX_PIECE, Part},
+    transport::{Handler, Peer as MeshPeer, RecvStream, SendStream, Stream, StreamError},
 };
 
 /// How often a gateway is told that its request is worked on.
 const BEAT: Duration = Duration::from_millis(250);
 /// For a request to come in whole.
 const ARRIVE: Duration = Duration::from_secs(10);
-/// Headers that are about one connection (RFC 9110, 7.6.1), and those that a body in whole makes untrue.
-const OF_ONE_CONNECTION: [&str; 11] = [
+/// Headers that are about one connection (RFC 9110, 7.6.1), and the length of a body, which the frames say.
+const OF_ONE_CONNECTION: [&str; 10] = [
     "connection",
-    "content-encoding",
     "content-length",
     "expect",
     "host",
@@ -78,18 +77,19 @@ impl Relay {
 }
 
 impl Handler for Relay {
-    fn handle(&self, peer: MeshPeer, mut stream: Stream) -> BoxFuture<'static, ()> {
+    fn handle(&self, peer: MeshPeer, stream: Stream) -> BoxFuture<'static, ()> {
+        let Stream { mut send, recv } = stream;
         // Other members have an edge of their own, or are none.
         if !self.node.view().borrow().is_gateway(peer.node()) {
             tracing::warn!(peer = %peer.node(), "refused a request over HTTP: it is no gateway");
-            return Box::pin(async move { stream.send.abandon() });
+            return Box::pin(async move { send.abandon() });
         }
         let (router, stopping) = (self.router.clone(), Stopping(self.stopped.clone()));
         Box::pin(async move {
             // The router is dropped with the request when the gateway goes.
-            if let Err(error) = serve(&router, &peer, stopping, &mut stream).await {
+            if let Err(error) = serve(&router, &peer, stopping, recv, &mut send).await {
                 tracing::debug!(gateway = %peer.node(), %error, "a request of a gateway ended early");
-                stream.send.abandon();
+                send.abandon();
             }
         })
     }
@@ -99,38 +99,52 @@ async fn serve(
     router: &TowerToHyperService<Router>,
     peer: &MeshPeer,
     stopping: Stopping,
-    stream: &mut Stream,
+    mut recv: RecvStream,
+    send: &mut SendStream,
 ) -> Result<(), StreamError> {
     let arrived = timeout(ARRIVE, async {
-        let head = stream.recv.read_message::<HttpRequest>(MAX_HEAD).await?;
-        Ok::<_, StreamError>((head, stream.recv.read_frame(MAX_BODY).await?))
+        let head = recv.read_message::<HttpRequest>(MAX_HEAD).await?;
+        Ok::<_, StreamError>((head, recv.read_frame(MAX_BODY_FRAME).await?))
     });
     let Ok(arrived) = arrived.await else { return Err(StreamError::Truncated) };
-    let (head, body) = arrived?;
+    let (head, first) = arrived?;
     let from = Peer::Gateway { at: peer.remote().ip(), vouched: head.vouched };
-    let Some(mut request) = request(&head, body) else {
+    let Some(mut request) = request(&head, body_of(first, recv)) else {
         let bad = HttpResponse { status: 400, headers: Vec::new() };
-        stream.send.write_message(&Part::Head(bad)).await?;
-        stream.send.write_message(&Part::End).await?;
-        return stream.send.finish();
+        send.write_message(&Part::Head(bad)).await?;
+        send.write_message(&Part::End).await?;
+        return send.finish();
     };
     request.extensions_mut().insert(from);
     request.extensions_mut().insert(stopping);
     let mut answer = pin!(router.call(request));
     // The first one tells the gateway that its request is here.
-    stream.send.write_message(&Part::Beat).await?;
+    send.write_message(&Part::Beat).await?;
     let answer: Response<Body> = loop {
         match timeout(BEAT, answer.as_mut()).await {
             Ok(answered) => break answered.unwrap_or_else(|never| match never {}),
-            Err(_) => stream.send.write_message(&Part::Beat).await?,
+            Err(_) => send.write_message(&Part::Beat).await?,
         }
     };
-    give(answer, stream).await
+    give(answer, send).await
+}
+
+/// What comes after the first frame is read as the handler asks for it, within its own limits on length,
+/// time and memory; until then it waits at the gateway. Dropping the body tells the gateway to stop.
+fn body_of(first: Bytes, recv: RecvStream) -> Body {
+    let rest = stream::try_unfold(recv, |mut recv| async move {
+        match recv.read_frame(MAX_BODY_FRAME).await {
+            Ok(piece) => Ok(Some((piece, recv))),
+            Err(StreamError::Finished) => Ok(None),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    });
+    Body::from_stream(stream::once(std::future::ready(Ok(first))).chain(rest))
 }
 
 /// The request as the router takes it; `None` if it is none.
-fn request(head: &HttpRequest, body: Bytes) -> Option<Request<Body>> {
-    let mut request = Request::new(Body::from(body));
+fn request(head: &HttpRequest, body: Body) -> Option<Request<Body>> {
+    let mut request = Request::new(body);
     *request.method_mut() = Method::from_bytes(head.method.as_bytes()).ok()?;
     *request.uri_mut() = head.target.parse::<Uri>().ok()?;
     *request.version_mut() = if head.http2 { Version::HTTP_2 } else { Version::HTTP_11 };
@@ -139,14 +153,14 @@ fn request(head: &HttpRequest, body: Bytes) -> Option<Request<Body>> {
 }
 
 /// Sends an answer as it comes.
-async fn give(answer: Response<Body>, stream: &mut Stream) -> Result<(), StreamError> {
+async fn give(answer: Response<Body>, send: &mut SendStream) -> Result<(), StreamError> {
     let (head, mut body) = answer.into_parts();
     let head = HttpResponse { status: head.status.as_u16(), headers: passed_on(&head.headers) };
-    stream.send.write_message(&Part::Head(head)).await?;
+    send.write_message(&Part::Head(head)).await?;
     let mut beat_at = Instant::now() + BEAT;
     loop {
         let Ok(frame) = timeout_at(beat_at, body.frame()).await else {
-            stream.send.write_message(&Part::Beat).await?;
+            send.write_message(&Part::Beat).await?;
             beat_at = Instant::now() + BEAT;
             continue;
         };
@@ -161,21 +175,21 @@ async fn give(answer: Response<Body>, stream: &mut Stream) -> Result<(), StreamE
                 Ok(mut data) => {
                     while !data.is_empty() {
                         let piece = data.split_to(data.len().min(MAX_PIECE));
-                        stream.send.write_message(&Part::Data).await?;
-                        stream.send.write_frame(piece).await?;
+                        send.write_message(&Part::Data).await?;
+                        send.write_frame(piece).await?;
                     }
                 }
                 Err(frame) => {
                     if let Ok(trailers) = frame.into_trailers() {
-                        stream.send.write_message(&Part::Trailers(passed_on(&trailers))).await?;
+                        send.write_message(&Part::Trailers(passed_on(&trailers))).await?;
                     }
                 }
             },
         }
         beat_at = Instant::now() + BEAT;
     }
-    stream.send.write_message(&Part::End).await?;
-    stream.send.finish()
+    send.write_message(&Part::End).await?;
+    send.finish()
 }
 
 #[cfg(test)]
@@ -213,9 +227,9 @@ mod tests {
             headers: vec![],
             vouched: false,
         };
-        assert!(request(&head("GET", "/x?y=z"), Bytes::new()).is_some());
+        assert!(request(&head("GET", "/x?y=z"), Body::empty()).is_some());
         for (method, target) in [("", "/"), ("G T", "/"), ("GET", "a b"), ("GET", "")] {
-            assert!(request(&head(method, target), Bytes::new()).is_none(), "{method} {target}");
+            assert!(request(&head(method, target), Body::empty()).is_none(), "{method} {target}");
         }
     }
 }

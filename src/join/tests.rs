@@ -68,7 +68,7 @@ impl Node {
             timing,
             addresses: watch::channel(Addresses::default()).1,
             version: "0".into(),
-            features: 0,
+            features: crate::raft::OPERATOR_COMMANDS,
             boot: BootId(n.into()),
             clock: Arc::new(move || now.load(Ordering::Relaxed)),
         };
@@ -121,7 +121,7 @@ impl Node {
             serial: issued.serial,
             not_after: issued.not_after,
             version: "0".into(),
-            features: 0,
+            features: crate::raft::OPERATOR_COMMANDS,
         };
         let found = Command::Found {
             cluster,
@@ -150,7 +150,7 @@ impl Node {
             role: token.role(),
             addresses: Addresses { mesh: vec![self.address()], http: None },
             version: "0".into(),
-            features: 0,
+            features: crate::raft::OPERATOR_COMMANDS,
         }
     }
 
@@ -241,7 +241,7 @@ impl Node {
             seal_key,
             seal_key_signature: self.identity.sign(&message).to_vec(),
             version: "0".into(),
-            features: 0,
+            features: crate::raft::OPERATOR_COMMANDS,
             clock: NOW,
         }
     }

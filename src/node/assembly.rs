@@ -39,6 +39,7 @@ use crate::{
 use super::{
     NodeError,
     become_member::{self, Place, Settled},
+    custom::{CustomProtocols, CustomStreams},
     damage::Findings,
     footing::Footing,
     handle::{Inner, Node},
@@ -116,6 +117,23 @@ impl NodeConfig {
             scrub: ScrubConfig::default(),
         }
     }
+
+    /// A voter that is reached from this machine only, on a free port and without mDNS: for tests and
+    /// examples. It joins the cluster that `founder`, in this process, has made, or makes one.
+    ///
+    /// # Errors
+    /// The founder's socket does not say where it is.
+    pub fn on_loopback(dir: DataDir, founder: Option<&Node>) -> std::io::Result<Self> {
+        let seed = founder.map(Node::mesh_addr).transpose()?;
+        Ok(Self {
+            socket: Socket::Bind(SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0))),
+            mdns: None,
+            new_cluster: founder.is_none(),
+            join: founder.and_then(|node| Some(node.founded()?.token.clone())),
+            seeds: seed.iter().map(ToString::to_string).collect(),
+            ..Self::new(dir)
+        })
+    }
 }
 
 /// Interfaces for mDNS; `*` at the end of a name stands for anything.
@@ -127,7 +145,7 @@ pub struct MdnsConfig {
     pub deny: Vec<String>,
 }
 
-const KINDS: [StreamKind; 11] = [
+const KINDS: [StreamKind; 12] = [
     StreamKind::Raft,
     StreamKind::Control,
     StreamKind::Append,
@@ -139,6 +157,7 @@ const KINDS: [StreamKind; 11] = [
     StreamKind::Read,
     StreamKind::View,
     StreamKind::Http,
+    StreamKind::Custom,
 ];
 
 /// Parts that exist once the node knows its cluster.
@@ -296,6 +315,8 @@ pub(super) async fn assemble(
     let (stopping_out, stopping) = watch::channel(false);
     let source = ViewSource { this: this.clone(), stopping: stopping.clone(), timing };
     late.fill(StreamKind::View, Arc::new(source));
+    let custom = Arc::new(CustomProtocols::default());
+    late.fill(StreamKind::Custom, Arc::new(CustomStreams(custom.clone())));
     let submitter = Submitter::new(data.replica.clone(), data.writer, mesh.clone(), stopping);
     let reads = Reads { replica: data.replica, apply: data.apply, index };
     Ok(Node::new(Inner {
@@ -309,6 +330,7 @@ pub(super) async fn assemble(
         timing,
         peers,
         late,
+        custom,
         _wal: data.wal,
     }))
 }

@@ -28,6 +28,7 @@ use super::{
     NodeConfig, NodeError,
     assembly::assemble,
     become_member::Founded,
+    custom::CustomProtocols,
     late::LateHandlers,
     local::ThisNode,
     peers::Peers,
@@ -64,6 +65,7 @@ pub(super) struct Inner {
     pub(super) timing: Timing,
     pub(super) peers: Peers,
     pub(super) late: LateHandlers,
+    pub(super) custom: Arc<CustomProtocols>,
     pub(super) _wal: Wal,
 }
 
@@ -279,6 +281,10 @@ impl Node {
 
     pub(super) fn this(&self) -> &ThisNode {
         &self.inner.this
+    }
+
+    pub(super) fn custom(&self) -> Arc<CustomProtocols> {
+        self.inner.custom.clone()
     }
 
     /// Where its files are.

@@ -37,7 +37,9 @@ use super::{
 /// Software version, as in hello and status.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Feature bits of this software.
-pub(super) const FEATURES: u64 = crate::protocol::forward::KEYS_BY_DATABASE;
+pub(super) const FEATURES: u64 = crate::protocol::forward::KEYS_BY_DATABASE
+    | crate::raft::OPERATOR_COMMANDS
+    | crate::protocol::http::LONG_BODIES;
 
 /// How long another voter may take to say whether it stays.
 const WILLING: Duration = Duration::from_millis(300);

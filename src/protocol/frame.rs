@@ -56,11 +56,13 @@ pub enum StreamKind {
     Control = 11,
     /// A client's request, from a gateway to a node with data.
     Http = 12,
+    /// A protocol of an embedder's own, named in the first frame: see [`super::custom`].
+    Custom = 13,
 }
 
 impl StreamKind {
     /// Every kind, for tables and tests.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Hello,
         Self::Raft,
         Self::Append,
@@ -73,6 +75,7 @@ impl StreamKind {
         Self::Read,
         Self::Control,
         Self::Http,
+        Self::Custom,
     ];
 
     /// The kind with this number on the wire.
@@ -86,8 +89,9 @@ impl StreamKind {
             Self::Hello | Self::Raft | Self::Seal | Self::Read | Self::View | Self::Status => Lane::Consensus,
             Self::Forward | Self::Join | Self::Control => Lane::Request,
             Self::Append => Lane::Live,
-            // Answers of queries may be long: they hold up neither the log nor a write.
-            Self::Http => Lane::CatchUp,
+            // Answers of queries, and what an embedder sends, may be long: they hold up neither the
+            // log nor a write.
+            Self::Http | Self::Custom => Lane::CatchUp,
             Self::Snapshot => Lane::Bulk,
         }
     }

@@ -1,8 +1,10 @@
 //! A client's request on its way from a gateway to a node with data, and the answer as it comes.
 //!
-//! The gateway sends a [`HttpRequest`] and one frame with the body, and ends its direction. The other end
-//! sends [`Part`]s: beats while it works, then one head, then data and perhaps trailers, then the end. A
-//! stream that ends without [`Part::End`] broke off. [`Part::Data`] is followed by a frame of raw bytes.
+//! The gateway sends a [`HttpRequest`] and the body as the client sent it, and ends its direction. A body
+//! that fits comes in one frame, also an empty one; a longer one in several, which only nodes with
+//! [`LONG_BODIES`] read. Before its end the other end sends [`Part`]s: beats while it works, then one head,
+//! then data and perhaps trailers, then the end. A stream that ends without [`Part::End`] broke off.
+//! [`Part::Data`] is followed by a frame of raw bytes.
 
 use std::fmt;
 
@@ -11,8 +13,13 @@ use serde_bytes::ByteBuf;
 
 /// Longest head of a request or an answer: the edge takes 64 KiB of text.
 pub const MAX_HEAD: usize = 128 * 1024;
-/// Longest body of a request that a gateway passes on: a statement and its parameters.
-pub const MAX_BODY: usize = 1024 * 1024;
+/// Longest frame of a request's body.
+pub const MAX_BODY_FRAME: usize = 1024 * 1024;
+/// Pieces that a body is cut into if it is longer than one frame may be: each must be taken in time.
+pub const BODY_PIECE: usize = 64 * 1024;
+/// Feature bit of a node with data: it reads a body to the end of the stream. Others take the first frame
+/// for all of it, so nothing longer is sent to them.
+pub const LONG_BODIES: u64 = 4;
 /// Longest piece of an answer's body.
 pub const MAX_PIECE: usize = 256 * 1024;
 

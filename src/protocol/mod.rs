@@ -1,6 +1,7 @@
 //! Wire bytes, and nothing but bytes: messages, frames and every limit on them. No I/O.
 
 pub mod archive;
+pub mod custom;
 pub mod forward;
 pub mod frame;
 pub mod hello;

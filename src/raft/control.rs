@@ -16,6 +16,7 @@ use tokio::{
 use super::{
     LogError, Raft,
     applied::Board,
+    features,
     log_store::LogStore,
     network::{MeshSlot, Network},
     propose::{self, ControlHandler, Miss, ProposeError},
@@ -24,6 +25,7 @@ use super::{
     runtime::seeded,
     snapshot::Snapshots,
     state_machine::StateMachine,
+    type_config::LogId,
     types::{Command, Outcome, State},
 };
 use crate::{
@@ -91,6 +93,8 @@ pub(super) struct Inner {
     board: Board,
     mesh: MeshSlot,
     room: watch::Receiver<Room>,
+    /// The last entry of its log when it was opened.
+    opened: Option<LogId>,
     failed: watch::Sender<Option<String>>,
     reachable: mpsc::UnboundedSender<NodeId>,
 }
@@ -116,6 +120,7 @@ impl Control {
         let failed = watch::Sender::new(None);
         let (log, writer) = LogStore::open(disk.clone(), &config.dir, failed.clone()).await?;
         let room = log.room();
+        let opened = log.content().2;
         let snapshot = config.dir.join("snapshot");
         let (snapshots, applied) = Snapshots::open(disk, snapshot).await.map_err(ControlError::Snapshot)?;
         log.check_snapshot(applied.last.as_ref())
@@ -141,7 +146,7 @@ impl Control {
             reachable: peers,
         };
         let (id, timing) = (config.id, config.timing);
-        let inner = Inner { id, timing, raft, board, mesh, room, failed, reachable };
+        let inner = Inner { id, timing, raft, board, mesh, room, opened, failed, reachable };
         Ok((Self { inner: Arc::new(inner) }, driver))
     }
 
@@ -170,6 +175,10 @@ impl Control {
     /// the future leaves the outcome unknown.
     pub async fn propose(&self, command: Command, timeout: Duration) -> Result<Outcome, ProposeError> {
         propose::check_length(&command)?;
+        // Before a leader of an older version is sent what it cannot read.
+        if let Some(why) = features::barred(&self.view().borrow(), &command) {
+            return Ok(Outcome::Rejected(why));
+        }
         let deadline = Instant::now() + timeout;
         loop {
             let missed = match self.leader()? {
@@ -209,8 +218,7 @@ impl Control {
         self.inner.raft.is_leader()
     }
 
-    /// True when this node leads and has applied an entry of its own term, so that its state
-    /// holds everything committed before.
+    /// True when this node leads, and its state holds everything that was committed before it did.
     pub async fn leader_ready(&self) -> bool {
         let term = {
             let metrics = self.inner.raft.metrics();
@@ -220,7 +228,8 @@ impl Control {
             }
             metrics.current_term
         };
-        self.inner.board.applied.borrow().last.as_ref().is_some_and(|id| id.leader_id.term == term)
+        let applied = self.inner.board.applied.borrow();
+        holds_what_came_before(term, applied.last.as_ref(), self.inner.opened.as_ref())
     }
 
     /// True once a majority has said, after this was called, that this node leads, and its state holds
@@ -229,8 +238,15 @@ impl Control {
         if !self.is_leader() {
             return false;
         }
-        let confirmed = self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex);
-        matches!(tokio::time::timeout(timeout, confirmed).await, Ok(Ok(_)))
+        let confirmed = async {
+            self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex).await.ok()?;
+            let mut applied = self.inner.board.applied.subscribe();
+            while !self.leader_ready().await {
+                applied.changed().await.ok()?;
+            }
+            Some(())
+        };
+        matches!(tokio::time::timeout(timeout, confirmed).await, Ok(Some(())))
     }
 
     /// Hands leadership to a voter and waits until this node sees it there, for two election
@@ -327,6 +343,22 @@ impl ControlDriver {
         };
         tokio::join!(writer, metrics);
     }
+}
+
+/// True if the state of a leader in `term` that has applied up to `applied` holds everything that was
+/// committed before. `opened` is what its log ended with when the process started.
+///
+/// An entry of its own term is enough for a leader that was elected. One that restarts goes on in its old
+/// term, with a commit position that may lag: what it had committed in its former life, and answered for,
+/// lies in its log, and is committed again as soon as a majority answers. openraft's read index does not
+/// count it (`get_read_log_id` starts from the first entry of the term).
+fn holds_what_came_before(term: u64, applied: Option<&LogId>, opened: Option<&LogId>) -> bool {
+    let Some(applied) = applied.filter(|id| id.leader_id.term == term) else { return false };
+    #[cfg(feature = "testing")]
+    if crate::types::planted::is("restarted_leader_is_ready") {
+        return true;
+    }
+    opened.is_none_or(|opened| opened.leader_id.term != term || applied.index >= opened.index)
 }
 
 /// openraft's settings. The leader's lease is `election_timeout_max`, so a failover takes about

@@ -27,7 +27,7 @@ use crate::{
     types::{BootId, ClusterView, Epoch, Lsn, Member, NodeId, Office, Timing, Why},
 };
 
-use super::{Command, Control, Outcome};
+use super::{Command, Control, Outcome, poll::Poll};
 
 /// How this node seals itself and tells its own status, given by the layers above.
 pub trait Local: fmt::Debug + Send + Sync + 'static {
@@ -117,6 +117,7 @@ impl Failover {
     /// Runs as long as the process.
     pub async fn run(self) {
         let mut reign: Option<Reign> = None;
+        let mut poll = Poll::new();
         let mut tick = tokio::time::interval(self.timing.heartbeat);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -125,13 +126,14 @@ impl Failover {
             if !self.control.is_leader() || !self.control.leader_ready().await {
                 if reign.take().is_some() {
                     self.statuses.send_replace(Statuses::default());
+                    poll = Poll::new();
                 }
                 continue;
             }
             let reign = reign.get_or_insert_with(|| Reign::begin(Instant::now()));
             let view = self.control.view().borrow().clone();
-            self.poll(&view, reign).await;
             reign.note_office(view.writer, Instant::now());
+            self.poll(&view, reign, &mut poll).await;
             reign.followed = view.writer.and_then(|office| self.local.heard_writer(office.epoch));
             let Some(trigger) = due(&view, reign, Instant::now(), self.timing.election_min) else { continue };
             if let Err(reason) = self.round(&view, trigger, reign).await {
@@ -140,31 +142,17 @@ impl Failover {
         }
     }
 
-    /// Asks every member for its status, all at once, and waits at most one heartbeat.
-    async fn poll(&self, view: &ClusterView, reign: &mut Reign) {
-        let mut answers: FuturesUnordered<_> = view
-            .members
-            .keys()
-            .filter(|id| **id != self.me)
-            .map(|id| {
-                let id = *id;
-                let ask = self.mesh.request::<_, NodeStatus>(
-                    id,
-                    StreamKind::Status,
-                    &StatusRequest { resign: false, to: None },
-                    self.timing.heartbeat * 4 / 5,
-                );
-                Box::pin(async move { (id, ask.await) })
-            })
-            .collect();
-        let asked = Instant::now();
-        while let Some((id, answer)) = answers.next().await {
-            if let Ok(status) = answer
-                && status.node == id
-            {
-                reign.heard.insert(id, (asked, status));
-            }
-        }
+    /// Asks the members for their status; what comes within a heartbeat is heard now, the rest later.
+    async fn poll(&self, view: &ClusterView, reign: &mut Reign, poll: &mut Poll) {
+        let patience = self.timing.election_min;
+        let ask = |id| -> BoxFuture<'static, Option<NodeStatus>> {
+            let mesh = self.mesh.clone();
+            let question = StatusRequest { resign: false, to: None };
+            Box::pin(async move { mesh.request(id, StreamKind::Status, &question, patience).await.ok() })
+        };
+        let others = view.members.keys().copied().filter(|id| *id != self.me);
+        let heard = poll.round(others, view.writer, self.timing.heartbeat * 4 / 5, ask).await;
+        reign.heard.extend(heard.into_iter().map(|(asked, status)| (status.node, (asked, status))));
         reign.heard.insert(self.me, (Instant::now(), self.local.status()));
         reign.heard.retain(|id, _| view.members.contains_key(id));
         self.statuses.send_replace(Arc::new(reign.heard.clone()));
@@ -341,9 +329,11 @@ pub fn due(view: &ClusterView, reign: &Reign, now: Instant, silence: Duration) -
     if now > silent_since + silence {
         return Some(Trigger::Silent);
     }
-    match reign.heard.get(&office.node) {
+    // What it said before it was named says nothing of this office.
+    match reign.heard.get(&office.node).filter(|(asked, _)| *asked >= named) {
         Some((_, status)) if status.boot != office.boot => Some(Trigger::OtherBoot),
-        Some((_, status)) if status.office.map(|o| o.0) != Some(office.epoch) && now > patience => {
+        // An answer may have been long under way: what counts is when it was asked for.
+        Some((asked, status)) if status.office.map(|o| o.0) != Some(office.epoch) && *asked > patience => {
             Some(Trigger::NotInOffice)
         }
         Some((_, status)) if status.draining => {
@@ -429,6 +419,9 @@ fn rank(report: &Report) -> Lsn {
 }
 
 #[cfg(test)]
+pub(super) use tests::status;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::types::{Addresses, MembershipId};
@@ -464,7 +457,7 @@ mod tests {
         assert_eq!(decide(&[], id(1)), Err(Alarm::Empty));
     }
 
-    fn status(node: u8, boot: u64, office: Option<u64>, promise: u64) -> NodeStatus {
+    pub(in crate::raft) fn status(node: u8, boot: u64, office: Option<u64>, promise: u64) -> NodeStatus {
         NodeStatus {
             node: id(node),
             boot: BootId(boot),
@@ -541,6 +534,13 @@ mod tests {
         let mut waiting = reign(&[]);
         waiting.heard.insert(id(2), (late, status(2, 2, None, 4)));
         assert_eq!(due(&view, &waiting, late, L), Some(Trigger::NotInOffice));
+        waiting.heard.insert(id(2), (soon, status(2, 2, None, 4)));
+        assert_eq!(due(&view, &waiting, late, L), None, "asked too early, and long under way");
+        // It was another process when it was asked; the one that answers now was named since.
+        let mut before = reign(&[]);
+        before.heard.insert(id(2), (start, status(2, 7, Some(3), 3)));
+        before.office = Some((view.writer.unwrap(), start + L / 4));
+        assert_eq!(due(&view, &before, soon, L), None);
         // A leader that followed the writer need not listen for L again.
         let followed = Reign { followed: Some(start - L), ..reign(&[]) };
         assert_eq!(due(&view, &followed, start + Duration::from_millis(1), L), Some(Trigger::Silent));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Raft,
+    Raft, features,
     room::Room,
     rpc::{ExchangeError, exchange},
     types::{Command, Outcome},
@@ -187,6 +187,9 @@ async fn serve(
     let response = if check_length(&command).is_err() || !allowed(view, peer, &command) {
         tracing::warn!(%peer, %command, "refused a command");
         ControlResponse::NotAllowed
+    } else if let Some(why) = features::barred(view, &command) {
+        tracing::warn!(%peer, %command, why, "refused a command");
+        ControlResponse::Applied(Outcome::Rejected(why))
     } else {
         let deadline = Instant::now() + Duration::from_millis(timeout_ms).min(LONGEST);
         match propose_here(raft, room, command, deadline).await {

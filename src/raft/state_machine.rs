@@ -12,7 +12,7 @@ use openraft::{
 
 use super::{
     applied::{Applied, Board},
-    rotation,
+    features, rotation,
     snapshot::{SnapshotBuilder, Snapshots, decode_state},
     type_config::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, membership_id},
     types::{ApiToken, Command, Outcome, State, TERMS_KEPT, TokenRecord},
@@ -98,8 +98,18 @@ pub(super) fn apply_entry(applied: &mut Applied, entry: Entry) -> Outcome {
     }
 }
 
-/// What `command` does to `state` under the membership in force.
+/// What `command` does to `state` under the membership in force. From the first one on that older versions
+/// do not know, whoever comes has to know it.
 fn apply(state: &mut State, membership: &StoredMembership, command: Command) -> Outcome {
+    let features = features::needed(&command);
+    let outcome = carry_out(state, membership, command);
+    if outcome == Outcome::Done {
+        state.feature_level |= features;
+    }
+    outcome
+}
+
+fn carry_out(state: &mut State, membership: &StoredMembership, command: Command) -> Outcome {
     match command {
         Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token, after } => {
             if state.cluster.is_some() {

@@ -347,7 +347,7 @@ pub struct State {
     pub api_tokens: BTreeMap<String, ApiToken>,
     /// Timeouts.
     pub profile: TimingProfile,
-    /// Feature bits in use.
+    /// Feature bits that whoever comes has to have: commands were carried out that others do not know.
     pub feature_level: u64,
     /// The newest recovery: no command sets it, see `recover.rs`.
     #[serde(default)]

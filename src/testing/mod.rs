@@ -1,6 +1,7 @@
-//! Simulated twins of the seams, and planted bugs.
+//! Simulated twins of the seams, a conformance suite for engines, and planted bugs.
 
 mod disk;
+pub mod engine_suite;
 mod fault;
 mod fixture;
 pub mod fuzz;

@@ -121,6 +121,11 @@ pub const MUTANTS: &[Mutant] = &[
         "wal::tests::damage_is_told_from_a_torn_tail_by_groups_and_watermark",
     ),
     test(
+        "restarted_leader_is_ready",
+        "a leader that restarts acts on a state without what it committed last",
+        "raft::control::tests::what_came_before_a_leader_is_in_its_own_term_or_its_own_log",
+    ),
+    test(
         "membership_gate_dropped",
         "the next change of voters does not wait for the mark of the last",
         "raft::membership::tests::the_gate_stays_shut_until_the_mark_is_committed",

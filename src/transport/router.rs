@@ -60,8 +60,8 @@ impl Router {
 }
 
 /// Whether a member may open streams of that kind. A gateway has no part in agreement and holds no
-/// data: raft, the log, seals, read confirmations and snapshots are not its business, whoever has its
-/// key. It can never become a voter, so no view, however old, is wrong about it.
+/// data: raft, the log, seals, read confirmations, snapshots and what an embedder does between nodes
+/// are not its business, whoever has its key. It can never become a voter, so no view, however old, is wrong about it.
 pub(super) fn may_open(view: &ClusterView, member: NodeId, kind: StreamKind) -> bool {
     let gateway = view.is_gateway(member);
     match kind {
@@ -69,7 +69,8 @@ pub(super) fn may_open(view: &ClusterView, member: NodeId, kind: StreamKind) -> 
         | StreamKind::Append
         | StreamKind::Snapshot
         | StreamKind::Seal
-        | StreamKind::Read => !gateway,
+        | StreamKind::Read
+        | StreamKind::Custom => !gateway,
         StreamKind::Hello
         | StreamKind::Forward
         | StreamKind::Join

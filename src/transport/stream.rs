@@ -80,6 +80,13 @@ impl Stream {
         Self { send, recv }
     }
 
+    /// Turns the stream down: its opener reads [`StreamError::NotServed`].
+    pub fn refuse(mut self) {
+        // Either fails only for a stream that is gone already.
+        let _ = self.send.inner.reset(NOT_SERVED);
+        let _ = self.recv.inner.stop(NOT_SERVED);
+    }
+
     /// Writes one message, ends this direction and reads one message of at most `limit` bytes.
     pub async fn exchange<Q, A>(&mut self, message: &Q, limit: usize) -> Result<A, StreamError>
     where

@@ -217,7 +217,7 @@ pub struct ClusterView {
     pub rotation: Option<CaRotation>,
     /// Cluster-wide timeouts.
     pub profile: TimingProfile,
-    /// Feature bits in use cluster-wide.
+    /// Feature bits that whoever joins has to have.
     pub feature_level: u64,
     /// The newest recovery from the loss of a majority, if there ever was one. Peers of another one,
     /// or of none, are of another world.

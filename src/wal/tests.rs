@@ -3,6 +3,7 @@
 mod bits;
 mod faults;
 mod format;
+mod idle;
 mod live;
 mod repair;
 

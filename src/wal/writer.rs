@@ -359,12 +359,13 @@ impl WalDriver {
             let stalled = *self.shared.stalled.borrow();
             self.note_full(!spare, stalled && !spare);
         }
-        if self.shared.lock().watermark_due {
-            match self.watermark_at {
-                None => self.watermark_at = Some(now + WATERMARK_LATE),
-                Some(at) if at <= now => self.write_watermark(None).await?,
-                Some(_) => {}
-            }
+        let due = self.shared.lock().watermark_due;
+        match self.watermark_at {
+            // Written meanwhile, with a cut or a new beginning. An alarm without a cause would ring for ever.
+            _ if !due => self.watermark_at = None,
+            None => self.watermark_at = Some(now + WATERMARK_LATE),
+            Some(at) if at <= now => self.write_watermark(None).await?,
+            Some(_) => {}
         }
         Ok(())
     }

@@ -237,7 +237,21 @@ def influx3_flight(url, sql):
         return arrow_rows(client.query(sql, language="sql", headers=FRESH_HEADERS))
 
 
-def adbc_flight_sql(url, sql):
+def influx3_parameters(url, sql, values):
+    with influxdb_client_3.InfluxDBClient3(host=url, token="unused", database=DATABASE) as client:
+        return arrow_rows(client.query(sql, language="sql", query_parameters=values, headers=FRESH_HEADERS))
+
+
+def one_row(values):
+    """By name, as ADBC's driver takes it: not as a dictionary."""
+    return pyarrow.record_batch([[value] for value in values.values()], names=list(values))
+
+
+def adbc_parameters(url, sql, values):
+    return adbc_flight_sql(url, sql, values)
+
+
+def adbc_flight_sql(url, sql, values=None):
     headers = {f"adbc.flight.sql.rpc.call_header.{name.decode()}": value.decode() for name, value in FRESH_HEADERS}
     headers["adbc.flight.sql.rpc.call_header.database"] = DATABASE
     at = url.replace("http://", "grpc://")
@@ -245,7 +259,7 @@ def adbc_flight_sql(url, sql):
     with adbc_driver_flightsql.dbapi.connect(at, db_kwargs=headers, autocommit=True) as connection:
         with connection.cursor() as cursor:
             # Which prepares it first.
-            cursor.execute(sql)
+            cursor.execute(sql, values)
             return arrow_rows(cursor.fetch_arrow_table())
 
 

@@ -1,6 +1,8 @@
 """What is promised to clients, in order."""
 
 import concurrent.futures
+import datetime
+import re
 import threading
 import time
 
@@ -50,6 +52,7 @@ def every_type(cluster, writers):
             found = read(cluster.other.url, f"SELECT * FROM {table}")
             points.check(f"written by {writer.name}, read by {name}", found, wanted)
         print(f"every type: {writer.name}, read by {', '.join(clients.READERS)}")
+    parameters(cluster.other.url)
     names = clients.Influx1(cluster.other.url).databases()
     assert names == [points.DATABASE], f"SHOW DATABASES of influxdb: {names}"
     tables = clients.adbc_objects(cluster.other.url)
@@ -59,6 +62,29 @@ def every_type(cluster, writers):
     }, f"tables as ADBC sees them: {tables}"
     refusal = clients.adbc_refusal(cluster.other.url, "DROP TABLE curl")
     assert "not allowed" in refusal, refusal
+
+
+def parameters(url):
+    """Values of every type that are bound, as the clients bind them."""
+    point = points.every_type()[0]
+    wanted = [{"time": point["time"]}]
+    by_name = {name: point[name] for name in ("host", "f", "i", "b", "s")}
+    sql = "SELECT time FROM curl WHERE host = $host AND f = $f AND i = $i AND b = $b AND s = $s"
+    found = clients.influx3_parameters(url, sql, by_name)
+    assert found == wanted, f"parameters of influxdb3-python: {found}"
+    found = clients.influx3_parameters(url, sql, {**by_name, "s": "' OR 1 = 1 --"})
+    assert found == [], f"a text ended another: {found}"
+    in_order = re.sub(r"\$\w+", "?", sql)
+    moment = datetime.datetime.fromtimestamp(0, datetime.UTC) + datetime.timedelta(
+        microseconds=point["time"] // 1000
+    )
+    found = clients.adbc_parameters(url, in_order + " AND time >= ?", [*by_name.values(), moment])
+    assert found == wanted, f"parameters of ADBC: {found}"
+    found = clients.adbc_parameters(url, "SELECT time FROM curl WHERE i = $2 AND f = $1", [point["f"], point["i"]])
+    assert found == wanted, f"numbered parameters of ADBC: {found}"
+    found = clients.adbc_parameters(url, sql, clients.one_row(by_name))
+    assert found == wanted, f"named parameters of ADBC: {found}"
+    print("parameters: influxdb3-python, ADBC")
 
 
 def while_the_writer_is_killed(cluster, writers):

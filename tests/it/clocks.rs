@@ -9,13 +9,13 @@ use crate::{
 };
 
 /// The library that shows a process another wall clock.
-fn faketime() -> Option<PathBuf> {
+pub fn faketime() -> Option<PathBuf> {
     let dirs = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"];
     dirs.map(|dir| PathBuf::from(dir).join("faketime/libfaketimeMT.so.1")).into_iter().find(|at| at.is_file())
 }
 
 /// Of the next start.
-fn set_clock(node: &mut Process, library: &std::path::Path, off: &str) {
+pub fn set_clock(node: &mut Process, library: &std::path::Path, off: &str) {
     let only_the_wall = ["env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "DONT_FAKE_MONOTONIC=1"];
     node.before = only_the_wall.map(str::to_owned).to_vec();
     node.before.push(format!("LD_PRELOAD={}", library.display()));

@@ -1,9 +1,9 @@
 //! Flight on the HTTP port: statements, tickets and listings are answered by any node, under the
 //! rules that hold for every other query.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use arrow_array::{RecordBatch, cast::AsArray, types::Int64Type};
+use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray, cast::AsArray, types::Int64Type};
 use arrow_flight::{
     FlightInfo, Ticket,
     error::FlightError,
@@ -12,6 +12,7 @@ use arrow_flight::{
         client::{FlightSqlServiceClient, PreparedStatement},
     },
 };
+use arrow_schema::DataType;
 use futures::TryStreamExt;
 use serde_json::json;
 use tonic::{
@@ -21,6 +22,7 @@ use tonic::{
 
 use crate::{
     cluster::Cluster,
+    gateway::{follows, with},
     http::{Target, send},
     process::{Process, REQUEST},
 };
@@ -100,7 +102,35 @@ fn statements_tickets_and_listings_at_a_node_that_does_not_write() {
         assert_eq!(numbers(&fetch(&mut client, info).await.unwrap(), 0), [2]);
         prepared.close().await.unwrap();
 
+        // What is bound goes into the handle: it holds at the other node too.
+        let sql = "SELECT n FROM cpu WHERE host = $host AND n >= $least";
+        let mut prepared = client.prepare(sql.to_owned(), None).await.unwrap();
+        let named: Vec<_> = prepared.parameter_schema().unwrap().fields().iter().cloned().collect();
+        let named: Vec<_> = named.iter().map(|field| (field.name().as_str(), field.data_type())).collect();
+        assert_eq!(named, [("host", &DataType::Utf8), ("least", &DataType::Int64)]);
+        assert_eq!(prepared.dataset_schema().unwrap().field(0).name(), "n");
+        refused(prepared.execute().await, Code::InvalidArgument, "$host has no value");
+        let values: [(&str, ArrayRef); 2] = [
+            ("host", Arc::new(StringArray::from(vec!["b"]))),
+            ("least", Arc::new(Int64Array::from(vec![2]))),
+        ];
+        prepared.set_parameters(RecordBatch::try_from_iter(values.clone()).unwrap()).unwrap();
+        let info = prepared.execute().await.unwrap();
+        let ticket = info.endpoint[0].ticket.clone().unwrap();
+        assert_eq!(numbers(&fetch(&mut client, info).await.unwrap(), 0), [2]);
+        let mut elsewhere = self::client(&cluster[edge], &fresh[1..]).await;
+        assert_eq!(numbers(&redeem(&mut elsewhere, ticket).await.unwrap(), 0), [2]);
+        let [host, _] = values;
+        prepared.set_parameters(RecordBatch::try_from_iter([host]).unwrap()).unwrap();
+        refused(prepared.execute().await, Code::InvalidArgument, "bind values by these names");
+
         // As influxdb3-python asks.
+        let ticket = json!({
+            "database": "it", "sql_query": "SELECT n FROM cpu WHERE host = $host", "query_type": "sql",
+            "params": { "host": "a" },
+        });
+        let rows = redeem(&mut client, Ticket::new(ticket.to_string())).await.unwrap();
+        assert_eq!(numbers(&rows, 0), [1]);
         let ticket =
             json!({ "database": "it", "sql_query": "SELECT n FROM cpu ORDER BY n", "query_type": "sql" });
         let rows = redeem(&mut client, Ticket::new(ticket.to_string())).await.unwrap();
@@ -259,6 +289,60 @@ fn a_client_that_stops_reading_holds_a_place_until_it_goes() {
         let whole = reader.do_get(Ticket::new(ticket.to_string())).await.unwrap();
         let batches: Vec<RecordBatch> = whole.try_collect().await.unwrap();
         assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 100);
+    });
+}
+
+#[test]
+fn through_a_gateway_as_at_a_node_with_data() {
+    let mut cluster = Cluster::of(1);
+    let gateway = with(&mut cluster, "gateway", "0.0.0.0:0");
+    follows(&cluster[gateway]);
+    let admin = std::fs::read_to_string(cluster[0].dir.join("admin.token")).unwrap();
+    let bearer = format!("Bearer {}", admin.trim());
+    let text = "x".repeat(20_000);
+    let lines: Vec<String> = (0..100).map(|n| format!("long s=\"{text}\" {n}")).collect();
+    cluster[0].write(&lines.join("\n"));
+    cluster[0].write("cpu,host=a n=1i 1\ncpu,host=b n=2i 2\nmem free=0.5 1");
+    let all = [("authorization", &*bearer), ("database", "it"), ("x-skein-consistency", "linearizable")];
+    run(async {
+        let mut edge = client(&cluster[gateway], &all).await;
+        let rows = ask(&mut edge, "SELECT n, host FROM cpu ORDER BY n").await.unwrap();
+        assert_eq!((numbers(&rows, 0), texts(&rows, 1)), (vec![1, 2], vec!["a", "b"]));
+        let mut prepared: PreparedStatement<Channel> =
+            edge.prepare("SELECT count(*) AS n FROM cpu".to_owned(), None).await.unwrap();
+        let info = prepared.execute().await.unwrap();
+        assert_eq!(numbers(&fetch(&mut edge, info).await.unwrap(), 0), [2]);
+        prepared.close().await.unwrap();
+        let info = edge.get_tables(CommandGetTables::default()).await.unwrap();
+        assert_eq!(texts(&fetch(&mut edge, info).await.unwrap(), 2), ["cpu", "long", "mem"]);
+
+        // As influxdb3-python asks; the answer comes in many pieces, from the node with data.
+        let ticket =
+            json!({ "database": "it", "sql_query": "SELECT n FROM cpu ORDER BY n", "query_type": "sql" });
+        assert_eq!(numbers(&redeem(&mut edge, Ticket::new(ticket.to_string())).await.unwrap(), 0), [1, 2]);
+        let ticket = Ticket::new(json!({ "sql_query": "SELECT s FROM long" }).to_string());
+        let long = edge.do_get(ticket).await.unwrap();
+        assert_eq!(long.headers().get("x-skein-node").unwrap().to_str().unwrap(), cluster[0].id);
+        let batches: Vec<RecordBatch> = long.try_collect().await.unwrap();
+        assert_eq!(batches.iter().map(RecordBatch::num_rows).sum::<usize>(), 100);
+
+        // The rules are the same, and so is how a refusal is said.
+        refused(ask(&mut edge, "SELECT nothing FROM cpu").await, Code::InvalidArgument, "nothing");
+        let late =
+            [("authorization", &*bearer), ("x-skein-min-lsn", "1.999999"), ("x-skein-timeout", "300ms")];
+        let mut later = client(&cluster[gateway], &late).await;
+        refused(ask(&mut later, "SELECT 1").await, Code::Unavailable, "not there yet");
+        let mut nobody = client(&cluster[gateway], &[]).await;
+        refused(ask(&mut nobody, "SELECT 1").await, Code::Unauthenticated, "API token");
+        assert!(nobody.handshake("user", "wrong").await.is_err());
+        nobody.handshake("user", admin.trim()).await.unwrap();
+        assert_eq!(numbers(&ask(&mut nobody, "SELECT 1").await.unwrap(), 0), [1]);
+    });
+    cluster[0].kill();
+    run(async {
+        // Nobody can answer, or tell what the token may do.
+        let mut edge = client(&cluster[gateway], &all).await;
+        refused(ask(&mut edge, "SELECT 1").await, Code::Unavailable, "");
     });
 }
 

@@ -13,7 +13,7 @@ use crate::{
 const SOON: Duration = Duration::from_secs(30);
 
 /// Another node of that role, joined through node 0.
-fn with(cluster: &mut Cluster, role: &str, listen: &str) -> usize {
+pub fn with(cluster: &mut Cluster, role: &str, listen: &str) -> usize {
     let token = cluster[0].skein_says(&["token", "create", "--role", role]).trim().to_owned();
     let (seed, node) = (cluster[0].mesh.clone(), cluster.add());
     cluster[node].listen = listen.to_owned();
@@ -22,7 +22,7 @@ fn with(cluster: &mut Cluster, role: &str, listen: &str) -> usize {
 }
 
 /// What a node says of another one.
-fn shown(by: &Process, of: &Process) -> Option<Value> {
+pub fn shown(by: &Process, of: &Process) -> Option<Value> {
     let status = by.status()?;
     status["nodes"].as_array()?.iter().find(|node| node["id"] == of.id.as_str()).cloned()
 }
@@ -33,7 +33,7 @@ fn asked(node: &Process, method: &str, path: &str, headers: &[(&str, &str)], bod
 }
 
 /// Whose view it follows, once it is ready.
-fn follows(gateway: &Process) -> String {
+pub fn follows(gateway: &Process) -> String {
     within(SOON, "the gateway is ready", || {
         let answer = gateway.get("/readyz?verbose");
         let line = answer.body.lines().find_map(|line| line.strip_prefix("follows "))?;

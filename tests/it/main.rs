@@ -2,6 +2,7 @@
 //!
 //! Most are over real processes of the program; those need it, and SQL to look at its answers.
 
+mod embedding;
 mod library;
 mod resumed_snapshot;
 mod slow_disk;
@@ -49,9 +50,15 @@ mod full_disk;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod gateway;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod gateway_bodies;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod gateway_removal;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod graceful;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod http;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod joiner_says;
 #[cfg(all(feature = "server", feature = "sql", feature = "mdns"))]
 mod mdns;
 #[cfg(all(feature = "server", feature = "sql"))]
@@ -68,6 +75,8 @@ mod partial_writes;
 mod paused_writer;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod process;
+#[cfg(all(feature = "server", feature = "sql"))]
+mod queries;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod reads;
 #[cfg(all(feature = "server", feature = "sql"))]

@@ -164,6 +164,17 @@ impl Process {
         kill_process(Pid::from_child(child), signal).unwrap();
     }
 
+    /// Numbers of its threads of that name.
+    pub fn threads(&self, name: &str) -> Vec<String> {
+        let child = self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name));
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap();
+        let named = tasks.flatten().filter(|task| {
+            // One that ends meanwhile has none.
+            std::fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+        });
+        named.map(|task| task.file_name().to_string_lossy().into_owned()).collect()
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);

@@ -22,7 +22,10 @@ mod station;
 mod storm;
 mod world;
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use faults::Counts;
 use skeinmesh::testing::mutant::{Caught, MUTANTS, plant_from_environment};
@@ -31,6 +34,8 @@ use skeinmesh::testing::mutant::{Caught, MUTANTS, plant_from_environment};
 const SEED: &str = "SKEIN_SIM_SEED";
 /// How many to run.
 const SEEDS: &str = "SKEIN_SIM_SEEDS";
+/// A schedule that is not over after so many seconds is not going to be.
+const ENDLESS: u32 = 600;
 /// The first of them.
 const FIRST: &str = "SKEIN_SIM_FIRST";
 /// The kinds of faults, by name and with commas between, if not all of them.
@@ -151,6 +156,13 @@ fn number(name: &str) -> Option<u64> {
 
 /// Runs one schedule and says what came of it.
 fn replay(seed: u64) {
+    // A schedule takes seconds. What spins while simulated time stands still would never end.
+    std::thread::spawn(move || {
+        // One by one: a process that is stopped does not count.
+        (0..ENDLESS).for_each(|_| std::thread::sleep(Duration::from_secs(1)));
+        println!("seed {seed} violated it does not end: something is busy though no time passes");
+        std::process::exit(1);
+    });
     if let Some(mutant) = plant_from_environment() {
         println!("planted: {mutant}");
     }

@@ -41,6 +41,55 @@ fn metrics(sources: &[Source]) -> Vec<Violation> {
     found
 }
 
+/// What Grafana and Prometheus are told to ask for is there.
+fn asked_for(sources: &[Source]) -> Vec<Violation> {
+    let page = sources.iter().find(|source| source.path == PAGE).map_or("", |page| page.text.as_str());
+    let rows = page.lines().filter(|line| line.starts_with("| `skein_"));
+    let mut documented = BTreeMap::new();
+    for line in rows {
+        let mut columns = line.split('|').skip(1);
+        let names = columns.next().unwrap_or_default();
+        let kind = columns.next().unwrap_or_default().trim();
+        documented.extend(between(names, '`').map(|name| (name, kind)));
+    }
+    let is_there = |name: &str| {
+        let parts = ["_bucket", "_sum", "_count"].into_iter().filter_map(|part| name.strip_suffix(part));
+        documented.contains_key(name)
+            || parts.into_iter().any(|whole| documented.get(whole) == Some(&"histogram"))
+    };
+    let mut found = Vec::new();
+    let asks = |path: &str| path.starts_with("deploy/prometheus/") || path.starts_with("deploy/grafana/");
+    for source in sources.iter().filter(|source| asks(&source.path)) {
+        for (at, line) in source.text.lines().enumerate() {
+            let words = line.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+            for name in words.filter(|word| word.starts_with("skein_") && !is_there(word)) {
+                found.push(violation(source, at + 1, format!("there is no metric `{name}`")));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn boards_and_alerts_ask_for_metrics_that_are_there() {
+    hold_for_all(asked_for);
+}
+
+#[test]
+fn a_board_that_asks_for_nothing_is_seen() {
+    let page = "# p\n| `skein_a`, `skein_b_total` | gauge | x |\n| `skein_t_seconds` | histogram | x |";
+    let board = "\"expr\": \"rate(skein_b_total{job=1}[5m]) + skein_a / skein_t_seconds_bucket\"\nskein_gone\nskein_a_bucket";
+    let sources = [
+        Source::new("src/lib.rs", "//! l"),
+        Source::new(PAGE, page),
+        Source::new("deploy/grafana/skein.json", board),
+        Source::new("deploy/compose.yaml", "skein_token"),
+    ];
+    catches(asked_for, &sources, "deploy/grafana/skein.json", "no metric `skein_gone`");
+    catches(asked_for, &sources, "deploy/grafana/skein.json", "no metric `skein_a_bucket`");
+    assert_eq!(asked_for(&sources).len(), 2);
+}
+
 /// What stands between two marks, every stretch between any two neighbours counted.
 fn between(line: &str, mark: char) -> impl Iterator<Item = &str> {
     line.split(mark).skip(1).filter(|part| part.starts_with("skein_"))

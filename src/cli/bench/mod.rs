@@ -7,6 +7,9 @@ mod connection;
 mod failover;
 mod flood;
 mod frozen;
+mod hostile;
+mod join;
+mod lan;
 mod latency;
 mod load;
 mod query;
@@ -44,8 +47,13 @@ enum BenchCommand {
     Replicate(LoadArgs),
     /// Time and processor time of a few queries over rows that are written first
     Query(QueryArgs),
+    /// What users feel while others ask what costs a node the most
+    Hostile(HostileArgs),
     /// Kill the writer again and again: time without one, and whether a row is missing
     Failover(FailoverArgs),
+    /// How long nodes take to join: one after the other, many at once by one token, and from nothing to three
+    /// voters on a LAN of its own (needs root and iproute2)
+    Join(JoinArgs),
     /// Freeze a reader at full ingest: memory and latency of the writer, and how soon it is level again
     FrozenReader(FrozenArgs),
     /// Flood the writer with handshakes of strangers at full ingest: rows per second kept, and memory
@@ -132,6 +140,24 @@ struct QueryArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+struct HostileArgs {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// Requests of 1000 rows that are written first
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    requests: u64,
+    /// Clients that ask hostile statements, one behind the other
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    attackers: u16,
+    /// How long in all, with and without them
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    /// With and without take turns so often, so that a busy machine is so to both
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=60))]
+    rounds: u32,
+}
+
+#[derive(Debug, Clone, Args)]
 struct FailoverArgs {
     /// How often the writer is killed
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -145,6 +171,31 @@ struct FailoverArgs {
     /// When a write counts as written: local or quorum
     #[arg(long, default_value = "quorum", value_parser = ["local", "quorum"])]
     ack: String,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+struct JoinArgs {
+    /// Nodes that join one after the other; each is removed again before the next one comes. 0 for none
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(0..=1000))]
+    joins: u16,
+    /// Nodes that are started at once with one token of as many uses; 0 for none
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(0..=100))]
+    at_once: u16,
+    /// What they join as: reader or voter
+    #[arg(long, default_value = "reader", value_parser = ["reader", "voter"])]
+    role: String,
+    /// Do not make three nodes in network namespaces
+    #[arg(long)]
+    no_lan: bool,
+    /// Voters of the cluster that is started for this
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=5))]
+    nodes: u16,
+    /// Timeouts of the cluster that is started for this: lan, fast or wan
+    #[arg(long, default_value = "lan", value_parser = ["lan", "fast", "wan"])]
+    profile: String,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -215,7 +266,9 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
         BenchCommand::Forward(args) => Cluster::of(&args.load.cluster)?,
         BenchCommand::Latency(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Query(args) => Cluster::of(&args.cluster)?,
+        BenchCommand::Hostile(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Failover(args) => Cluster::own(args.nodes, &args.profile)?,
+        BenchCommand::Join(args) => Cluster::own(args.nodes, &args.profile)?,
         BenchCommand::FrozenReader(args) => Cluster::with_a_reader(3, &args.profile)?,
         BenchCommand::Flood(args) => Cluster::own(args.nodes, &args.profile)?,
     };
@@ -251,12 +304,20 @@ async fn measure(command: BenchCommand, cluster: &mut Cluster) -> Result<(), Fai
             let report = flood::measure(&args, cluster, setting).await?;
             if args.json { output::json(&report) } else { output::print(&report.table()) }
         }
+        BenchCommand::Join(args) => {
+            let report = join::measure(&args, cluster, setting).await?;
+            if args.json { output::json(&report) } else { output::print(&report.table()) }
+        }
         BenchCommand::Replicate(args) => {
             let report = replicate::measure(&args, cluster, setting).await?;
             if args.cluster.json { output::json(&report) } else { output::print(&report.table()) }
         }
         BenchCommand::Query(args) => {
             let report = query::measure(&args, cluster, setting).await?;
+            if args.cluster.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::Hostile(args) => {
+            let report = hostile::measure(&args, cluster, setting).await?;
             if args.cluster.json { output::json(&report) } else { output::print(&report.table()) }
         }
         BenchCommand::Failover(args) => {

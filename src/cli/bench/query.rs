@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use crate::cli::{Client, Failure, Target, client::query_string, table};
 
 use super::{
-    QueryArgs,
-    bodies::{Bodies, Stamps},
+    ClusterArgs, QueryArgs,
+    bodies::{Bodies, Format, Stamps},
     cluster::{Cluster, Edge},
     connection::Connection,
     load::{now_ns, used},
@@ -35,7 +35,7 @@ pub(super) async fn measure(
     let edge = cluster.places().await?.writer;
     let first = now_ns();
     progress(&format!("writing {} rows", args.requests * u64::from(ROWS)));
-    write(args, &edge, first).await?;
+    write(&args.cluster, &edge, args.format, args.requests, first).await?;
     let recent = first + args.requests * u64::from(ROWS) / RECENT * (RECENT - 1);
     let mut questions = Vec::new();
     for (name, sql) in asked(recent) {
@@ -51,14 +51,19 @@ pub(super) async fn measure(
     })
 }
 
-/// Every row is acknowledged when this returns.
-async fn write(args: &QueryArgs, edge: &Edge, first: u64) -> Result<(), Failure> {
+/// Writes so many thousand rows. Every row is acknowledged when this returns.
+pub(super) async fn write(
+    cluster: &ClusterArgs,
+    edge: &Edge,
+    format: Format,
+    requests: u64,
+    first: u64,
+) -> Result<(), Failure> {
     let stamps = Stamps::new(ROWS, first);
     let each = |nth: u64| {
-        let mut connection =
-            Connection::new(edge.clone(), args.format, &args.cluster.database, &args.cluster.ack);
-        let mut bodies = Bodies::new(args.format, ROWS, stamps.clone(), &mut rand::rng());
-        let mine = args.requests / CONNECTIONS + u64::from(nth < args.requests % CONNECTIONS);
+        let mut connection = Connection::new(edge.clone(), format, &cluster.database, &cluster.ack);
+        let mut bodies = Bodies::new(format, ROWS, stamps.clone(), &mut rand::rng());
+        let mine = requests / CONNECTIONS + u64::from(nth < requests % CONNECTIONS);
         async move {
             for _ in 0..mine {
                 connection.post(bodies.next()).await?;

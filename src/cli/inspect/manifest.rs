@@ -37,6 +37,7 @@ pub(super) async fn run(args: ManifestArgs) -> Result<(), Failure> {
     }
     match survey.damage.len() {
         0 => Ok(()),
+        1 => Err(Failure::new("1 file of the checkpoint is damaged")),
         count => Err(Failure::new(format!("{count} files of the checkpoint are damaged"))),
     }
 }

@@ -146,12 +146,17 @@ impl Restoring<'_> {
             }));
         }
         output::print(&format!(
-            "{rows} rows in {} files are in {dir}, as of {position}. It is no cluster yet. Found one on it:\n\n  \
+            "{} in {dir}, as of {position}. It is no cluster yet. Found one on it:\n\n  \
              skein start --data-dir {dir} --new-cluster\n\nThe other nodes join that one and get the data from it. Tokens and \
              members are new.\n",
-            files.len()
+            what_is_there(rows, files.len() as u64)
         ))
     }
+}
+
+fn what_is_there(rows: u64, files: u64) -> String {
+    let (in_files, are) = (output::counted(files, "file", "files"), if rows == 1 { "is" } else { "are" });
+    format!("{} in {in_files} {are}", output::counted(rows, "row", "rows"))
 }
 
 /// Whether an earlier try has brought this file.
@@ -173,4 +178,14 @@ async fn is_there(disk: &dyn Disk, path: &Path, file: &SavedFile) -> io::Result<
         at += piece.len() as u64;
     }
     Ok(HEXLOWER.encode(hash.finish().as_ref()) == HEXLOWER.encode(&file.hash))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn one_row_is_and_two_are() {
+        assert_eq!(super::what_is_there(1, 1), "1 row in 1 file is");
+        assert_eq!(super::what_is_there(51, 1), "51 rows in 1 file are");
+        assert_eq!(super::what_is_there(0, 2), "0 rows in 2 files are");
+    }
 }

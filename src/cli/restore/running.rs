@@ -143,9 +143,9 @@ impl Restoring<'_> {
     fn half_way(&self, database: &SavedDatabase, rows: u64, error: &Failure) -> Failure {
         let name = self.target(database);
         Failure::new(format!(
-            "{error}\nDatabase {name} holds a part of the backup now: about {rows} of {} rows. Give the command again with \
+            "{error}\nDatabase {name} holds a part of the backup now: about {rows} of {}. Give the command again with \
              --merge to bring the rest (nothing comes twice), or take it back: skein db drop {name}",
-            database.rows
+            output::counted(database.rows, "row", "rows")
         ))
     }
 }

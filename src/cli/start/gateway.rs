@@ -7,7 +7,10 @@ use tokio::{
     sync::watch,
 };
 
-use super::{Failure, Stop, edge_tls, failure, keep_roots, output, ready_line, unix_nanos, warn_if_open};
+use super::{
+    Failure, Notifier, Stop, edge_tls, failure, keep_roots, output, ready_line, tell_watchdog, unix_nanos,
+    warn_if_open,
+};
 use crate::{
     config::Config,
     http::{self, CertificateFiles, GatewayState, Listeners},
@@ -20,6 +23,7 @@ pub(super) struct Doors {
     pub(super) tcp: TcpListener,
     pub(super) unix: Option<UnixListener>,
     pub(super) files: Option<Arc<CertificateFiles>>,
+    pub(super) notifier: Option<Notifier>,
 }
 
 /// Runs a gateway until SIGTERM or SIGINT, or until it cannot go on.
@@ -30,7 +34,7 @@ pub(super) async fn run(
     doors: Doors,
     mut stop: Stop,
 ) -> Result<(), Failure> {
-    let Doors { tcp, unix, files } = doors;
+    let Doors { tcp, unix, files, notifier } = doors;
     let http_addr = tcp.local_addr()?;
     let gateway = tokio::select! {
         started = Gateway::start(node, surroundings, config.http.balance) => started.map_err(failure)?,
@@ -38,7 +42,8 @@ pub(super) async fn run(
     };
     let tls = edge_tls(config, files, gateway.certificate())?;
     let view = gateway.view().borrow().clone();
-    if let Err(error) = output::print(&ready_line(gateway.id(), &view, config, http_addr)) {
+    let status = ready_line(gateway.id(), &view, config, http_addr);
+    if let Err(error) = output::print(&status) {
         tracing::debug!(%error, "standard output is closed");
     }
     warn_if_open(config, gateway.data_dir(), http_addr);
@@ -57,10 +62,14 @@ pub(super) async fn run(
         // An error means that this function is gone, and the edge with it.
         let _ = closed.wait_for(|closed| *closed).await;
     }));
+    notifier.iter().for_each(|notifier| notifier.ready(&status));
     tokio::select! {
         error = gateway.run() => return Err(failure(error)),
         () = stop.asked() => {}
+        // Nothing here can hang but the runtime, and then this does too.
+        () = tell_watchdog(notifier.as_ref(), || true) => {}
     }
+    notifier.iter().for_each(Notifier::stopping);
     tracing::info!("stopping: finishing what is under way");
     tokio::select! {
         () = async {

@@ -1,14 +1,17 @@
 //! What a call asks for: a statement, or one of the listings that Flight SQL knows.
 
-use arrow_flight::sql::{Any, Command};
+use arrow_flight::sql::{Any, Command, CommandPreparedStatementQuery};
 use axum::http::HeaderMap;
 use bytes::Bytes;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-use crate::http::{
-    error::{ApiError, Fault},
-    params::{shown, text_header},
+use crate::{
+    engine::columnar::sql::Parameters,
+    http::{
+        error::{ApiError, Fault},
+        params::{shown, text_header},
+    },
 };
 
 /// The path of every call, as the route table has it.
@@ -23,6 +26,7 @@ pub(super) enum Ask {
     Statement {
         sql: String,
         database: Option<String>,
+        values: Parameters,
     },
     /// Databases, tables and the like.
     Listing(Command),
@@ -36,8 +40,9 @@ struct JsonTicket {
     sql_query: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     query_type: Option<String>,
-    #[serde(default, skip_serializing)]
-    params: Option<serde_json::Map<String, serde_json::Value>>,
+    /// For the parameters of the statement.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    params: Option<Parameters>,
 }
 
 impl Ask {
@@ -84,7 +89,27 @@ impl Ask {
         if in_transaction {
             return Err(ApiError::new(Fault::Method, "there are no transactions here"));
         }
-        Ok(Self::Statement { sql, database: database(headers)? })
+        Ok(Self::Statement { sql, database: database(headers)?, values: Parameters::default() })
+    }
+
+    /// Of the handle of a prepared statement that gets values.
+    pub(super) fn to_bind(command: &[u8], headers: &HeaderMap) -> Result<Self, ApiError> {
+        let any = Any::decode(command).ok();
+        match any.and_then(|any| any.unpack::<CommandPreparedStatementQuery>().ok()?) {
+            Some(prepared) => Self::of_json(&prepared.prepared_statement_handle, headers),
+            None => Err(ApiError::new(
+                Fault::Method,
+                "Flight only reads here: write points as line protocol to /api/v3/write_lp",
+            )),
+        }
+    }
+
+    /// The same with these values for the parameters of the statement.
+    pub(super) fn bound(self, values: Parameters) -> Self {
+        match self {
+            Self::Statement { sql, database, .. } => Self::Statement { sql, database, values },
+            listing @ Self::Listing(_) => listing,
+        }
     }
 
     fn of_json(ticket: &[u8], headers: &HeaderMap) -> Result<Self, ApiError> {
@@ -97,14 +122,11 @@ impl Ask {
                 return Err(ApiError::invalid(format!("query_type {other} is not spoken here: ask in SQL")));
             }
         }
-        if ticket.params.is_some_and(|params| !params.is_empty()) {
-            return Err(ApiError::invalid("query parameters (params) are not offered: write the values out"));
-        }
         let database = match ticket.database.filter(|name| !name.is_empty()) {
             Some(name) => Some(name),
             None => database(headers)?,
         };
-        Ok(Self::Statement { sql: ticket.sql_query, database })
+        Ok(Self::Statement { sql: ticket.sql_query, database, values: ticket.params.unwrap_or_default() })
     }
 
     /// The database of table names without one.
@@ -118,14 +140,14 @@ impl Ask {
     /// A ticket for the same.
     pub(super) fn ticket(&self) -> Bytes {
         match self {
-            Self::Statement { sql, database } => {
+            Self::Statement { sql, database, values } => {
                 let ticket = JsonTicket {
                     database: database.clone(),
                     sql_query: sql.clone(),
                     query_type: None,
-                    params: None,
+                    params: Some(values.clone()).filter(|values| !values.is_empty()),
                 };
-                // Strings and nothing else: there is no way for it to fail.
+                // Strings and finite numbers: there is no way for it to fail.
                 serde_json::to_vec(&ticket).unwrap_or_default().into()
             }
             Self::Listing(command) => command.clone().into_any().encode_to_vec().into(),
@@ -151,7 +173,8 @@ mod tests {
     use super::*;
 
     fn statement(sql: &str, database: Option<&str>) -> Ask {
-        Ask::Statement { sql: sql.into(), database: database.map(str::to_owned) }
+        let database = database.map(str::to_owned);
+        Ask::Statement { sql: sql.into(), database, values: Parameters::default() }
     }
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
@@ -167,15 +190,27 @@ mod tests {
                 statement("SELECT 1", Some("home")),
             ),
             (r#" {"namespace_name":"home","sql_query":"SELECT 1"}"#, statement("SELECT 1", Some("home"))),
+            (
+                r#"{"database":"home","sql_query":"SELECT $a","params":{"a":2}}"#,
+                Ask::Statement {
+                    sql: "SELECT $a".into(),
+                    database: Some("home".into()),
+                    values: Parameters::from_json(r#"{"a":2}"#).unwrap(),
+                },
+            ),
             (r#"{"sql_query":"SELECT 1","params":{},"is_debug":true}"#, statement("SELECT 1", Some("other"))),
         ] {
-            assert_eq!(Ask::of_ticket(ticket.as_bytes(), &named).unwrap(), want);
+            let asked = Ask::of_ticket(ticket.as_bytes(), &named).unwrap();
+            assert_eq!(asked, want);
+            // At another node, and without the header.
+            assert_eq!(Ask::of_ticket(&asked.ticket(), &HeaderMap::new()).unwrap(), asked);
         }
         for wrong in [
             "",
             "{}",
             r#"{"database":"home","sql_query":"SHOW TABLES","query_type":"influxql"}"#,
-            r#"{"database":"home","sql_query":"SELECT $1","params":{"1":2}}"#,
+            r#"{"database":"home","sql_query":"SELECT $1","params":{"1":[2]}}"#,
+            r#"{"database":"home","sql_query":"SELECT $1","params":[2]}"#,
             r#"{"database":7,"sql_query":"SELECT 1"}"#,
             "SELECT 1",
         ] {

@@ -16,10 +16,13 @@ use tokio::{
 use crate::{
     protocol::{
         Lane, StreamKind,
-        http::{Headers, HttpRequest, HttpResponse, MAX_HEAD, MAX_PIECE, Part},
+        http::{
+            BODY_PIECE, Headers, HttpRequest, HttpResponse, LONG_BODIES, MAX_BODY_FRAME, MAX_HEAD, MAX_PIECE,
+            Part,
+        },
     },
     telemetry::Counter,
-    transport::{Mesh, OpenError, RecvStream, StreamError},
+    transport::{Mesh, OpenError, RecvStream, SendStream, StreamError},
     types::{ClusterView, NodeId},
 };
 
@@ -122,9 +125,14 @@ impl Asker {
         body: &Bytes,
     ) -> Result<Answer, AskError> {
         let view = self.view.borrow().clone();
-        let linked: BTreeSet<NodeId> = self.mesh.links().borrow().keys().copied().collect();
+        let long = body.len() > MAX_BODY_FRAME;
+        let links = self.mesh.links().borrow().clone();
+        let takes = |features: u64| !long || features & LONG_BODIES != 0;
+        let linked: BTreeSet<NodeId> =
+            links.iter().filter(|(_, link)| takes(link.features)).map(|(node, _)| *node).collect();
         let patience = SILENCE.max(2 * view.profile.timing().election_max);
         let whom = match errand {
+            _ if long => "node that takes bodies of more than 1 MiB from gateways (older versions do not)",
             Errand::Query => "node with data",
             Errand::Change => "voter",
         };
@@ -170,16 +178,14 @@ impl Asker {
             }
             Err(_) => return Err(Miss::NotSent(silent())),
         };
-        let sent = async {
-            stream.send.write_message(request).await?;
-            stream.send.write_frame(body.clone()).await?;
-            stream.send.finish()
-        };
-        match timeout(patience, sent).await {
-            Ok(Ok(())) => {}
-            Ok(Err(StreamError::NotServed)) => return Err(Miss::NotSent("it serves no gateways".to_owned())),
-            Ok(Err(error)) => return Err(Miss::Broken(error.to_string())),
-            Err(_) => return Err(Miss::Broken(silent())),
+        match send(&mut stream.send, request, body, patience).await {
+            // Who wants no more of a body says why in the answer.
+            Ok(()) | Err(Some(StreamError::Abandoned)) => {}
+            Err(Some(StreamError::NotServed)) => {
+                return Err(Miss::NotSent("it serves no gateways".to_owned()));
+            }
+            Err(Some(error)) => return Err(Miss::Broken(error.to_string())),
+            Err(None) => return Err(Miss::Broken(silent())),
         }
         let mut recv = stream.recv;
         let head = loop {
@@ -202,6 +208,28 @@ impl Asker {
         let rest = first.is_some().then_some(recv);
         Ok(Answer { node, head, first, rest, patience, under_way })
     }
+}
+
+/// Sends a request in whole. `None` of an error: for so long nothing was taken.
+async fn send(
+    to: &mut SendStream,
+    request: &HttpRequest,
+    body: &Bytes,
+    patience: Duration,
+) -> Result<(), Option<StreamError>> {
+    let first = async {
+        to.write_message(request).await?;
+        if body.len() <= MAX_BODY_FRAME { to.write_frame(body.clone()).await } else { Ok(()) }
+    };
+    timeout(patience, first).await.map_err(|_| None)?.map_err(Some)?;
+    if body.len() > MAX_BODY_FRAME {
+        let mut rest = body.clone();
+        while !rest.is_empty() {
+            let piece = rest.split_to(rest.len().min(BODY_PIECE));
+            timeout(patience, to.write_frame(piece)).await.map_err(|_| None)?.map_err(Some)?;
+        }
+    }
+    to.finish().map_err(Some)
 }
 
 fn elsewhere(head: &HttpResponse) -> bool {

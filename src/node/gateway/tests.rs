@@ -190,6 +190,8 @@ async fn a_restart_finds_its_way_back_and_directories_are_not_mixed_up() {
     assert!(matches!(mistaken, Err(NodeError::Usage(why)) if why.contains("join token for gateways")));
 }
 
+mod bounds;
+
 /// Answers as it was told, each request in its turn.
 #[derive(Default)]
 struct Scripted(Mutex<Vec<Vec<Part>>>);

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use openraft::vote::leader_id_std::CommittedLeaderId;
+
 use super::*;
 use crate::{
     disk::RealDisk,
@@ -102,6 +104,115 @@ async fn a_cluster_of_one_is_founded_and_survives_a_restart() {
     let mut view = control.view();
     view.wait_for(|view| view.writer == Some(office) && view.leader == Some(node(1))).await.unwrap();
     assert_eq!(control.state(), before);
+    control.shutdown().await;
+    driver.await.unwrap();
+}
+
+/// A leader that restarts goes on in its old term. It must not act on what it knows before it has applied
+/// all that it had committed in its former life.
+#[tokio::test]
+async fn a_restarted_leader_is_not_ready_before_it_has_what_it_answered_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let (control, driver) = start(dir.path()).await;
+    control.initialize().await.unwrap();
+    control.propose(found(), SOON).await.unwrap();
+    // As a crash leaves it when the commit position has not been written yet: that comes a moment later.
+    let image = tempfile::tempdir().unwrap();
+    let mut id = 2;
+    loop {
+        control.propose(Command::CreateToken(token(id)), SOON).await.unwrap();
+        copy(&dir.path().join("raft"), &image.path().join("raft"));
+        let found =
+            crate::raft::survey::survey(Arc::new(RealDisk), &image.path().join("raft")).await.unwrap();
+        if found.committed < found.last {
+            break;
+        }
+        id += 1;
+    }
+    control.shutdown().await;
+    driver.await.unwrap();
+    drop(control);
+
+    let (control, driver) = start(image.path()).await;
+    let ready = tokio::time::timeout(SOON, async {
+        while !control.leader_ready().await {
+            tokio::task::yield_now().await;
+        }
+    });
+    ready.await.expect("a cluster of one has its majority");
+    assert!(control.state().tokens.contains_key(&TokenId(id)), "it was answered for");
+    assert!(control.confirm_state(SOON).await);
+    control.shutdown().await;
+    driver.await.unwrap();
+}
+
+#[test]
+fn what_came_before_a_leader_is_in_its_own_term_or_its_own_log() {
+    let at = |term, index| LogId::new(CommittedLeaderId::new(term), index);
+    let holds =
+        |term, applied: Option<&LogId>, opened: Option<&LogId>| holds_what_came_before(term, applied, opened);
+    assert!(!holds(3, None, None));
+    assert!(!holds(3, Some(&at(2, 9)), Some(&at(2, 9))), "elected, and nothing of its own committed yet");
+    assert!(holds(3, Some(&at(3, 10)), Some(&at(2, 9))));
+    assert!(holds(3, Some(&at(3, 10)), Some(&at(2, 12))), "what it had lost its place to a newer leader");
+    assert!(!holds(3, Some(&at(3, 10)), Some(&at(3, 12))), "restarted in its term");
+    assert!(holds(3, Some(&at(3, 12)), Some(&at(3, 12))));
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_member_of_an_older_version_does_not_know_is_no_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    let (control, driver) = start(dir.path()).await;
+    control.initialize().await.unwrap();
+    control.propose(found(), SOON).await.unwrap();
+    let Command::Found { member, .. } = found() else { panic!("a founding") };
+    let update = |features| Command::Update {
+        node: node(1),
+        addresses: Addresses::default(),
+        certificate: None,
+        version: "0.9.1".into(),
+        features,
+    };
+    let admit = |n, features| Command::Admit {
+        member: Member { id: node(n), features, ..member.clone() },
+        token: TokenId(1),
+        at_ms: 1,
+    };
+    let done = async |command| assert_eq!(control.propose(command, SOON).await, Ok(Outcome::Done));
+    let refused = async |command, says: &str| {
+        let before = control.view().borrow().applied_index;
+        match control.propose(command, SOON).await {
+            Ok(Outcome::Rejected(why)) => assert!(why.contains(says), "{why}"),
+            other => panic!("not refused: {other:?}"),
+        }
+        assert_eq!(control.view().borrow().applied_index, before, "an entry all the same");
+    };
+    let drain = |drained| Command::Drain { node: node(1), drained };
+    refused(Command::RotateCa { at_ms: 1 }, "n1 (skein 0). Upgrade every member first").await;
+    refused(drain(false), "n1 (skein 0)").await;
+    done(update(0)).await;
+    refused(drain(false), "n1 (skein 0.9.1)").await;
+    done(update(features::OPERATOR_COMMANDS)).await;
+    // Nothing of the kind was done yet, so an older one may come, and bars it again.
+    done(admit(2, 0)).await;
+    refused(drain(false), "1 of the members").await;
+    done(Command::Remove { node: node(2), at_ms: 1 }).await;
+    done(drain(false)).await;
+    refused(admit(3, 0), "start a newer version").await;
+    done(admit(3, features::OPERATOR_COMMANDS)).await;
     control.shutdown().await;
     driver.await.unwrap();
 }

@@ -107,7 +107,10 @@ fn somebody_is_left_who_may_write() {
         }
     }
     let drain = |n, drained| Command::Drain { node: node(n), drained };
+    assert!(matches!(apply(&mut state, &m, drain(9, true)), Outcome::Rejected(_)));
+    assert_eq!(state.feature_level, 0, "nothing was done that old versions do not know");
     assert_eq!(apply(&mut state, &m, drain(1, true)), Outcome::Done);
+    assert_eq!(state.feature_level, features::OPERATOR_COMMANDS);
     assert_eq!(apply(&mut state, &m, drain(2, true)), Outcome::Done);
     assert!(matches!(apply(&mut state, &m, drain(3, true)), Outcome::Rejected(_)));
     assert_eq!(apply(&mut state, &m, drain(4, true)), Outcome::Done, "a reader is no voter");
@@ -130,6 +133,7 @@ fn epochs_of_a_restored_cluster_begin_behind_those_of_its_data() {
     let restored =
         Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token, after: 7 };
     assert_eq!(apply(&mut state, &m, restored), Outcome::Done);
+    assert_eq!(state.feature_level, features::OPERATOR_COMMANDS, "who does not know this would go astray");
     let office = |epoch| Command::SetWriter(Office { epoch, boot: BootId(5), ..state.writer.unwrap() });
     let next = |epoch, mut state: State| {
         let Command::SetWriter(office) = office(epoch) else { panic!("an office") };

@@ -1,5 +1,6 @@
-//! Guards in a physical plan, around steps that take memory past the query's limit. A join makes
-//! batches of so many rows however wide they are; a window keeps all rows of its frame.
+//! Guards in a physical plan, around steps that take memory past the query's limit or cannot be
+//! stopped. A join makes batches of so many rows however wide they are, and does not give way while
+//! none comes of it; a window keeps all rows of its frame.
 
 use std::{
     fmt,
@@ -173,13 +174,24 @@ impl ExecutionPlan for Guard {
         let batch_rows = context.session_config().batch_size();
         let batches = self.of.execute(partition, context)?;
         let duty = self.duty.clone();
+        let into_a_join = matches!(duty, Duty::Narrow);
         let schema = batches.schema();
         let passed = batches
             .map_ok(move |batch| {
                 futures::stream::iter(pieces(batch, batch_rows)).map(Ok::<_, DataFusionError>)
             })
             .try_flatten()
-            .and_then(move |piece| futures::future::ready(duty.see(&piece, batch_rows).map(|()| piece)));
+            .and_then(move |piece| {
+                let seen = duty.see(&piece, batch_rows).map(|()| piece);
+                async move {
+                    // A join of which nothing comes asks for rows within one step, for hours if there are
+                    // many. It can be stopped between two steps only, so each batch begins another one.
+                    if into_a_join {
+                        tokio::task::yield_now().await;
+                    }
+                    seen
+                }
+            });
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, passed)))
     }
 }

@@ -3,35 +3,22 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use arrow_array::RecordBatch;
 use arrow_schema::SchemaRef;
-use datafusion::{
-    common::config::ConfigNonZeroUsize,
-    execution::{
-        SendableRecordBatchStream, SessionState, SessionStateBuilder, TaskContext,
-        disk_manager::{DiskManagerBuilder, DiskManagerMode},
-        memory_pool::{GreedyMemoryPool, MemoryPool},
-        runtime_env::RuntimeEnvBuilder,
-    },
-    physical_plan::{ExecutionPlan, execute_stream},
-    prelude::SessionConfig,
-    sql::parser::Statement,
-};
+use datafusion::{common::config::ConfigNonZeroUsize, execution::TaskContext, physical_plan::ExecutionPlan};
 use futures::{Stream, StreamExt};
 use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 
 use self::{
-    catalog::Databases,
     guard::guard,
-    reader::only_ours,
     show::Show,
-    text::{Concatenation, bound_functions},
     weight::{batch_rows, check_weight},
+    workers::Rows,
 };
 use super::{ColumnarEngine, data_file::DataFile, merge::bytes, state::State};
 use crate::types::{Databases as Visible, Lsn};
@@ -41,20 +28,26 @@ mod error;
 mod expansion;
 mod functions;
 mod guard;
+mod logical;
 pub mod output;
 mod overlap_exec;
+mod parameters;
+mod prepared;
 mod reader;
 mod sandbox;
 mod show;
 mod table_provider;
 mod text;
 mod weight;
+mod workers;
 
 #[cfg(test)]
 mod tests;
 
 pub use catalog::CATALOG;
 pub use error::QueryError;
+pub use parameters::{MAX_PARAMETERS, Parameter, Parameters};
+pub use prepared::{Prepared, parameter_names};
 
 /// Stack of the thread that plans: deep expressions recurse, and a build without optimisation
 /// needs much stack for each step.
@@ -79,6 +72,8 @@ pub struct SqlOptions {
     pub database: Option<String>,
     /// The databases that it can see; others are not there for it. Every one by default.
     pub databases: Visible,
+    /// Values for the parameters of the statement; exactly those that it has.
+    pub parameters: Parameters,
     /// From the call of [`ColumnarEngine::query`] to the last row; 30 s by default.
     pub timeout: Duration,
     /// Rows of the answer; more are an error. No limit by default.
@@ -92,6 +87,7 @@ impl Default for SqlOptions {
         Self {
             database: None,
             databases: Visible::Every,
+            parameters: Parameters::default(),
             timeout: Duration::from_secs(30),
             max_rows: None,
             memory_limit: 256 << 20,
@@ -103,7 +99,7 @@ impl Default for SqlOptions {
 pub struct QueryStream {
     schema: SchemaRef,
     applied: Lsn,
-    rows: SendableRecordBatchStream,
+    rows: Source,
     /// The files it may read.
     files: Vec<Arc<DataFile>>,
     /// What was read and not given: pieces to be cut further, the next one last.
@@ -127,14 +123,8 @@ impl ColumnarEngine {
         let max_rows = options.max_rows;
         let planned = self.planned(sql, options, deadline).await?;
         let (schema, rows) = match planned.answer {
-            Answer::Plan(plan, context) => (plan.schema(), execute_stream(plan, context)?),
-            Answer::Rows(batch) => {
-                let schema = batch.schema();
-                let rows = futures::stream::once(async { Ok(batch) });
-                let rows =
-                    datafusion::physical_plan::stream::RecordBatchStreamAdapter::new(schema.clone(), rows);
-                (schema, Box::pin(rows) as SendableRecordBatchStream)
-            }
+            Answer::Plan(plan, context) => (plan.schema(), Source::Work(Rows::of(plan, context)?)),
+            Answer::Rows(batch) => (batch.schema(), Source::Ready(Some(batch))),
         };
         Ok(QueryStream {
             schema,
@@ -217,13 +207,13 @@ impl Stream for QueryStream {
         } else if let Some(piece) = self.next_piece() {
             Some(piece)
         } else {
-            match self.rows.poll_next_unpin(cx) {
+            match self.rows.poll_next(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok(batch))) => {
                     self.ready.push(batch);
                     self.next_piece()
                 }
-                Poll::Ready(next) => next.map(|batch| batch.map_err(|error| self.blame(error.into()))),
+                Poll::Ready(next) => next.map(|batch| batch.map_err(|error| self.blame(error))),
             }
         };
         let next = match (next, self.max_rows) {
@@ -272,6 +262,21 @@ impl QueryStream {
     }
 }
 
+/// Where rows come from.
+enum Source {
+    Ready(Option<RecordBatch>),
+    Work(Rows),
+}
+
+impl Source {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<RecordBatch, QueryError>>> {
+        match self {
+            Self::Ready(batch) => Poll::Ready(batch.take().map(Ok)),
+            Self::Work(rows) => rows.poll_next(cx),
+        }
+    }
+}
+
 struct Planned {
     applied: Lsn,
     files: Vec<Arc<DataFile>>,
@@ -285,7 +290,8 @@ enum Answer {
 
 /// From text to a plan that may run.
 async fn plan(engine: Arc<ColumnarEngine>, sql: String, options: SqlOptions) -> Result<Planned, QueryError> {
-    let statement = sandbox::parse(&sql)?;
+    let (statement, wanted) = sandbox::parse(&sql)?;
+    options.parameters.check(&wanted)?;
     if let Some(show) = Show::recognize(&statement)? {
         let (applied, schemas) = {
             let state = engine.inner.state();
@@ -298,15 +304,11 @@ async fn plan(engine: Arc<ColumnarEngine>, sql: String, options: SqlOptions) -> 
         let rows = show.rows(&schemas.only(&options.databases), options.database.as_deref())?;
         return Ok(Planned { applied, files: Vec::new(), answer: Answer::Rows(rows) });
     }
-    sandbox::check_statement(&statement)?;
-    let (databases, files) = databases(&engine, &statement, &options)?;
-    let applied = databases.applied();
-    let pool: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(options.memory_limit));
-    let mut state = session(databases, &options, &pool)?;
-    let plan = state.statement_to_plan(statement).await?;
+    let logical::Logical { plan, mut state, pool, applied, files } =
+        logical::plan(&engine, statement, &options).await?;
+    let plan = if wanted.is_empty() { plan } else { options.parameters.bind(plan)? };
     // Twice: before the optimizer may make it grow, and with what it has made of it.
     sandbox::check_plan(&plan)?;
-    functions::check(&plan)?;
     check_weight(&plan)?;
     let plan = state.optimize(&plan)?;
     sandbox::check_plan(&plan)?;
@@ -316,54 +318,6 @@ async fn plan(engine: Arc<ColumnarEngine>, sql: String, options: SqlOptions) -> 
     state.config_mut().options_mut().execution.batch_size = rows;
     let plan = state.query_planner().create_physical_plan(&plan, &state).await?;
     Ok(Planned { applied, files, answer: Answer::Plan(guard(plan, &pool)?, state.task_ctx()) })
-}
-
-/// The tables a statement names as they are now, all at one position, and their files.
-fn databases(
-    engine: &ColumnarEngine,
-    statement: &Statement,
-    options: &SqlOptions,
-) -> Result<(Databases, Vec<Arc<DataFile>>), QueryError> {
-    let database = options.database.as_deref();
-    let (tables, _) = datafusion::sql::resolve::resolve_table_references(statement, false)?;
-    let mut names = Vec::with_capacity(tables.len());
-    for table in tables {
-        let resolved = table.resolve(CATALOG, database.unwrap_or(NO_DATABASE));
-        if *resolved.catalog != *CATALOG {
-            let why = format!("{resolved} names a catalog; tables are named TABLE or DATABASE.TABLE");
-            return Err(QueryError::Invalid(why));
-        }
-        if *resolved.schema != *sandbox::INFORMATION_SCHEMA {
-            names.push((resolved.schema.to_string(), resolved.table.to_string()));
-        }
-    }
-    for (database, _) in names.iter().filter(|(database, _)| database != NO_DATABASE) {
-        check_visible(&options.databases, database)?;
-    }
-    let mut state = engine.inner.state();
-    check_mended(&state)?;
-    let mut files = Vec::new();
-    // What is not in these schemas is not there for any part of the query.
-    let schemas = state.schemas.only(&options.databases);
-    let mut databases = Databases::new(engine.inner.disk.clone(), state.applied, schemas);
-    for (database, table) in names {
-        if database == NO_DATABASE {
-            return Err(QueryError::Invalid(format!(
-                "table {table:?} is in no database: name one with the request, or write DATABASE.{table}"
-            )));
-        }
-        if state.schemas.tables(&database).is_none() {
-            return Err(QueryError::UnknownDatabase(database));
-        }
-        match state.view(&database, &table).map_err(|e| QueryError::Internal(e.to_string()))? {
-            Some(view) => {
-                files.extend(view.files.iter().cloned());
-                databases.add(database, table, view);
-            }
-            None => return Err(QueryError::UnknownTable { database, table }),
-        }
-    }
-    Ok((databases, files))
 }
 
 /// Refuses while less is applied than was shown, because damaged data is being replaced.
@@ -379,42 +333,6 @@ fn check_visible(visible: &Visible, database: &str) -> Result<(), QueryError> {
     if visible.contains(database) { Ok(()) } else { Err(QueryError::Forbidden(database.to_owned())) }
 }
 
-fn session(
-    databases: Databases,
-    options: &SqlOptions,
-    pool: &Arc<dyn MemoryPool>,
-) -> Result<SessionState, QueryError> {
-    // Functions and optimiser rules are many and always the same.
-    static BASE: OnceLock<SessionState> = OnceLock::new();
-    let base = BASE.get_or_init(|| {
-        let mut base =
-            SessionStateBuilder::new().with_default_features().with_table_functions(Default::default());
-        functions::keep_known(&mut base);
-        base.build()
-    });
-    let mut config = SessionConfig::new()
-        .with_information_schema(true)
-        .with_create_default_catalog_and_schema(false)
-        .with_default_catalog_and_schema(CATALOG, options.database.as_deref().unwrap_or(NO_DATABASE));
-    config.options_mut().sql_parser.enable_ident_normalization = false;
-    let runtime = RuntimeEnvBuilder::new()
-        .with_memory_pool(pool.clone())
-        .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled))
-        .with_object_store_registry(only_ours()?)
-        .build_arc()?;
-    let mut builder = SessionStateBuilder::new_from_existing(base.clone())
-        .with_config(config)
-        .with_runtime_env(runtime)
-        .with_catalog_list(Arc::new(databases));
-    if let Some(functions) = builder.scalar_functions() {
-        bound_functions(functions, pool);
-    }
-    if let Some(planners) = builder.expr_planners() {
-        planners.insert(0, Arc::new(Concatenation::new(pool)));
-    }
-    Ok(builder.build())
-}
-
 /// Runs planning on a thread that has the stack for it and may take its time. The thread ends with
 /// the planning, also if nobody waits for it any more.
 async fn on_large_stack<T: Send + 'static>(
@@ -424,6 +342,7 @@ async fn on_large_stack<T: Send + 'static>(
     let (done, result) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("skein-plan".into()).stack_size(PLAN_STACK);
     let started = thread.spawn(move || {
+        workers::yield_to_others();
         let _ = done.send(runtime.block_on(work));
     });
     started.map_err(|e| QueryError::Internal(format!("no thread to plan on: {e}")))?;

@@ -16,10 +16,12 @@ use datafusion::{
     },
 };
 
-use super::{error::QueryError, expansion::check_expansion, table_provider::SqlTable};
+use super::{
+    error::QueryError, expansion::check_expansion, parameters::MAX_PARAMETERS, table_provider::SqlTable,
+};
 
 /// Longest statement in bytes.
-const MAX_TEXT: usize = 256 << 10;
+pub(super) const MAX_TEXT: usize = 256 << 10;
 /// Most operators and keywords that nest one deeper each. The parser bounds its own recursion but
 /// not chains such as `a + b + c`, which become trees as deep as they are long.
 const MAX_OPERATORS: usize = 600;
@@ -30,22 +32,61 @@ const MAX_PLAN_COLUMNS: usize = 10_000;
 /// The schema of tables about tables.
 pub(super) const INFORMATION_SCHEMA: &str = "information_schema";
 
-/// The one statement in a text.
-pub(super) fn parse(sql: &str) -> Result<Statement, QueryError> {
-    if sql.len() > MAX_TEXT {
-        return Err(QueryError::TooLarge(format!("a statement may have {MAX_TEXT} bytes")));
-    }
-    let dialect = GenericDialect {};
-    let tokens = Tokenizer::new(&dialect, sql).tokenize_with_location();
-    let tokens = tokens.map_err(|e| QueryError::Invalid(e.to_string()))?;
-    check_tokens(&tokens)?;
-    let mut parser = DFParserBuilder::new(tokens).with_dialect(&dialect).build()?;
+/// The one statement in a text, and the names of its parameters.
+pub(super) fn parse(sql: &str) -> Result<(Statement, Vec<String>), QueryError> {
+    let (tokens, parameters) = tokens(sql)?;
+    let mut parser = DFParserBuilder::new(tokens).with_dialect(&GenericDialect {}).build()?;
     let mut statements = parser.parse_statements()?;
     match (statements.pop_front(), statements.is_empty()) {
-        (Some(statement), true) => Ok(statement),
+        (Some(statement), true) => Ok((statement, parameters)),
         (None, _) => Err(QueryError::Invalid("there is no statement".into())),
         (Some(_), false) => Err(QueryError::NotAllowed("more than one statement".into())),
     }
+}
+
+/// The words of a text, few enough to be parsed, and the names of its parameters.
+pub(super) fn tokens(sql: &str) -> Result<(Vec<TokenWithSpan>, Vec<String>), QueryError> {
+    if sql.len() > MAX_TEXT {
+        return Err(QueryError::TooLarge(format!("a statement may have {MAX_TEXT} bytes")));
+    }
+    let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize_with_location();
+    let mut tokens = tokens.map_err(|e| QueryError::Invalid(e.to_string()))?;
+    check_tokens(&tokens)?;
+    let parameters = name_parameters(&mut tokens)?;
+    Ok((tokens, parameters))
+}
+
+/// The names of the parameters, each once, without `$`. Those that have none, written `?`, are numbered
+/// where they stand.
+fn name_parameters(tokens: &mut [TokenWithSpan]) -> Result<Vec<String>, QueryError> {
+    let (mut names, mut unnamed) = (Vec::<String>::new(), 0);
+    for token in tokens {
+        let name = match &token.token {
+            Token::Placeholder(written) if written == "?" => {
+                unnamed += 1;
+                let name = unnamed.to_string();
+                token.token = Token::Placeholder(format!("${name}"));
+                name
+            }
+            Token::Placeholder(written) => written.strip_prefix('$').unwrap_or_default().to_owned(),
+            _ => continue,
+        };
+        if name.is_empty() || name.contains('$') {
+            return Err(QueryError::Invalid("parameters are written $name, $1 or ?".into()));
+        }
+        if !names.contains(&name) {
+            names.push(name);
+        }
+        if names.len() > MAX_PARAMETERS {
+            return Err(QueryError::TooLarge(format!("a statement may have {MAX_PARAMETERS} parameters")));
+        }
+    }
+    if unnamed > 0 && names.len() > unnamed {
+        return Err(QueryError::Invalid(
+            "parameters are written $name or ?, not both in one statement".into(),
+        ));
+    }
+    Ok(names)
 }
 
 /// Lets through what only reads.
@@ -194,6 +235,7 @@ fn nests(token: &Token) -> bool {
                 | Keyword::TABLESAMPLE
         ),
         Token::Number(..)
+        | Token::Placeholder(_)
         | Token::SingleQuotedString(_)
         | Token::DoubleQuotedString(_)
         | Token::Comma

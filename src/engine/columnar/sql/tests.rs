@@ -25,6 +25,7 @@ use crate::{
 };
 
 mod hostile;
+mod parameters;
 mod visible;
 
 fn options() -> SqlOptions {

@@ -8,9 +8,10 @@
 //!   in a name, a column called `time`, another type than before, names and numbers beyond limits;
 //! - refused there: CRLF, spaces at the end of a line without timestamp, `.5` and `1.`, a tab in
 //!   a tag value, an unclosed quote in a comment (it hides what follows);
-//! - a repeated field: there both are given, here the last wins.
+//! - a repeated field: there both are given, here the last wins;
+//! - an integer in a column that a line before made one of floats: there an integer, here a float.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use influxdb_line_protocol::{FieldValue, ParsedLine, parse_lines};
 use proptest::prelude::*;
@@ -116,7 +117,16 @@ fn point(measurement: &str, time: Option<i64>, mut columns: Vec<String>) -> Poin
     (measurement.to_owned(), columns)
 }
 
-fn theirs(line: &ParsedLine<'_>) -> Point {
+/// Fields that have floats, by measurement.
+type Floats = BTreeSet<(String, String)>;
+
+fn floats(lines: &[ParsedLine<'_>]) -> Floats {
+    let fields = lines.iter().flat_map(|line| line.field_set.iter().map(move |field| (line, field)));
+    let floats = fields.filter(|(_, (_, value))| matches!(value, FieldValue::F64(_)));
+    floats.map(|(line, (key, _))| (line.series.measurement.to_string(), key.to_string())).collect()
+}
+
+fn theirs(line: &ParsedLine<'_>, floats: &Floats) -> Point {
     let tags = line
         .series
         .tag_set
@@ -126,6 +136,11 @@ fn theirs(line: &ParsedLine<'_>) -> Point {
     let fields = line.field_set.iter().map(|(key, value)| {
         let value = match value {
             FieldValue::F64(value) => format!("{value:?}"),
+            FieldValue::I64(value)
+                if floats.contains(&(line.series.measurement.to_string(), key.to_string())) =>
+            {
+                format!("{:?}", *value as f64)
+            }
             FieldValue::I64(value) => format!("{value}i"),
             FieldValue::U64(value) => format!("{value}u"),
             FieldValue::Boolean(value) => value.to_string(),
@@ -170,7 +185,7 @@ proptest! {
         let parsed = read(&body);
         prop_assert_eq!(&parsed.rejected, &[], "{}", body);
         prop_assert_eq!(ours(&parsed), vec![line.point()]);
-        let oracle: Vec<_> = parse_lines(&body).map(|line| theirs(&line.unwrap())).collect();
+        let oracle: Vec<_> = parse_lines(&body).map(|line| theirs(&line.unwrap(), &Floats::new())).collect();
         prop_assert_eq!(oracle, vec![line.point()]);
     }
 
@@ -218,7 +233,8 @@ proptest! {
         let Ok(text) = std::str::from_utf8(&body) else { return Ok(()) };
         let oracle: Result<Vec<_>, _> = parse_lines(text).collect();
         if let (Ok(oracle), 0, false) = (oracle, parsed.rejected_total, is_known_difference(text)) {
-            let mut oracle: Vec<_> = oracle.iter().map(theirs).collect();
+            let floats = floats(&oracle);
+            let mut oracle: Vec<_> = oracle.iter().map(|line| theirs(line, &floats)).collect();
             oracle.sort();
             prop_assert_eq!(ours(&parsed), oracle, "{}", text);
         }

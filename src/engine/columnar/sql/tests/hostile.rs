@@ -106,6 +106,13 @@ const NOT_QUERIES: &[&str] = &[
     "-- select 1\ndrop table cpu",
     "select 1 into outfile '/tmp/x'",
     "with recursive r(n) as (values (1) union all select n + 1 from r) select count(*) from r",
+    "explain verbose explain analyze delete from cpu",
+    "explain format tree copy cpu to '/tmp/x.csv'",
+    "select $1; drop table cpu",
+    "insert into cpu values ($1, $2, $3)",
+    "copy (select $1) to '/tmp/x.parquet'",
+    "prepare p (int) as insert into cpu (a) values ($1)",
+    "execute immediate 'drop table cpu'",
     "explain with recursive r as (select 1 as n union all select n from r) select * from r",
 ];
 
@@ -348,6 +355,9 @@ async fn what_is_no_query_or_no_table_is_refused() {
         assert!(fine, "{sql}: {answer:?}");
     }
     assert_eq!(csv(&engine, "select count(*) as n from cpu").await, "n\n133\n", "nothing was changed");
+    let counts = (NOT_QUERIES.len(), NOT_HERE.len(), bombs().len());
+    println!("not queries, not here, bombs: {counts:?}");
+    assert!(counts.0 + counts.1 >= 150 && counts.2 >= 120, "the corpus only grows: {counts:?}");
 }
 
 /// In a process of its own, where nothing else takes memory, and which may not take the machine's.

@@ -1,0 +1,223 @@
+//! Values for the parameters of a statement. They take the place of `$name` in the plan, as literals
+//! of their type; no text of a client's is ever put into a statement.
+
+use std::{collections::BTreeMap, fmt};
+
+use datafusion::{common::ScalarValue, logical_expr::LogicalPlan};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::Value;
+
+use super::{error::QueryError, sandbox::MAX_TEXT};
+
+/// Most parameters of a statement.
+pub const MAX_PARAMETERS: usize = 1_000;
+/// What a time is written as in JSON: an object with this one member.
+const TIMESTAMP: &str = "timestamp_ns";
+
+/// Values by name, without `$`; those of `?`, or of a list, are called `1`, `2` and so on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Parameters(BTreeMap<String, Parameter>);
+
+/// One value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Parameter {
+    /// No value.
+    Null,
+    /// A truth value.
+    Bool(bool),
+    /// An integer.
+    Int(i64),
+    /// An integer that is larger than any [`Self::Int`].
+    UInt(u64),
+    /// A number that is no integer.
+    Float(f64),
+    /// A text. Compared with a time it is one, in RFC 3339.
+    Text(String),
+    /// A time, in nanoseconds since 1970.
+    Time(i64),
+}
+
+impl Parameters {
+    /// Those of a JSON object, by name, or of a list, in order. `null` and nothing are none.
+    ///
+    /// # Errors
+    /// It is neither, or holds what is no value; says which.
+    pub fn from_json(text: &str) -> Result<Self, QueryError> {
+        let wrong = |e: &dyn fmt::Display| QueryError::Invalid(format!("params: {e}"));
+        if text.trim_ascii().is_empty() {
+            return Ok(Self::default());
+        }
+        let json: Value = serde_json::from_str(text).map_err(|e| wrong(&e))?;
+        Self::from_value(json).map_err(|e| wrong(&e))
+    }
+
+    /// As [`Self::from_json`].
+    fn from_value(json: Value) -> Result<Self, String> {
+        let named: Vec<(String, Value)> = match json {
+            Value::Null => Vec::new(),
+            Value::Object(named) => named.into_iter().collect(),
+            Value::Array(values) => (1..).map(|at: usize| at.to_string()).zip(values).collect(),
+            _ => return Err("values stand in an object, by name, or in a list".into()),
+        };
+        let value = |(name, value): (String, Value)| {
+            let value = Parameter::from_value(value).map_err(|e| format!("${}: {e}", shown(&name)))?;
+            Ok((name, value))
+        };
+        named.into_iter().map(value).collect::<Result<_, String>>().map(Self)
+    }
+
+    /// Adds one.
+    pub fn set(&mut self, name: impl Into<String>, value: Parameter) {
+        self.0.insert(name.into(), value);
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Refuses what does not fit a statement that has parameters of these names.
+    pub(super) fn check(&self, wanted: &[String]) -> Result<(), QueryError> {
+        let text = |value: &Parameter| if let Parameter::Text(text) = value { text.len() } else { 0 };
+        let bytes: usize = self.0.iter().map(|(name, value)| name.len() + text(value)).sum();
+        if wanted.len().max(self.0.len()) > MAX_PARAMETERS || bytes > MAX_TEXT {
+            return Err(QueryError::TooLarge(format!(
+                "a statement may have {MAX_PARAMETERS} parameters, and {MAX_TEXT} bytes in all of their values"
+            )));
+        }
+        if let Some(name) = wanted.iter().find(|name| !self.0.contains_key(*name)) {
+            let name = shown(name);
+            return Err(QueryError::Invalid(format!("parameter ${name} has no value: give one in params")));
+        }
+        match self.0.keys().find(|name| !wanted.contains(name)) {
+            Some(name) => {
+                let name = shown(name);
+                Err(QueryError::Invalid(format!(
+                    "the statement has no parameter ${name}, and params has one"
+                )))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Puts the values where the plan has parameters.
+    pub(super) fn bind(&self, plan: LogicalPlan) -> Result<LogicalPlan, QueryError> {
+        let named = self.0.iter().map(|(name, value)| (name.clone(), value.scalar()));
+        let plan = plan.with_param_values(named.collect::<Vec<_>>())?;
+        match plan.get_parameter_names()?.into_iter().min() {
+            None => Ok(plan),
+            Some(left) => Err(QueryError::Invalid(format!("parameter {} is not understood", shown(&left)))),
+        }
+    }
+}
+
+impl Parameter {
+    fn from_value(json: Value) -> Result<Self, String> {
+        Ok(match json {
+            Value::Null => Self::Null,
+            Value::Bool(value) => Self::Bool(value),
+            Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
+                (Some(value), ..) => Self::Int(value),
+                (_, Some(value), _) => Self::UInt(value),
+                (.., Some(value)) if value.is_finite() => Self::Float(value),
+                _ => return Err("the number is out of range".into()),
+            },
+            Value::String(text) => Self::Text(text),
+            Value::Array(_) => {
+                return Err("a list is no value: write a parameter for each of its members".into());
+            }
+            Value::Object(members) => match members.get(TIMESTAMP).and_then(Value::as_i64) {
+                Some(ns) if members.len() == 1 => Self::Time(ns),
+                _ => {
+                    return Err(format!(
+                        "an object is no value, but for a time in nanoseconds: {{\"{TIMESTAMP}\": 0}}"
+                    ));
+                }
+            },
+        })
+    }
+
+    fn scalar(&self) -> ScalarValue {
+        match self {
+            Self::Null => ScalarValue::Null,
+            Self::Bool(value) => ScalarValue::Boolean(Some(*value)),
+            Self::Int(value) => ScalarValue::Int64(Some(*value)),
+            Self::UInt(value) => ScalarValue::UInt64(Some(*value)),
+            Self::Float(value) => ScalarValue::Float64(Some(*value)),
+            Self::Text(text) => ScalarValue::Utf8(Some(text.clone())),
+            Self::Time(ns) => ScalarValue::TimestampNanosecond(Some(*ns), None),
+        }
+    }
+}
+
+impl Serialize for Parameter {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Null => serializer.serialize_unit(),
+            Self::Bool(value) => serializer.serialize_bool(*value),
+            Self::Int(value) => serializer.serialize_i64(*value),
+            Self::UInt(value) => serializer.serialize_u64(*value),
+            Self::Float(value) => serializer.serialize_f64(*value),
+            Self::Text(text) => serializer.serialize_str(text),
+            Self::Time(ns) => BTreeMap::from([(TIMESTAMP, ns)]).serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Parameter {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::from_value(Value::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+/// A name of the client's, short enough to be shown back.
+fn shown(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).take(64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parameters(values: &[(&str, Parameter)]) -> Parameters {
+        Parameters(values.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect())
+    }
+
+    #[test]
+    fn json_has_types() {
+        use Parameter::{Bool, Float, Int, Null, Text, Time, UInt};
+        let text = r#"{"n":null,"b":true,"i":-7,"u":18446744073709551615,"f":2.0,"t":"1'; --","at":{"timestamp_ns":-5}}"#;
+        let want = parameters(&[
+            ("n", Null),
+            ("b", Bool(true)),
+            ("i", Int(-7)),
+            ("u", UInt(u64::MAX)),
+            ("f", Float(2.0)),
+            ("t", Text("1'; --".into())),
+            ("at", Time(-5)),
+        ]);
+        assert_eq!(Parameters::from_json(text).unwrap(), want);
+        // As a ticket carries them.
+        let again = serde_json::to_string(&want).unwrap();
+        assert_eq!(serde_json::from_str::<Parameters>(&again).unwrap(), want);
+        let list = parameters(&[("1", Text("a".into())), ("2", Int(3))]);
+        assert_eq!(Parameters::from_json(r#"["a", 3]"#).unwrap(), list);
+        for none in ["", " ", "null", "{}", "[]"] {
+            assert!(Parameters::from_json(none).unwrap().is_empty(), "{none}");
+        }
+        for (wrong, says) in [
+            ("7", "by name"),
+            ("\"a\"", "by name"),
+            ("{", "params: "),
+            (r#"{"a":[1]}"#, "$a: a list"),
+            (r#"[1, {"x":1}]"#, "$2: an object"),
+            (r#"{"a":{"timestamp_ns":"now"}}"#, "$a: an object"),
+            (r#"{"a":{"timestamp_ns":1,"x":1}}"#, "$a: an object"),
+            (r#"{"a":1e999}"#, "out of range"),
+        ] {
+            let error = Parameters::from_json(wrong).unwrap_err();
+            assert!(matches!(&error, QueryError::Invalid(why) if why.contains(says)), "{wrong}: {error}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Commands that older versions do not know. Such a member would stop at their entry, so while there is one
+//! no entry is made; and once there is one, no such node is let in: it would come to the entry, or miss what
+//! it did.
+
+use super::types::Command;
+use crate::types::{ClusterView, Member};
+
+/// Feature bit of a member: it knows the commands of a CA's rotation and of draining, and that a founding
+/// may begin behind the epochs of restored data.
+pub const OPERATOR_COMMANDS: u64 = 2;
+
+/// Features that a member needs to apply this command.
+pub(super) const fn needed(command: &Command) -> u64 {
+    match command {
+        Command::Drain { .. }
+        | Command::RotateCa { .. }
+        | Command::AddRoot { .. }
+        | Command::ShowsRoot { .. }
+        | Command::DropFromRotation { .. }
+        | Command::RetireRoot { .. } => OPERATOR_COMMANDS,
+        Command::Found { after, .. } if *after > 0 => OPERATOR_COMMANDS,
+        Command::Found { .. }
+        | Command::Admit { .. }
+        | Command::Update { .. }
+        | Command::Retire { .. }
+        | Command::Enlist { .. }
+        | Command::Remove { .. }
+        | Command::SetWriter(_)
+        | Command::CreateToken(_)
+        | Command::RevokeToken { .. }
+        | Command::SealCa { .. }
+        | Command::CreateApiToken(_)
+        | Command::RevokeApiToken { .. } => 0,
+    }
+}
+
+/// Why this must not become an entry while the cluster is as in `view`; `None` if it may.
+pub(super) fn barred(view: &ClusterView, command: &Command) -> Option<String> {
+    if let Command::Admit { member, .. } = command {
+        let known = view.members.contains_key(&member.id) || has(member, view.feature_level);
+        return (!known).then(|| {
+            format!(
+                "skein {} does not know what this cluster has done already, and could not go on from there: start \
+                 a newer version (the members run {})",
+                member.version,
+                versions(view.members.values())
+            )
+        });
+    }
+    let needed = needed(command);
+    let without: Vec<&Member> = view.members.values().filter(|member| !has(member, needed)).collect();
+    (!without.is_empty()).then(|| {
+        let names: Vec<String> =
+            without.iter().map(|member| format!("{} (skein {})", member.name, member.version)).collect();
+        format!(
+            "{} of the members would not understand this and stop: {}. Upgrade every member first, then ask again; \
+             nothing was changed",
+            without.len(),
+            names.join(", ")
+        )
+    })
+}
+
+const fn has(member: &Member, features: u64) -> bool {
+    member.features & features == features
+}
+
+fn versions<'a>(members: impl Iterator<Item = &'a Member>) -> String {
+    let mut versions: Vec<&str> = members.map(|member| member.version.as_str()).collect();
+    versions.sort_unstable();
+    versions.dedup();
+    versions.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Addresses, NodeId, Role, TokenId};
+
+    fn member(n: u8, features: u64) -> Member {
+        Member {
+            id: NodeId([n; 16]),
+            name: format!("n{n}"),
+            role: Role::Reader,
+            addresses: Addresses::default(),
+            spki: vec![],
+            seal_key: vec![],
+            seal_key_signature: vec![],
+            serial: String::new(),
+            not_after: 0,
+            version: format!("0.{n}.0"),
+            features,
+        }
+    }
+
+    fn view(features: &[u64], feature_level: u64) -> ClusterView {
+        let members = (1..).zip(features).map(|(n, features)| member(n, *features));
+        ClusterView {
+            members: members.map(|member| (member.id, member)).collect(),
+            feature_level,
+            ..ClusterView::default()
+        }
+    }
+
+    #[test]
+    fn what_one_member_does_not_know_nobody_is_sent() {
+        let node = NodeId([1; 16]);
+        let commands = [
+            Command::RotateCa { at_ms: 1 },
+            Command::Drain { node, drained: true },
+            Command::Drain { node, drained: false },
+            Command::DropFromRotation { nodes: [node].into() },
+            Command::ShowsRoot { node, root: vec![1].into() },
+            Command::RetireRoot { root: vec![1].into() },
+        ];
+        for command in commands {
+            let why = barred(&view(&[3, 1, 7], 0), &command).unwrap_or_else(|| panic!("{command} may go"));
+            assert!(why.starts_with("1 of the members") && why.contains("n2 (skein 0.2.0)"), "{why}");
+            assert_eq!(barred(&view(&[3, 2, 7], 0), &command), None, "{command}");
+        }
+        let known = Command::Remove { node, at_ms: 1 };
+        assert_eq!(barred(&view(&[0, 0, 0], 0), &known), None, "every version knows it");
+    }
+
+    #[test]
+    fn who_would_not_understand_the_log_is_not_let_in() {
+        let admit = |n, features| Command::Admit { member: member(n, features), token: TokenId(1), at_ms: 1 };
+        assert_eq!(barred(&view(&[3, 3], 0), &admit(9, 1)), None, "nothing was done that it does not know");
+        let why = barred(&view(&[3, 3], OPERATOR_COMMANDS), &admit(9, 1)).unwrap();
+        assert!(why.starts_with("skein 0.9.0 does not know") && why.contains("0.1.0, 0.2.0"), "{why}");
+        assert_eq!(barred(&view(&[3, 3], OPERATOR_COMMANDS), &admit(9, 3)), None);
+        // It is a member already and has lost its answer: that changes nothing.
+        assert_eq!(barred(&view(&[3, 3], OPERATOR_COMMANDS), &admit(2, 1)), None);
+    }
+}
