@@ -30,7 +30,7 @@ const LOOK_AFTER: u32 = 1_000;
 /// Records that the daemon may remember. It has no limit of its own, and whoever announces says for how
 /// long: beyond this it is begun anew, which forgets them all. A node has about six.
 const MAX_RECORDS: i64 = 32_768;
-/// Before the daemon is begun anew that has ended, or has stopped to tell.
+/// Before the daemon is begun anew that has ended, or has stopped to tell; and for its answer to a question.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// What this node says of itself.
@@ -167,10 +167,10 @@ impl Mdns {
         }
     }
 
-    /// How many records the daemon remembers.
+    /// How many records the daemon remembers; none if it does not say so soon.
     async fn remembered(&self) -> i64 {
         let Ok(told) = self.daemon.get_metrics() else { return 0 };
-        let Ok(metrics) = told.recv_async().await else { return 0 };
+        let Ok(Ok(metrics)) = tokio::time::timeout(AGAIN, told.recv_async()).await else { return 0 };
         metrics.iter().filter(|(name, _)| name.starts_with("cached-")).map(|(_, count)| *count).sum()
     }
 

@@ -5,11 +5,17 @@ use std::{
     io::{self, Read, Seek, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use super::store::SECRET_FILES;
 
 const LOCK: &str = "lock";
+/// How long a lock that another has is waited for. A process that is being started holds copies of
+/// all open files of the one that starts it until it runs its own program, so a lock may outlive
+/// its holder by some milliseconds; a skein process that runs has it for as long as it runs.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// A data directory that must not be used.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +96,7 @@ impl DataDir {
         let mut open = OpenOptions::new();
         let mut file =
             open.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(io)?;
-        match file.try_lock() {
+        match lock_soon(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut pid = String::new();
@@ -108,8 +114,26 @@ impl DataDir {
     }
 }
 
+/// As [`File::try_lock`], after up to [`PATIENCE`].
+fn lock_soon(file: &File) -> Result<(), TryLockError> {
+    let since = Instant::now();
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if since.elapsed() < PATIENCE => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::{
+        process::Command,
+        sync::atomic::{AtomicBool, Ordering},
+    };
+
     use super::*;
 
     #[test]
@@ -122,6 +146,23 @@ mod tests {
         assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
         drop(dir);
         DataDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_process_that_is_being_started_does_not_keep_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let program = std::env::current_exe().unwrap();
+                    Command::new(program).args(["--exact", "no test"]).output().unwrap();
+                }
+            });
+            let opened: Vec<_> = (0..3_000).map(|_| DataDir::open(dir.path()).map(drop)).collect();
+            done.store(true, Ordering::Relaxed);
+            opened.into_iter().for_each(|opened| opened.unwrap());
+        });
     }
 
     #[test]

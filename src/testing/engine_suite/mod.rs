@@ -3,9 +3,13 @@
 //! Tell the suite how to open your engine, how to make a batch and what can be read ([`Subject`]), and
 //! assert that nothing failed:
 //!
-//! ```ignore
-//! let report = engine_suite::run(&MySubject, Ground::Simulated).await;
-//! assert!(report.failed.is_empty(), "{report}");
+//! ```
+//! use skeinmesh::testing::engine_suite::{self, Ground, Subject};
+//!
+//! async fn keeps_its_contract(mine: &impl Subject) {
+//!     let report = engine_suite::run(mine, Ground::Simulated).await;
+//!     assert!(report.failed.is_empty(), "{report}");
+//! }
 //! ```
 //!
 //! On the simulated disk the power is cut at every call of a checkpoint and of an install. An engine that
