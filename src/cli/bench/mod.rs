@@ -1,5 +1,6 @@
 //! `skein bench`: what a cluster does per second, how long one write takes, how long it is without a
-//! writer, and what a frozen reader or a flood of strangers costs. [`run`] brings up a cluster of its own unless it is given one.
+//! writer, and what a frozen reader or a flood of strangers costs. [`run`] brings up a cluster of its own
+//! unless it is given one.
 
 mod bodies;
 mod cluster;

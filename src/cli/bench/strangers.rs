@@ -193,7 +193,11 @@ fn hear(source: &UdpSocket, counts: &mut Counts) {
 
 fn sources() -> io::Result<Vec<UdpSocket>> {
     let open = |n| {
-        let socket = UdpSocket::bind((Ipv4Addr::new(127, 77, 0, n + 1), 0))?;
+        let at = Ipv4Addr::new(127, 77, 0, n + 1);
+        let socket = UdpSocket::bind((at, 0)).map_err(|e| {
+            let what = format!("cannot send from {at}, which Linux lets everybody: {e}");
+            io::Error::new(e.kind(), what)
+        })?;
         socket.set_nonblocking(true)?;
         Ok(socket)
     };
