@@ -160,7 +160,7 @@ fn no_secret_is_said_or_shown() {
     let (first, second, third) = (cluster.add(), cluster.add(), cluster.add());
     for node in cluster.processes() {
         // More than anybody logs who is not looking for something.
-        node.env = vec![("SKEIN_LOG_FILTER".into(), "debug,skeinmesh=trace,openraft=info".into())];
+        node.env = vec![("SKEIN_LOG_FILTER".into(), "debug,skeinmesh=trace".into())];
     }
     cluster[first].start(&["--new-cluster"]);
     let (in_file, in_argv) = (cluster[first].token(1), cluster[first].token(1));
@@ -232,7 +232,10 @@ fn no_secret_is_said_or_shown() {
             let found = Finder::new(&in_argv.1).find(bytes).is_some();
             assert_eq!(found, excepted, "{}: {} in its {place}", node.name, in_argv.0);
         }
-        assert!(node.said().contains("TRACE") || node.said().contains("\"trace\""), "the log says much");
+        // Raft's own lines hold every command: it was a log worth searching.
+        let said = node.said();
+        let deep = said.lines().filter(|line| line.contains("DEBUG") && line.contains("openraft")).count();
+        assert!(deep > 0, "{}: the log of {} bytes says as little as ever", node.name, said.len());
     }
     println!("{looked_at} pairs of a secret and a place");
 }
