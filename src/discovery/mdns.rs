@@ -13,7 +13,7 @@ use std::{
 use mdns_sd::{
     IfKind, IfPredicate, Receiver, ResolvedService, ScopedIp, ServiceDaemon, ServiceEvent, ServiceInfo,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     Candidate, Candidates, MAX_ADDRESSES, MAX_CANDIDATES,
@@ -25,11 +25,14 @@ pub(super) const SERVICE: &str = "_skein._udp.local.";
 pub(super) const MAX_VERSION: usize = 64;
 /// How often interfaces that come and go are looked at, and how much is remembered.
 const LOOK: Duration = Duration::from_secs(5);
-/// After so many announcements, how much is remembered is looked at before that.
-const LOOK_AFTER: u32 = 1_000;
-/// Records that the daemon may remember. It has no limit of its own, and whoever announces says for how
-/// long: beyond this it is begun anew, which forgets them all. A node has about six.
-const MAX_RECORDS: i64 = 32_768;
+/// After so many events (an announcement is two), how much is remembered is looked at before that.
+const LOOK_AFTER: u32 = 256;
+/// Records that the daemon may remember; a node has about six. It has no limit of its own, whoever announces
+/// says for how long, and with each packet it goes through all of them: with ten thousand nodes it never
+/// comes to the end of what is in its socket, and so neither to a question nor to a member.
+const MAX_RECORDS: i64 = 8 * MAX_CANDIDATES as i64;
+/// Between two warnings of the same.
+const QUIET: Duration = Duration::from_secs(60);
 /// Before the daemon is begun anew that has ended, or has stopped to tell; and for its answer to a question.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -67,8 +70,10 @@ pub struct Mdns {
     allowed: Arc<RwLock<BTreeSet<Nic>>>,
     candidates: watch::Sender<Candidates>,
     names: watch::Sender<Vec<String>>,
-    /// Announcements since it was looked at how much is remembered.
+    /// Events since it was looked at how much is remembered.
     noted: u32,
+    /// When it was last said that more is announced than is remembered.
+    warned: Option<Instant>,
 }
 
 impl std::fmt::Debug for Mdns {
@@ -85,7 +90,7 @@ impl Mdns {
         let allowed = Arc::new(RwLock::new(chosen));
         let (daemon, events) = begin(&me, &allowed)?;
         let candidates = watch::Sender::new(Candidates::new());
-        Ok(Self { daemon, events, rules, me, allowed, candidates, names, noted: 0 })
+        Ok(Self { daemon, events, rules, me, allowed, candidates, names, noted: 0, warned: None })
     }
 
     /// Everyone in sight; changes as nodes come and go.
@@ -115,24 +120,33 @@ impl Mdns {
                 self.me.cluster = now;
                 self.announce_again();
             }
-            let mut begin_anew = false;
+            let (mut look_now, mut begin_anew) = (false, false);
             tokio::select! {
                 event = self.events.recv_async() => match event {
-                    Ok(event) => self.note(event, &view.borrow().clone()),
+                    Ok(event) => {
+                        self.note(event, &view.borrow().clone());
+                        look_now = self.noted >= LOOK_AFTER;
+                    }
                     // It stops to tell whoever is a thousand events behind.
                     Err(_) => begin_anew = true,
                 },
                 _ = look.tick() => {
                     self.look_at_interfaces();
-                    self.noted = LOOK_AFTER;
+                    look_now = true;
                 }
                 changed = cluster.changed(), if !cluster_ends => cluster_ends = changed.is_err(),
             }
             if begin_anew {
                 tokio::time::sleep(AGAIN).await;
-            } else if self.noted >= LOOK_AFTER {
-                self.noted = 0;
-                begin_anew = self.remembered().await > MAX_RECORDS;
+            } else if look_now {
+                let noted = std::mem::take(&mut self.noted);
+                let members = view.borrow().clone();
+                begin_anew = match self.remembered().await {
+                    Some(count) if count <= MAX_RECORDS => false,
+                    Some(_) => !self.ask_again(&members).await,
+                    // Of few events it is not the reason that the daemon has no time.
+                    None => noted >= LOOK_AFTER,
+                };
             }
             if begin_anew && let Err(error) = self.forget(&view.borrow().clone()) {
                 tracing::warn!(%error, "mDNS has stopped; peers are found by --seed only");
@@ -167,29 +181,52 @@ impl Mdns {
         }
     }
 
-    /// How many records the daemon remembers; none if it does not say so soon.
-    async fn remembered(&self) -> i64 {
-        let Ok(told) = self.daemon.get_metrics() else { return 0 };
-        let Ok(Ok(metrics)) = tokio::time::timeout(AGAIN, told.recv_async()).await else { return 0 };
-        metrics.iter().filter(|(name, _)| name.starts_with("cached-")).map(|(_, count)| *count).sum()
+    /// How many records the daemon remembers, if it says so soon.
+    async fn remembered(&self) -> Option<i64> {
+        let told = self.daemon.get_metrics().ok()?;
+        let metrics = tokio::time::timeout(AGAIN, told.recv_async()).await.ok()?.ok()?;
+        Some(metrics.iter().filter(|(name, _)| name.starts_with("cached-")).map(|(_, count)| *count).sum())
     }
 
-    /// Forgets whoever announced himself, but for members, and asks again: those that are there answer.
+    /// Lets the daemon forget whoever announced himself, and asks again: those that are there answer. What
+    /// it announces goes on meanwhile. False if that is not enough: it has no time for it, or it remembers
+    /// what belongs to no node.
+    async fn ask_again(&mut self, view: &ClusterView) -> bool {
+        let stopped = self.daemon.stop_browse(SERVICE).is_ok();
+        if !stopped || self.remembered().await.is_none_or(|left| left > MAX_RECORDS / 2) {
+            return false;
+        }
+        let Ok(events) = self.daemon.browse(SERVICE) else { return false };
+        self.events = events;
+        self.forget_others(view);
+        true
+    }
+
+    /// Another daemon in place of this one. Nobody listens to the old one any more, so it remembers nothing
+    /// more either, and has time to hear that it is to end.
     fn forget(&mut self, view: &ClusterView) -> Result<(), MdnsError> {
-        tracing::warn!(
-            limit = MAX_RECORDS,
-            "more is announced by mDNS than can be remembered, or than can be kept up with: forgetting it, and \
-             asking again; is somebody forging announcements?"
-        );
         let (daemon, events) = begin(&self.me, &self.allowed)?;
         let _ = std::mem::replace(&mut self.daemon, daemon).shutdown();
         (self.events, self.noted) = (events, 0);
+        self.forget_others(view);
+        Ok(())
+    }
+
+    /// All but members, whatever they announced.
+    fn forget_others(&mut self, view: &ClusterView) {
+        if self.warned.is_none_or(|at| at.elapsed() >= QUIET) {
+            self.warned = Some(Instant::now());
+            tracing::warn!(
+                limit = MAX_RECORDS,
+                "more is announced by mDNS than can be remembered, or than can be kept up with: forgetting it, \
+                 and asking again; is somebody forging announcements?"
+            );
+        }
         self.candidates.send_if_modified(|all| {
             let before = all.len();
             all.retain(|id, _| view.members.contains_key(id));
             all.len() != before
         });
-        Ok(())
     }
 
     fn note(&mut self, event: ServiceEvent, view: &ClusterView) {

@@ -15,7 +15,7 @@ use crate::{
 
 use super::{
     NodeConfig, NodeError,
-    addresses::Listen,
+    addresses::{self, Listen},
     late::LateHandlers,
     local::{FEATURES, VERSION},
     peers::Peers,
@@ -83,13 +83,13 @@ impl Footing {
         let (view_out, mesh_view) =
             watch::channel(Arc::new(ClusterView { writer: None, recovery: world, ..saved_view }));
         let listen = Listen::new(config);
-        let (addresses_out, addresses) =
-            watch::channel(Addresses { http: config.http, ..Addresses::default() });
+        let (own, addresses) = watch::channel(Addresses { http: config.http, ..Addresses::default() });
         let mesh_config = mesh_config(config, surroundings, timing, boot, addresses.clone());
         let (mesh, driver) = Mesh::bind(mesh_config, identity.clone(), mesh_view.clone(), router)?;
         let port = mesh.local_addr().map_err(crate::transport::MeshError::from)?.port();
-        addresses_out.send_replace(listen.addresses(port)?);
+        own.send_replace(listen.addresses(port)?);
         spawn_mesh(&tasks, driver);
+        tasks.spawn("own-addresses", addresses::follow(listen.clone(), port, own));
         let peers =
             Peers::start(config, identity.node(), &listen, port, &mesh, &mesh_view, record.as_ref(), &tasks);
         Ok(Self {

@@ -43,6 +43,8 @@ mod failover;
 mod feed;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod flight;
+#[cfg(all(feature = "server", feature = "sql", feature = "mdns"))]
+mod forged;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod full_disk;
 #[cfg(all(feature = "server", feature = "sql"))]
@@ -61,6 +63,8 @@ mod joiner_says;
 mod mdns;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod memory;
+#[cfg(all(feature = "server", feature = "sql", feature = "mdns"))]
+mod moved;
 #[cfg(all(feature = "server", feature = "sql", feature = "mdns"))]
 mod namespaces;
 #[cfg(all(feature = "server", feature = "sql"))]

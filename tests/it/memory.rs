@@ -1,5 +1,5 @@
 //! What lies in the memory of a process, as a core dump would hold it, and on its disk: nowhere but at
-//! voters is there a key of the cluster's CA.
+//! voters is there a key of the cluster's CA. And what a process says and shows of itself: no secret.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +14,8 @@ use skeinmesh::{identity::ClusterCa, types::ClusterId};
 
 use crate::{
     cluster::{Cluster, eventually},
-    process::Process,
+    http::send,
+    process::{Process, REQUEST},
 };
 
 const CHUNK: usize = 4 << 20;
@@ -151,4 +152,90 @@ fn no_key_of_the_ca_is_in_a_readers_or_gateways_memory_or_disk() {
     }
     // On a voter's disk it is, and sealed.
     assert_eq!(needles.on_disk(&cluster[voter].dir).0, BTreeSet::new());
+}
+
+#[test]
+fn no_secret_is_said_or_shown() {
+    let mut cluster = Cluster::empty();
+    let (first, second, third) = (cluster.add(), cluster.add(), cluster.add());
+    for node in cluster.processes() {
+        // More than anybody logs who is not looking for something.
+        node.env = vec![("SKEIN_LOG_FILTER".into(), "debug,skeinmesh=trace".into())];
+    }
+    cluster[first].start(&["--new-cluster"]);
+    let (in_file, in_argv) = (cluster[first].token(1), cluster[first].token(1));
+    let seed = cluster[first].mesh.clone();
+    let file = cluster[first].dir.join("for-n2");
+    fs::write(&file, &in_file).unwrap();
+    cluster[second].start(&["--join", &format!("@{}", file.display()), "--seed", &seed]);
+    cluster[third].start(&["--join", &in_argv, "--seed", &seed]);
+    cluster.settled();
+    let api = cluster[second].skein_says(&["auth", "create", "--scope", "write"]).trim().to_owned();
+    let admin = fs::read_to_string(cluster[first].dir.join("admin.token")).unwrap().trim().to_owned();
+    for secret in [&api, &admin] {
+        let bearer = format!("Bearer {secret}");
+        let headers = [("authorization", bearer.as_str())];
+        for node in [first, second] {
+            let write = send(&cluster[node].tcp(), "POST", "/write?db=it", &headers, b"cpu v=1 1", REQUEST);
+            write.unwrap().expect(204);
+        }
+    }
+
+    let mut secrets: Vec<(String, Vec<u8>)> = vec![
+        ("the API token".into(), api.into_bytes()),
+        ("the admin token".into(), admin.into_bytes()),
+        ("a join token".into(), in_file.into_bytes()),
+    ];
+    for node in [first, second, third] {
+        for name in ["node.key", "seal.key"] {
+            let key = fs::read(cluster[node].dir.join(name)).unwrap();
+            let raw = key[key.len() - 32..].to_vec();
+            let form = |form: &str| format!("{name} of {}, {form}", cluster[node].name);
+            secrets.push((form("hex"), data_encoding::HEXLOWER.encode(&raw).into_bytes()));
+            // As `Debug` has bytes.
+            secrets.push((form("numbers"), format!("{raw:?}").trim_matches(['[', ']']).into()));
+            secrets.push((form("base64"), data_encoding::BASE64.encode(&key).as_bytes()[24..40].to_vec()));
+            secrets.push((form("raw"), raw));
+        }
+    }
+    let in_argv = ("a join token of an argument".to_owned(), in_argv.into_bytes());
+    let mut looked_at = 0;
+    for node in [first, second, third] {
+        let node = &cluster[node];
+        let proc = |name: &str| fs::read(format!("/proc/{}/{name}", node.pid())).unwrap();
+        let mut shown = vec![("log".to_owned(), node.said().into_bytes())];
+        shown.extend(["cmdline", "environ", "status", "maps"].map(|name| (name.to_owned(), proc(name))));
+        for task in fs::read_dir(format!("/proc/{}/task", node.pid())).unwrap().map(Result::unwrap) {
+            // One that has ended meanwhile has no name.
+            shown.push(("a thread's name".into(), fs::read(task.path().join("comm")).unwrap_or_default()));
+        }
+        for path in ["/metrics", "/api/v1/cluster", "/api/v1/nodes", "/health", "/readyz?verbose", "/"] {
+            shown.push((path.to_owned(), node.get(path).expect(200).bytes.to_vec()));
+        }
+        for command in [
+            &["status", "--json"][..],
+            &["token", "list"],
+            &["auth", "list"],
+            &["ca", "status", "--json"],
+            &["node", "list"],
+        ] {
+            shown.push((command.join(" "), node.skein_says(command).into_bytes()));
+        }
+        for (place, bytes) in &shown {
+            for (secret, needle) in &secrets {
+                let found = Finder::new(needle).find(bytes).is_some();
+                assert!(!found, "{}: {secret} is in its {place}", node.name);
+                looked_at += 1;
+            }
+            // The one exception, which also shows that the search finds what is there.
+            let excepted = place == "cmdline" && node.name == "n3";
+            let found = Finder::new(&in_argv.1).find(bytes).is_some();
+            assert_eq!(found, excepted, "{}: {} in its {place}", node.name, in_argv.0);
+        }
+        // Raft's own lines hold every command: it was a log worth searching.
+        let said = node.said();
+        let deep = said.lines().filter(|line| line.contains("DEBUG") && line.contains("openraft")).count();
+        assert!(deep > 0, "{}: the log of {} bytes says as little as ever", node.name, said.len());
+    }
+    println!("{looked_at} pairs of a secret and a place");
 }

@@ -84,6 +84,18 @@ impl Net {
             must(&["-n", namespace, "addr", "add", &address, "dev", "veth0"]);
         }
     }
+
+    /// A port of the bridge in the namespace of this process, with that address; it goes with the rest.
+    #[track_caller]
+    pub fn attend(&self, address: &str) {
+        let (name, own) = (format!("skit{}", unique()), std::process::id().to_string());
+        must(&[
+            "-n", &self.hub, "link", "add", "guest", "type", "veth", "peer", "name", &name, "netns", &own,
+        ]);
+        must(&["-n", &self.hub, "link", "set", "guest", "master", "br0", "up"]);
+        must(&["addr", "add", &format!("{address}/24"), "dev", &name]);
+        must(&["link", "set", &name, "up"]);
+    }
 }
 
 impl Drop for Net {

@@ -59,13 +59,13 @@ pub(super) struct FrozenReport {
 
 /// Resident memory over some time, in MiB.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-struct Rss {
-    median_mib: f64,
-    max_mib: f64,
+pub(super) struct Rss {
+    pub(super) median_mib: f64,
+    pub(super) max_mib: f64,
 }
 
 impl Rss {
-    fn of(mut looks: Vec<u64>) -> Option<Self> {
+    pub(super) fn of(mut looks: Vec<u64>) -> Option<Self> {
         looks.sort_unstable();
         let mib = |bytes: &u64| *bytes as f64 / MIB;
         Some(Self { median_mib: looks.get(looks.len() / 2).map(mib)?, max_mib: looks.last().map(mib)? })

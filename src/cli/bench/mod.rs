@@ -1,10 +1,12 @@
 //! `skein bench`: what a cluster does per second, how long one write takes, how long it is without a
-//! writer, and what a frozen reader costs. [`run`] brings up a cluster of its own unless it is given one.
+//! writer, and what a frozen reader or a flood of strangers costs. [`run`] brings up a cluster of its own
+//! unless it is given one.
 
 mod bodies;
 mod cluster;
 mod connection;
 mod failover;
+mod flood;
 mod frozen;
 mod hostile;
 mod join;
@@ -15,6 +17,7 @@ mod query;
 mod replicate;
 mod report;
 mod spread;
+mod strangers;
 mod traffic;
 
 use clap::{Args, Subcommand};
@@ -54,6 +57,8 @@ enum BenchCommand {
     Join(JoinArgs),
     /// Freeze a reader at full ingest: memory and latency of the writer, and how soon it is level again
     FrozenReader(FrozenArgs),
+    /// Flood the writer with handshakes of strangers at full ingest: rows per second kept, and memory
+    Flood(FloodArgs),
 }
 
 /// Which cluster is measured.
@@ -222,6 +227,37 @@ struct FrozenArgs {
     json: bool,
 }
 
+#[derive(Debug, Clone, Args)]
+struct FloodArgs {
+    /// How long the writer is flooded in all; it is left alone as long
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    /// Flooded and not take turns so often, so that a busy machine is so to both
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=60))]
+    rounds: u32,
+    /// Handshakes per second that are begun from addresses that never answer
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    rate: u32,
+    /// Whole handshakes per second by keys of no member
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    handshakes: u32,
+    /// Connections to another node than the writer, each with one request at a time
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    connections: u16,
+    /// Rows of a request
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rows: u32,
+    /// Nodes of the cluster that is started for this
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(2..=9))]
+    nodes: u16,
+    /// Timeouts of the cluster that is started for this: lan, fast or wan
+    #[arg(long, default_value = "lan", value_parser = ["lan", "fast", "wan"])]
+    profile: String,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Measures and prints. Exit code 1 if an acknowledged row is missing.
 pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
@@ -235,6 +271,7 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
         BenchCommand::Failover(args) => Cluster::own(args.nodes, &args.profile)?,
         BenchCommand::Join(args) => Cluster::own(args.nodes, &args.profile)?,
         BenchCommand::FrozenReader(args) => Cluster::with_a_reader(3, &args.profile)?,
+        BenchCommand::Flood(args) => Cluster::own(args.nodes, &args.profile)?,
     };
     let measured = tokio::select! {
         measured = measure(args.command, &mut cluster) => measured,
@@ -262,6 +299,10 @@ async fn measure(command: BenchCommand, cluster: &mut Cluster) -> Result<(), Fai
         }
         BenchCommand::FrozenReader(args) => {
             let report = frozen::measure(&args, cluster, setting).await?;
+            if args.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::Flood(args) => {
+            let report = flood::measure(&args, cluster, setting).await?;
             if args.json { output::json(&report) } else { output::print(&report.table()) }
         }
         BenchCommand::Join(args) => {
