@@ -263,7 +263,9 @@ impl From<ReadError> for ApiError {
 impl From<ControlFailure> for ApiError {
     fn from(error: ControlFailure) -> Self {
         let fault = match &error {
-            ControlFailure::NoLeader | ControlFailure::Stopping => Fault::Unavailable,
+            ControlFailure::NoLeader | ControlFailure::NotVoter | ControlFailure::Stopping => {
+                Fault::Unavailable
+            }
             ControlFailure::NotFound(_) => Fault::NotFound,
             ControlFailure::Rejected(_) => Fault::Conflict,
             ControlFailure::Full => Fault::Full,

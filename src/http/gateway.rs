@@ -9,7 +9,7 @@ use axum::{
     Router,
     body::Body,
     extract::{FromRef, Request, State},
-    http::{Method, Version},
+    http::{Method, Version, request::Parts},
     response::Response,
     routing::{MethodFilter, on},
 };
@@ -50,7 +50,7 @@ const EVENTS: Duration = Duration::from_secs(660);
 /// A backup may be large; the node that makes it gives up when its reader stalls.
 const BACKUP: Duration = Duration::from_secs(24 * 3600);
 /// Longer than a query may take at a node with data, so that it ends there first.
-const MARGIN: Duration = Duration::from_secs(5);
+pub(super) const MARGIN: Duration = Duration::from_secs(5);
 
 /// What the edge of a gateway works with.
 #[derive(Clone)]
@@ -183,14 +183,9 @@ async fn pass_on(edge: Arc<Edge>, request: Request, access: Access) -> Result<Re
     // As it came: what it holds is looked at where it is used, within the limits there.
     let Taken { bytes, share } =
         body::arrive(body, &head.headers, &edge.intake.config, &edge.intake.bodies).await?;
-    let asked = HttpRequest {
-        method: head.method.as_str().to_owned(),
-        target: head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
-        http2: head.version == Version::HTTP_2,
-        headers: passed_on(&head.headers),
-        // Whoever asks for what is public has not been looked at.
-        vouched: access != Access::Public && matches!(caller, Principal::Owner | Principal::Anyone),
-    };
+    // Whoever asks for what is public has not been looked at.
+    let vouched = access != Access::Public && matches!(caller, Principal::Owner | Principal::Anyone);
+    let asked = as_asked(&head, vouched);
     let answer = edge.gateway.ask(errand, &asked, &bytes).await.map_err(|error| unanswered(error, errand))?;
     drop(share);
     let longest = match head.uri.path() {
@@ -201,7 +196,18 @@ async fn pass_on(edge: Arc<Edge>, request: Request, access: Access) -> Result<Re
     respond(answer, Instant::now() + longest)
 }
 
-fn unanswered(error: AskError, errand: Errand) -> ApiError {
+/// A request as it is passed on: as it came, without what is about the connection.
+pub(super) fn as_asked(head: &Parts, vouched: bool) -> HttpRequest {
+    HttpRequest {
+        method: head.method.as_str().to_owned(),
+        target: head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
+        http2: head.version == Version::HTTP_2,
+        headers: passed_on(&head.headers),
+        vouched,
+    }
+}
+
+pub(super) fn unanswered(error: AskError, errand: Errand) -> ApiError {
     let fault = match (&error, errand) {
         (AskError::Nobody(_), _) | (AskError::Broken { .. }, Errand::Query) => Fault::Unavailable,
         (AskError::Broken { .. }, Errand::Change) => Fault::Unknown,
@@ -209,7 +215,8 @@ fn unanswered(error: AskError, errand: Errand) -> ApiError {
     ApiError::new(fault, error.to_string())
 }
 
-fn respond(answer: Answer, deadline: Instant) -> Result<Response, ApiError> {
+/// An answer from elsewhere, as it comes.
+pub(super) fn respond(answer: Answer, deadline: Instant) -> Result<Response, ApiError> {
     let nonsense = || ApiError::new(Fault::Internal, format!("the answer of {} is not HTTP", answer.node));
     let status = answer.head.status;
     let mut headers = as_map(&answer.head.headers).ok_or_else(nonsense)?;

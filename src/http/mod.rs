@@ -17,6 +17,7 @@ mod events;
 mod flight;
 mod gateway;
 mod guesses;
+mod handover;
 mod health;
 mod influx;
 mod intake;
@@ -256,7 +257,15 @@ fn router(app: AppState) -> Router {
     let node = app.node.clone();
     let metrics = Arc::clone(&app.metrics);
     let gate = Gate::new(&app.config, &metrics, Lookup::here(move |secret| node.check_api_token(secret)));
-    mount(routes(), gate, &metrics).with_state(Edge::new(app))
+    let edge = Edge::new(app);
+    let handed_over = |route: Route<MethodRouter<Arc<Edge>>>| {
+        if !handover::is_for_voters(&route.method, route.path) {
+            return route;
+        }
+        let layer = middleware::from_fn_with_state(Arc::clone(&edge), handover::hand_over);
+        Route { handler: route.handler.layer(layer), ..route }
+    };
+    mount(routes().into_iter().map(handed_over).collect(), gate, &metrics).with_state(edge)
 }
 
 /// Puts gate and counters in front of every route of a table.

@@ -79,16 +79,21 @@ impl Relay {
 impl Handler for Relay {
     fn handle(&self, peer: MeshPeer, stream: Stream) -> BoxFuture<'static, ()> {
         let Stream { mut send, recv } = stream;
-        // Other members have an edge of their own, or are none.
-        if !self.node.view().borrow().is_gateway(peer.node()) {
-            tracing::warn!(peer = %peer.node(), "refused a request over HTTP: it is no gateway");
-            return Box::pin(async move { send.abandon() });
-        }
+        let by_gateway = {
+            let view = self.node.view();
+            let view = view.borrow();
+            // A voter has an edge of its own.
+            if view.is_voter(peer.node()) {
+                tracing::warn!(peer = %peer.node(), "refused a request over HTTP: it is a voter, and can answer it");
+                return Box::pin(async move { send.abandon() });
+            }
+            view.is_gateway(peer.node())
+        };
         let (router, stopping) = (self.router.clone(), Stopping(self.stopped.clone()));
         Box::pin(async move {
-            // The router is dropped with the request when the gateway goes.
-            if let Err(error) = serve(&router, &peer, stopping, recv, &mut send).await {
-                tracing::debug!(gateway = %peer.node(), %error, "a request of a gateway ended early");
+            // The router is dropped with the request when whoever passed it on goes.
+            if let Err(error) = serve(&router, (&peer, by_gateway), stopping, recv, &mut send).await {
+                tracing::debug!(peer = %peer.node(), %error, "a request that was passed on ended early");
                 send.abandon();
             }
         })
@@ -97,7 +102,7 @@ impl Handler for Relay {
 
 async fn serve(
     router: &TowerToHyperService<Router>,
-    peer: &MeshPeer,
+    (peer, by_gateway): (&MeshPeer, bool),
     stopping: Stopping,
     mut recv: RecvStream,
     send: &mut SendStream,
@@ -108,7 +113,8 @@ async fn serve(
     });
     let Ok(arrived) = arrived.await else { return Err(StreamError::Truncated) };
     let (head, first) = arrived?;
-    let from = Peer::Gateway { at: peer.remote().ip(), vouched: head.vouched };
+    // Only a gateway's word that its edge is open counts.
+    let from = Peer::Gateway { at: peer.remote().ip(), vouched: by_gateway && head.vouched };
     let Some(mut request) = request(&head, body_of(first, recv)) else {
         let bad = HttpResponse { status: 400, headers: Vec::new() };
         send.write_message(&Part::Head(bad)).await?;

@@ -26,7 +26,7 @@ use crate::{
         voter::SealHandler,
     },
     transport::{Mesh, Socket},
-    types::{BootId, Lsn, NodeId, Role, Timing, TimingProfile},
+    types::{Balance, BootId, Lsn, NodeId, Role, Timing, TimingProfile},
     wal::{Wal, WalConfig},
     write_path::{
         Submitter,
@@ -42,6 +42,7 @@ use super::{
     custom::{CustomProtocols, CustomStreams},
     damage::Findings,
     footing::Footing,
+    gateway::Asker,
     handle::{Inner, Node},
     heard::LastHeard,
     interrupted,
@@ -327,11 +328,13 @@ pub(super) async fn assemble(
     let custom = Arc::new(CustomProtocols::default());
     late.fill(StreamKind::Custom, Arc::new(CustomStreams(custom.clone())));
     let submitter = Submitter::new(data.replica.clone(), data.writer, mesh.clone(), stopping);
+    let asker = Asker::new(mesh, control.view(), Balance::RoundRobin);
     let reads = Reads { replica: data.replica, apply: data.apply, index };
     Ok(Node::new(Inner {
         dir: config.dir,
         this,
         submitter,
+        asker,
         reads,
         tasks,
         stopping: stopping_out,

@@ -16,11 +16,12 @@ use futures::future::BoxFuture;
 use rand::RngCore;
 use tokio::{sync::watch, time::timeout};
 
-use self::{ask::Asker, choice::Choice, feed::Feed, feed::Heard};
+pub(super) use self::ask::Asker;
 pub use self::{
     ask::{Answer, AskError, Piece},
     choice::Errand,
 };
+use self::{feed::Feed, feed::Heard};
 use super::{
     NodeConfig, NodeError,
     assembly::clear_unfinished,
@@ -44,7 +45,6 @@ use crate::{
         status::{Following, NodeStatus, StatusRequest},
     },
     raft::{Command, forward_command},
-    telemetry::Counter,
     transport::{Handler, Mesh, Peer, Stream},
     types::{Addresses, Balance, BootId, ClusterView, Lsn, MembershipId, NodeId, Role},
     write_path::{Receipt, SubmitError, Submitter, Write},
@@ -189,8 +189,7 @@ impl Gateway {
 
         let (stopping_out, stopping) = watch::channel(false);
         let submitter = Submitter::forwarding((me, boot), view.clone(), mesh.clone(), stopping);
-        let choice = Choice::new(balance);
-        let asker = Asker { mesh, view, choice, passed_over: Counter::default() };
+        let asker = Asker::new(mesh, view, balance);
         let dir = config.dir;
         Self {
             inner: Arc::new(Inner {

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{
     sync::watch,
     time::{Instant, timeout},
@@ -16,7 +17,7 @@ use crate::{
     engine::StorageEngine,
     identity::{DataDir, JoinToken},
     join::{TokenLimits, token_record},
-    protocol::{StreamKind, status::NodeStatus},
+    protocol::{StreamKind, http::HttpRequest, status::NodeStatus},
     raft::{Command, Outcome, ProposeError, TokenRecord, failover::Local},
     transport::Handler,
     types::{ClusterView, NodeId, Role, Timing, TokenId},
@@ -29,6 +30,7 @@ use super::{
     assembly::assemble,
     become_member::Founded,
     custom::CustomProtocols,
+    gateway::{Answer, AskError, Asker, Errand},
     late::LateHandlers,
     local::ThisNode,
     peers::Peers,
@@ -58,6 +60,8 @@ pub(super) struct Inner {
     pub(super) dir: DataDir,
     pub(super) this: Arc<ThisNode>,
     pub(super) submitter: Arc<Submitter>,
+    /// Asks a voter for what this node may not propose.
+    pub(super) asker: Asker,
     pub(super) reads: Reads,
     pub(super) tasks: Tasks,
     pub(super) stopping: watch::Sender<bool>,
@@ -87,6 +91,9 @@ pub enum ControlFailure {
     /// It may have been made.
     #[error("no answer in time, outcome: unknown; look before you try again")]
     Unknown,
+    /// This node may not propose it.
+    #[error("this node is no voter, and the leader takes this only from one; nothing was changed")]
+    NotVoter,
     /// The node is stopping.
     #[error("this node is stopping")]
     Stopping,
@@ -282,6 +289,20 @@ impl Node {
         }
     }
 
+    /// True when it votes, by what it has heard.
+    pub fn is_voter(&self) -> bool {
+        self.view().borrow().is_voter(self.id())
+    }
+
+    /// Passes a request of a client on to a voter, which judges it by the API token that it brings.
+    /// Dropping the future, or the answer, ends the work on it; what it changes may be done all the same.
+    ///
+    /// # Errors
+    /// Nobody answered.
+    pub async fn ask_a_voter(&self, request: &HttpRequest, body: &Bytes) -> Result<Answer, AskError> {
+        self.inner.asker.ask(Errand::Change, request, body).await
+    }
+
     pub(super) fn this(&self) -> &ThisNode {
         &self.inner.this
     }
@@ -313,6 +334,7 @@ fn became(outcome: Result<Outcome, ProposeError>) -> Result<(), ControlFailure> 
         Ok(other) => Err(ControlFailure::Rejected(other.to_string())),
         Err(ProposeError::NoLeader) => Err(ControlFailure::NoLeader),
         Err(ProposeError::Full) => Err(ControlFailure::Full),
+        Err(ProposeError::NotAllowed) => Err(ControlFailure::NotVoter),
         Err(error) if error.outcome_unknown() => Err(ControlFailure::Unknown),
         Err(error) => Err(ControlFailure::Rejected(error.to_string())),
     }

@@ -31,6 +31,27 @@ fn office_moves_and_a_voter_becomes_a_reader_and_a_voter_again() {
     );
     cluster[first].write("cpu v=2 2");
     assert_eq!(cluster[second].numbers("SELECT count(*) FROM cpu"), [2]);
+    // What only a voter proposes it hands to one with the API token that came with it, and with that alone.
+    let admin = cluster[first].skein_says(&["auth", "create", "--scope", "admin", "--name", "operator"]);
+    let asked = |args: &[&str], token: Option<&str>| {
+        let mut command = cluster[second].command(args);
+        let output = command.envs(token.map(|token| ("SKEIN_API_TOKEN", token))).output().unwrap();
+        (
+            output.status.success(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let create = ["auth", "create", "--scope", "read", "--name", "made-at-a-reader"];
+    let (done, _, why) = asked(&create, None);
+    assert!(!done && why.contains("this node is no voter") && why.contains("SKEIN_API_TOKEN"), "{why}");
+    let (done, made, why) = asked(&create, Some(admin.trim()));
+    assert!(done && made.starts_with("skein_"), "{why}");
+    let (done, _, why) = asked(&create, Some(admin.trim()));
+    assert!(!done && why.contains("another API token of this name"), "a voter judges it: {why}");
+    let (done, _, why) = asked(&["token", "create"], Some(made.trim()));
+    assert!(!done && why.contains("the one sent is for read"), "of another scope: {why}");
+    assert!(asked(&["token", "create"], Some(admin.trim())).1.starts_with("skein1-voter-"));
     let again = cluster[first].skein(&["node", "demote", &cluster[second].name]);
     assert!(
         !again.status.success() && String::from_utf8_lossy(&again.stderr).contains("is no voter"),

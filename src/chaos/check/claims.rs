@@ -63,7 +63,7 @@ fn one_name(claims: &[&Claim]) -> Vec<String> {
         let holds = |claim: &&Claim| {
             may_hold(claim).is_some_and(|(begin, end)| begin <= returned && refused.invoked <= end)
         };
-        if !claims.iter().any(|claim| holds(claim)) {
+        if !claims.iter().any(holds) {
             found.push(format!("a name was refused that nobody can have held: {refused:?}"));
         }
     }

@@ -23,7 +23,7 @@ use crate::{
     },
     telemetry::Counter,
     transport::{Mesh, OpenError, RecvStream, SendStream, StreamError},
-    types::{ClusterView, NodeId},
+    types::{Balance, ClusterView, NodeId},
 };
 
 use super::choice::{Choice, Errand, UnderWay};
@@ -39,7 +39,7 @@ const UNAVAILABLE: &[u8] = b"14";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AskError {
     /// Nobody who could answer is linked. Nothing was sent.
-    #[error("no {0} is linked to this gateway; see `skein status` at a node with data")]
+    #[error("no {0} is linked to this node; see `skein status` at a node with data")]
     Nobody(&'static str),
     /// Whoever was asked did not answer. What was asked may have been done if it changes something.
     #[error("{node} did not answer: {reason}")]
@@ -98,11 +98,11 @@ impl Answer {
     }
 }
 
-/// Asks for one gateway.
+/// Asks for one node.
 #[derive(Debug)]
-pub(super) struct Asker {
-    pub(super) mesh: Mesh,
-    pub(super) view: watch::Receiver<Arc<ClusterView>>,
+pub(in crate::node) struct Asker {
+    mesh: Mesh,
+    view: watch::Receiver<Arc<ClusterView>>,
     pub(super) choice: Choice,
     /// How often another node was asked, because one did not answer.
     pub(super) passed_over: Counter,
@@ -117,8 +117,16 @@ enum Miss {
 }
 
 impl Asker {
+    pub(in crate::node) fn new(
+        mesh: Mesh,
+        view: watch::Receiver<Arc<ClusterView>>,
+        balance: Balance,
+    ) -> Self {
+        Self { mesh, view, choice: Choice::new(balance), passed_over: Counter::default() }
+    }
+
     /// Asks one node after the other until one answers.
-    pub(super) async fn ask(
+    pub(in crate::node) async fn ask(
         &self,
         errand: Errand,
         request: &HttpRequest,
