@@ -79,12 +79,21 @@ impl Cluster {
         voters.await.ok_or_else(|| Failure::new("the nodes did not form a cluster"))
     }
 
-    /// An API token that may do everything, made at the first node.
+    /// An API token that may do everything, made at the first node and known to every one.
     pub async fn admin_token(&self) -> Result<String, Failure> {
-        let ask = serde_json::json!({ "name": "chaos", "scopes": ["admin"] }).to_string();
+        let (path, name) = ("/api/v1/auth/tokens", "chaos");
+        let ask = serde_json::json!({ "name": name, "scopes": ["admin"] }).to_string();
         let first = self.nodes.first().ok_or_else(|| Failure::new("no such node"))?;
-        let answer: Value =
-            first.admin().send(Method::POST, "/api/v1/auth/tokens", ask).await?.json().await?;
+        let answer: Value = first.admin().send(Method::POST, path, ask).await?.json().await?;
+        let known = self.until(self.scaled(VOTES), async |cluster| {
+            for node in &cluster.nodes {
+                let listed = node.admin().send(Method::GET, path, String::new()).await.ok()?;
+                let listed: Value = listed.json().await.ok()?;
+                listed["tokens"].as_array()?.iter().find(|token| token["name"] == name)?;
+            }
+            Some(())
+        });
+        known.await.ok_or_else(|| Failure::new("an API token did not come to every node"))?;
         answer["token"].as_str().map(str::to_owned).ok_or_else(|| Failure::new("no API token was made"))
     }
 

@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use super::{
     handle::{ControlFailure, Node, PROPOSAL},
+    readiness,
     surroundings::Surroundings,
 };
 use crate::{
@@ -49,6 +50,11 @@ pub enum ApiTokenError {
     /// Its time is over.
     #[error("the API token has expired")]
     Expired,
+    /// This node knows of no such token, and may be behind the cluster: others may know it.
+    #[error(
+        "this node cannot tell whether the API token counts: it is not up to date; ask again, or another node"
+    )]
+    NotUpToDate,
 }
 
 impl NewApiToken {
@@ -83,7 +89,13 @@ impl Node {
     /// # Errors
     /// There is no such token, as far as this node has applied, or its time is over.
     pub fn check_api_token(&self, text: &str) -> Result<ApiToken, ApiTokenError> {
-        check(&self.this().control.state(), text, self.this().surroundings.unix_ms())
+        let this = self.this();
+        check(&this.control.state(), text, this.surroundings.unix_ms()).map_err(|why| match why {
+            ApiTokenError::Unknown if !readiness::cut_off(this, self.timing()).is_empty() => {
+                ApiTokenError::NotUpToDate
+            }
+            why => why,
+        })
     }
 
     /// The API tokens there are, those that have expired included. Nothing in them is a secret.

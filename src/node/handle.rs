@@ -307,6 +307,10 @@ impl Node {
         &self.inner.this
     }
 
+    pub(super) fn timing(&self) -> Timing {
+        self.inner.timing
+    }
+
     pub(super) fn custom(&self) -> Arc<CustomProtocols> {
         self.inner.custom.clone()
     }

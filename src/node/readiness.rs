@@ -24,15 +24,9 @@ impl Readiness {
 /// position.
 pub(super) fn of_node(this: &ThisNode, stopping: bool, timing: Timing) -> Readiness {
     let view = this.control.view().borrow().clone();
-    let mut reasons = Vec::new();
+    let mut reasons = cut_off(this, timing);
     if stopping {
         reasons.push("stopping".to_owned());
-    }
-    if !view.members.contains_key(&this.identity.node()) {
-        reasons.push("the cluster state has not arrived yet".to_owned());
-    }
-    if view.leader.is_none() {
-        reasons.push("no leader: a majority of voters is needed".to_owned());
     }
     if view.writer.is_none() {
         reasons.push("no writer has been named yet".to_owned());
@@ -47,6 +41,19 @@ pub(super) fn of_node(this: &ThisNode, stopping: bool, timing: Timing) -> Readin
     if behind > 10_000 {
         reasons.push(format!("{behind} records behind the commit position"));
     }
+    Readiness::of(reasons)
+}
+
+/// Why the cluster may have agreed on much that this node has not heard of: empty when nothing says so.
+pub(super) fn cut_off(this: &ThisNode, timing: Timing) -> Vec<String> {
+    let view = this.control.view().borrow().clone();
+    let mut reasons = Vec::new();
+    if !view.members.contains_key(&this.identity.node()) {
+        reasons.push("the cluster state has not arrived yet".to_owned());
+    }
+    if view.leader.is_none() {
+        reasons.push("no leader: a majority of voters is needed".to_owned());
+    }
     let heard = match this.replica.tenure() {
         Some(_) => Some(Duration::ZERO),
         None => this.replica.watch_contact().borrow().map(|contact| contact.heard.elapsed()),
@@ -54,5 +61,5 @@ pub(super) fn of_node(this: &ThisNode, stopping: bool, timing: Timing) -> Readin
     if heard.is_none_or(|age| age > 3 * timing.election_max) {
         reasons.push("the writer has not been heard lately".to_owned());
     }
-    Readiness::of(reasons)
+    reasons
 }
