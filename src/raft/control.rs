@@ -25,7 +25,7 @@ use super::{
     electorate::{Electorate, Warrants},
     features,
     log_store::LogStore,
-    network::{MeshSlot, Network},
+    network::{MAX_ENTRIES, MeshSlot, Network},
     propose::{self, ControlHandler, Miss, ProposeError},
     room::Room,
     rpc,
@@ -394,7 +394,7 @@ fn raft_config(timing: &Timing) -> Result<Config, ControlError> {
         install_snapshot_timeout: millis(rpc::PATIENCE),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(5_000),
         max_in_snapshot_log_to_keep: 1_000,
-        max_payload_entries: 300,
+        max_payload_entries: MAX_ENTRIES as u64,
         enable_pre_vote: Some(true),
         backoff: "50ms".into(),
         ..Config::default()

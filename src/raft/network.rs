@@ -31,6 +31,9 @@ use crate::{
 /// Where the mesh is put once it is bound: its router needs raft's handlers first.
 pub type MeshSlot = Arc<OnceLock<Mesh>>;
 
+/// Most entries that openraft sends at once.
+pub(super) const MAX_ENTRIES: usize = 300;
+
 /// Makes a [`Link`] per peer.
 pub(super) struct Network {
     pub(super) mesh: MeshSlot,
@@ -46,7 +49,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
     async fn new_client(&mut self, peer: NodeId, _: &EmptyNode) -> Link {
         let (mesh, electorate) = (self.mesh.clone(), self.electorate.clone());
-        Link { peer, mesh, electorate, patience: self.patience }
+        Link { peer, mesh, electorate, patience: self.patience, portion: Portion::default() }
     }
 }
 
@@ -56,6 +59,30 @@ pub(super) struct Link {
     mesh: MeshSlot,
     electorate: Electorate,
     patience: Duration,
+    portion: Portion,
+}
+
+/// Most entries of one append. What is not answered in time is tried again with half of it: over a
+/// slow link a node that lacks a long log would never hear of all that openraft sends at once.
+#[derive(Debug, Clone, Copy)]
+struct Portion(usize);
+
+impl Default for Portion {
+    fn default() -> Self {
+        Self(MAX_ENTRIES)
+    }
+}
+
+impl Portion {
+    fn answered(&mut self, sent: usize) {
+        if sent >= self.0 {
+            self.0 = (self.0 * 2).min(MAX_ENTRIES);
+        }
+    }
+
+    fn unanswered(&mut self, sent: usize) {
+        self.0 = (sent / 2).clamp(1, MAX_ENTRIES);
+    }
 }
 
 impl Link {
@@ -124,10 +151,23 @@ impl RaftNetworkV2<TypeConfig> for Link {
 
     async fn append_entries(
         &mut self,
-        request: AppendEntriesRequest<TypeConfig>,
+        mut request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        match self.call(&Request::Append(request), Vec::new(), &option).await? {
+        let wanted = request.entries.len();
+        request.entries.truncate(self.portion.0);
+        let (sent, last) = (request.entries.len(), request.entries.last().map(|entry| entry.log_id));
+        let answer = self.call(&Request::Append(request), Vec::new(), &option).await;
+        match &answer {
+            Ok(_) => self.portion.answered(sent),
+            // An empty one is a heartbeat.
+            Err(RPCError::Network(_)) if sent > 0 => self.portion.unanswered(sent),
+            Err(_) => {}
+        }
+        match answer? {
+            Response::Append(AppendEntriesResponse::Success) if sent < wanted => {
+                Ok(AppendEntriesResponse::PartialSuccess(last))
+            }
             Response::Append(response) => Ok(response),
             _ => Err(misplaced()),
         }
@@ -185,6 +225,28 @@ impl RaftNetworkV2<TypeConfig> for Link {
         match self.call(&Request::Transfer(request), Vec::new(), &option).await? {
             Response::Transfer(response) => Ok(response),
             _ => Err(misplaced()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn less_is_sent_until_it_is_answered_in_time_and_then_more_again() {
+        let mut portion = Portion::default();
+        // A node that lacks five entries, and is away.
+        for left in [2, 1, 1, 1] {
+            portion.unanswered(portion.0.min(5));
+            assert_eq!(portion.0, left);
+        }
+        // Less than might have been sent says nothing of more.
+        portion.answered(0);
+        assert_eq!(portion.0, 1);
+        for more in [2, 4, 8, 16, 32, 64, 128, 256, MAX_ENTRIES, MAX_ENTRIES] {
+            portion.answered(portion.0);
+            assert_eq!(portion.0, more);
         }
     }
 }
