@@ -9,7 +9,7 @@
 use std::{
     collections::BTreeSet,
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use openraft::async_runtime::WatchReceiver;
@@ -44,12 +44,14 @@ struct Inner {
     warrants: OnceLock<Warrants>,
     /// Those who have shown one since this process began.
     shown: watch::Sender<Arc<BTreeSet<NodeId>>>,
+    /// Whose warrants were refused: said once of each.
+    refused: Mutex<BTreeSet<NodeId>>,
 }
 
 impl Electorate {
     pub(super) fn new(id: NodeId, board: Board) -> Self {
         let (warrants, shown) = (OnceLock::new(), watch::Sender::default());
-        Self(Arc::new(Inner { id, board, warrants, shown }))
+        Self(Arc::new(Inner { id, board, warrants, shown, refused: Mutex::default() }))
     }
 
     /// Once; a second time changes nothing.
@@ -65,6 +67,16 @@ impl Electorate {
             metrics.membership_config.voter_ids().any(|voter| voter == node)
         };
         known || self.0.shown.borrow().contains(&node)
+    }
+
+    /// True when what `node` answers of a higher term may be believed: it is a voter, holds a copy of the
+    /// CA's key as who was one does, or has shown a warrant. A term that any member may make up could take
+    /// office from every leader, for ever.
+    pub(super) fn believes(&self, node: NodeId) -> bool {
+        let applied = self.0.board.applied.borrow().clone();
+        applied.membership.voter_ids().any(|voter| voter == node)
+            || applied.state.sealed_ca.contains_key(&node)
+            || self.0.shown.borrow().contains(&node)
     }
 
     /// Those who have shown a warrant.
@@ -87,7 +99,10 @@ impl Electorate {
         let view = warrants.trusted.borrow().clone();
         let good = |warrant: &ByteBuf| warrant::is_signed(warrant, view.cluster, node, &view.roots);
         if shown.len() > MOST || !shown.iter().any(good) {
-            tracing::warn!(%node, "refused a warrant of a voter that the cluster's CA has not signed");
+            // Members only come so far: there are so many of them.
+            if self.0.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(node) {
+                tracing::warn!(%node, "refused a warrant of a voter that the cluster's CA has not signed");
+            }
             return false;
         }
         let new = self.0.shown.send_if_modified(|shown| Arc::make_mut(shown).insert(node));

@@ -96,6 +96,12 @@ impl Link {
         let lane = if chunks.is_empty() { Lane::Consensus } else { Lane::Bulk };
         let call = self.ask(mesh, lane, request, chunks);
         match tokio::time::timeout(option.soft_ttl().max(self.patience), call).await {
+            Ok(Ok(response))
+                if response.names_higher_vote(request) && !self.electorate.believes(self.peer) =>
+            {
+                tracing::warn!(peer = %self.peer, "a member that is no voter names a higher term: not believed");
+                Err(broken("it is no voter, and names a higher term"))
+            }
             Ok(Ok(Response::Refused(reason))) => Err(broken(&reason)),
             Ok(Ok(Response::Full)) => Err(unreachable("its disk is full")),
             Ok(Ok(Response::Unknown)) => Err(unreachable("it has not heard that this node is a voter")),

@@ -74,6 +74,17 @@ pub(super) enum Response {
     Known,
 }
 
+impl Response {
+    /// True for the answer to a leader that there is a newer one, or was. Candidates ask nobody but voters.
+    pub(super) fn names_higher_vote(&self, request: &Request) -> bool {
+        match (self, request) {
+            (Self::Append(AppendEntriesResponse::HigherVote(_)), _) => true,
+            (Self::Snapshot(answer), Request::Snapshot { vote, .. }) => answer.vote > *vote,
+            _ => false,
+        }
+    }
+}
+
 impl Request {
     /// The voter that speaks, as the message claims; a warrant is for whoever shows it.
     fn claimed(&self) -> Option<NodeId> {
@@ -110,13 +121,19 @@ pub(super) async fn exchange<Q: Serialize + Sync, A: DeserializeOwned>(
     chunks: Vec<Bytes>,
 ) -> Result<A, ExchangeError> {
     let mut stream = mesh.open(peer, kind, lane).await?;
-    let exchanged = async {
+    let sent = async {
         stream.send.write_message(request).await?;
         for chunk in chunks {
             stream.send.write_frame(chunk).await?;
         }
-        stream.send.finish()?;
-        stream.recv.read_message::<A>(MAX_RAFT).await
+        stream.send.finish()
+    };
+    let exchanged = async {
+        match sent.await {
+            // Who wants no more of it says why in the answer.
+            Ok(()) | Err(StreamError::Abandoned) => stream.recv.read_message::<A>(MAX_RAFT).await,
+            Err(error) => Err(error),
+        }
     };
     exchanged.await.map_err(|error| match error {
         StreamError::NotServed => ExchangeError::NotServed,

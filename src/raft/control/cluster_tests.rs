@@ -237,6 +237,37 @@ async fn a_cluster_grows_hands_over_loses_its_leader_and_shrinks() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_term_that_a_member_makes_up_takes_no_office() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = nodes(dir.path(), 2).await;
+    let (leader, reader) = (&nodes[0], &nodes[1]);
+    leader.control.initialize().await.unwrap();
+    leader.sees("a leader", |view| view.leader.is_some()).await;
+    // It holds the key of the CA, so that the reader hears it.
+    assert_eq!(leader.control.propose(founded_by(leader), SOON).await, Ok(Outcome::Done));
+    let term = leader.control.view().borrow().term;
+    let vote = openraft::Vote::new(u64::MAX / 2, reader.id());
+    let voted = reader.control.inner.raft.vote(openraft::raft::VoteRequest::new(vote, None)).await.unwrap();
+    assert!(voted.vote_granted, "it has that term now");
+    // It answers every append with it.
+    let adds = leader.control.clone();
+    let id = reader.id();
+    let adding = tokio::spawn(async move { adds.add_learner(id).await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(leader.control.is_leader() && leader.control.view().borrow().term == term);
+    let token = leader.control.propose(Command::CreateToken(token(61)), SOON).await;
+    assert!(token.is_ok(), "{token:?}");
+    // By a warrant it is a voter, of a term that there may have been.
+    let warrant = ByteBuf::from(warrant::sign(&ca(9), CLUSTER, reader.id()));
+    assert!(leader.control.inner.electorate.judge(reader.id(), &[warrant]));
+    leader.sees("the higher term", |view| view.term >= u64::MAX / 2).await;
+    adding.abort();
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_speaks_for_another_or_for_voters_that_is_none() {
     use crate::raft::{
         rpc::{Request, Response, exchange},
