@@ -17,7 +17,7 @@ use serde_bytes::ByteBuf;
 use super::types::{Outcome, State};
 use crate::{
     identity::{fingerprint, succession},
-    types::{CaRotation, NodeId, Succession},
+    types::{CaRotation, Member, NodeId, Role, Succession},
 };
 
 /// Steps from root to root that are kept. Who was away for longer has to join anew.
@@ -56,10 +56,12 @@ pub fn next_step(state: &State, voters: &BTreeSet<NodeId>) -> Option<RotationSte
     rotation.progress.waits_for(&state.members).is_empty().then_some(RotationStep::Retire)
 }
 
-/// Members that need the CA's key: the voters, and whoever is about to become one.
+/// Members that need the CA's key: the voters, and whoever is about to become one. Who was one and is a
+/// reader now has a copy of the old key, and gets none of the new.
 pub fn key_holders<'a>(state: &'a State, voters: &'a BTreeSet<NodeId>) -> impl Iterator<Item = NodeId> + 'a {
     let sealed: BTreeSet<NodeId> = voters.iter().chain(state.sealed_ca.keys()).copied().collect();
-    sealed.into_iter().filter(|id| state.members.contains_key(id))
+    let needs = |id: &NodeId, member: &Member| voters.contains(id) || member.role == Role::Voter;
+    sealed.into_iter().filter(move |id| state.members.get(id).is_some_and(|member| needs(id, member)))
 }
 
 /// Who has every key a voter needs now.

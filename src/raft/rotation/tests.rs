@@ -138,6 +138,20 @@ fn a_new_root_is_vouched_for_and_sealed_to_every_voter() {
 }
 
 #[test]
+fn who_was_a_voter_and_is_a_reader_gets_no_new_key() {
+    let (old, new) = (ca(1), ca(2));
+    let mut state = state(&old);
+    state.members.get_mut(&node(3)).unwrap().role = Role::Reader;
+    state.sealed_ca = sealed(&[1, 2, 3], 1);
+    assert_eq!(key_holders(&state, &voters(&[1, 2])).collect::<Vec<_>>(), [node(1), node(2)]);
+    // Still a voter while it is being demoted.
+    assert_eq!(key_holders(&state, &voters(&[1, 2, 3])).count(), 3);
+    assert_eq!(ask(&mut state, 0), Outcome::Done);
+    assert_eq!(add(&mut state, &old, &new, &[1, 2]), Outcome::Done);
+    assert_ne!(next_step(&state, &voters(&[1, 2])), Some(RotationStep::Seal(node(3))));
+}
+
+#[test]
 fn a_voter_that_came_meanwhile_gets_both_keys() {
     let (old, new) = (ca(1), ca(2));
     let mut state = state(&old);
