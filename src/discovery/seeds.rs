@@ -37,7 +37,11 @@ impl FromStr for Seed {
             if address.port() == 0 || address.ip().is_unspecified() {
                 return Err(wrong());
             }
-            return Ok(Self { host: address.ip().to_string(), port: Some(address.port()) });
+            let scope = match address {
+                SocketAddr::V6(v6) if v6.scope_id() != 0 => format!("%{}", v6.scope_id()),
+                SocketAddr::V4(_) | SocketAddr::V6(_) => String::new(),
+            };
+            return Ok(Self { host: format!("{}{scope}", address.ip()), port: Some(address.port()) });
         }
         let name = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
         if text.starts_with('_') && text.len() <= 253 && text.contains("._udp.") && text.bytes().all(name) {
@@ -72,14 +76,14 @@ impl Seed {
     /// The addresses behind it right now, in the resolver's order, at most 16; those of a service by
     /// the priority of its records. Asked each time, so a name that moves is followed. Cancel-safe.
     pub async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
-        let Some(port) = self.port else { return self.resolve_service().await };
+        let Some(port) = self.port else { return self.resolve_service(&srv::servers_here().await).await };
         let mut addresses = Vec::new();
         keep(&mut addresses, look_up(&self.host, port).await?);
         Ok(addresses)
     }
 
-    async fn resolve_service(&self) -> io::Result<Vec<SocketAddr>> {
-        let places = srv::places(&self.host).await?;
+    async fn resolve_service(&self, servers: &[SocketAddr]) -> io::Result<Vec<SocketAddr>> {
+        let places = srv::places(servers, &self.host).await?;
         let found = join_all(places.iter().take(MAX_PER_NAME).map(|place| look_up(&place.host, place.port)));
         let (mut addresses, mut failed) = (Vec::new(), None);
         for found in found.await {
@@ -119,6 +123,7 @@ mod tests {
             "db1.example.org:7400",
             "10.0.0.1:1",
             "[fd00::1]:65535",
+            "[fe80::1%3]:7400",
             "localhost:7400",
             "_skein._udp.example.org",
             "_odd:7400",
@@ -148,7 +153,36 @@ mod tests {
         let resolve = async |text: &str| text.parse::<Seed>().unwrap().resolve().await;
         assert_eq!(resolve("127.0.0.1:7400").await.unwrap(), ["127.0.0.1:7400".parse().unwrap()]);
         assert_eq!(resolve("[::1]:7400").await.unwrap(), ["[::1]:7400".parse().unwrap()]);
+        let scoped = "[fe80::1%1]:7400";
+        assert_eq!(resolve(scoped).await.unwrap(), [scoped.parse().unwrap()], "its interface is part of it");
         assert!(resolve("localhost:7400").await.unwrap().iter().all(|a| a.ip().is_loopback()));
         assert!(resolve("no-such-host.invalid:7400").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_service_is_where_its_records_say_now_by_their_priority() {
+        let server = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let servers = [server.local_addr().unwrap()];
+        let seed: Seed = "_skein._udp.example.org".parse().unwrap();
+        for records in [
+            // Names that the system's resolver takes as they are.
+            &[(20, 7402, "127.0.0.2"), (10, 7401, "127.0.0.1"), (30, 7402, "127.0.0.2")][..],
+            &[(10, 7500, "127.0.0.3")],
+        ] {
+            let asked = seed.resolve_service(&servers);
+            let answered = async {
+                let mut question = [0; 512];
+                let (len, from) = server.recv_from(&mut question).await.unwrap();
+                let answer = srv::tests::places_as_answered(&question[..len], records);
+                server.send_to(&answer, from).await.unwrap();
+            };
+            let (found, ()) = tokio::join!(asked, answered);
+            let mut wanted: Vec<_> = records.to_vec();
+            wanted.sort_unstable();
+            wanted.dedup_by_key(|(_, port, host)| (*port, *host));
+            let wanted: Vec<SocketAddr> =
+                wanted.iter().map(|(_, port, host)| SocketAddr::new(host.parse().unwrap(), *port)).collect();
+            assert_eq!(found.unwrap(), wanted);
+        }
     }
 }

@@ -38,13 +38,14 @@ pub(super) struct Place {
     pub(super) port: u16,
 }
 
-/// The places behind a name, by priority. All of them are tried in the end, so weights mean nothing.
-pub(super) async fn places(name: &str) -> io::Result<Vec<Place>> {
-    let text = tokio::fs::read_to_string("/etc/resolv.conf").await.unwrap_or_default();
-    places_by(&servers(&text), name).await
+/// The name servers of this machine.
+pub(super) async fn servers_here() -> Vec<SocketAddr> {
+    servers(&tokio::fs::read_to_string("/etc/resolv.conf").await.unwrap_or_default())
 }
 
-async fn places_by(servers: &[SocketAddr], name: &str) -> io::Result<Vec<Place>> {
+/// The places behind a name, by priority, as the first of these servers that knows says. All of them are
+/// tried in the end, so weights mean nothing.
+pub(super) async fn places(servers: &[SocketAddr], name: &str) -> io::Result<Vec<Place>> {
     let mut last = io::Error::other("no name server in /etc/resolv.conf");
     for server in servers {
         match timeout(PATIENCE, ask(*server, name)).await {
@@ -230,7 +231,7 @@ fn name(bytes: &[u8], mut at: usize) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     /// An answer with records of (name server's bytes of a name, type, data).
@@ -260,6 +261,20 @@ mod tests {
         }
         data.extend_from_slice(host);
         (SRV, data)
+    }
+
+    /// The answer to a question: places of these priorities, ports and hosts.
+    pub(in crate::discovery) fn places_as_answered(question: &[u8], places: &[(u16, u16, &str)]) -> Vec<u8> {
+        let id = u16::from_be_bytes([question[0], question[1]]);
+        let name = |host: &str| {
+            let labels = host.split('.').flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat());
+            labels.chain([0]).collect::<Vec<u8>>()
+        };
+        let records: Vec<_> =
+            places.iter().map(|(priority, port, host)| srv(*priority, *port, &name(host))).collect();
+        let mut answer = answer(question, 0, &records);
+        answer[..2].copy_from_slice(&id.to_be_bytes());
+        answer
     }
 
     fn read(bytes: &[u8]) -> Vec<(String, u16)> {
@@ -331,7 +346,7 @@ mod tests {
         let broken = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let good = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let servers = [broken.local_addr().unwrap(), good.local_addr().unwrap()];
-        let asked = tokio::spawn(async move { places_by(&servers, "_skein._udp.x.org").await });
+        let asked = tokio::spawn(async move { places(&servers, "_skein._udp.x.org").await });
         let mut bytes = [0; 512];
         let (len, from) = broken.recv_from(&mut bytes).await.unwrap();
         broken.send_to(&answer(&bytes[..len], 2, &[]), from).await.unwrap();

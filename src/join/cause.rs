@@ -134,6 +134,10 @@ mod tests {
             |root: &ClusterCa, now, refused| cause(&certificate, Some(root.certificate()), now, 0.0, refused);
         assert_eq!(cause(&old, NOW, false), None);
         assert_eq!(cause(&old, NOW + 16 * DAY, false), Some(Cause::Due));
+        assert_eq!(cause(&old, NOW + 14 * DAY, false), None, "not before half life");
+        // Thirty days of it, of which the jitter is up to three.
+        let [late, early] = [0.0, 1.0].map(|jitter| due(&certificate, jitter));
+        assert_eq!(late - early, (certificate.not_after - certificate.not_before) / 10);
         assert_eq!(cause(&old, NOW + 30 * DAY, false), Some(Cause::Expired));
         assert_eq!(cause(&old, NOW + 400 * DAY, true), Some(Cause::Expired), "its own signature comes first");
         assert_eq!(cause(&new, NOW, false), Some(Cause::OldRoot));

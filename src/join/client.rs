@@ -15,7 +15,7 @@ use crate::{
         frame,
         join::{AdmitRequest, Admitted, JoinRequest, JoinResponse, Refusal},
     },
-    transport::{Mesh, StrangerLink},
+    transport::{DialError, Mesh, StrangerLink},
     types::{Addresses, ClusterView, Member, NodeId, Role},
 };
 
@@ -81,7 +81,11 @@ impl Joiner<'_> {
         timeout(DIAL, self.mesh.dial_stranger(address))
             .await
             .map_err(|_| unreachable(format!("nothing heard for {} s", DIAL.as_secs())))?
-            .map_err(|error| unreachable(error.to_string()))
+            .map_err(|error| match error {
+                // Where is said already.
+                DialError::TimedOut(_) => unreachable("no answer in time".to_owned()),
+                error => unreachable(error.to_string()),
+            })
     }
 }
 
