@@ -74,7 +74,12 @@ impl Claims {
                     .and_then(|made| made["id"].as_str().map(str::to_owned));
                 Claimed::Held
             }
-            Ok(answer) if answer.status == 409 => Claimed::Taken,
+            // There are other reasons for a 409, of which none is to come up here.
+            Ok(answer)
+                if answer.status == 409 && answer.text().contains("another API token of this name") =>
+            {
+                Claimed::Taken
+            }
             Ok(answer) if matches!(answer.status, 429 | 503 | 507) => Claimed::Refused,
             Ok(answer) if answer.status == 504 => Claimed::Unknown,
             Ok(answer) => {

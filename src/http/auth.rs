@@ -255,12 +255,12 @@ impl Gate {
         if let Some((_, counter)) = self.failed.iter().find(|(of, _)| *of == why) {
             counter.add(1);
         }
-        let fault = match why {
-            ApiTokenError::Unknown | ApiTokenError::Expired => Fault::Unauthorized,
-            ApiTokenError::NotUpToDate => Fault::Unavailable,
-        };
+        // It may be a good one, and is to be sent again.
+        if why == ApiTokenError::NotUpToDate {
+            return ApiError::new(Fault::Unavailable, why.to_string());
+        }
         match self.guesses.note(address) {
-            Ok(()) => ApiError::new(fault, why.to_string()),
+            Ok(()) => ApiError::new(Fault::Unauthorized, why.to_string()),
             Err(()) => ApiError::new(
                 Fault::Busy,
                 format!("{why}, and too many wrong ones came from this address: stop sending it"),

@@ -78,17 +78,18 @@ impl Relay {
 
 impl Handler for Relay {
     fn handle(&self, peer: MeshPeer, stream: Stream) -> BoxFuture<'static, ()> {
-        let Stream { mut send, recv } = stream;
         let by_gateway = {
             let view = self.node.view();
             let view = view.borrow();
             // A voter has an edge of its own.
             if view.is_voter(peer.node()) {
                 tracing::warn!(peer = %peer.node(), "refused a request over HTTP: it is a voter, and can answer it");
-                return Box::pin(async move { send.abandon() });
+                stream.refuse();
+                return Box::pin(std::future::ready(()));
             }
             view.is_gateway(peer.node())
         };
+        let Stream { mut send, recv } = stream;
         let (router, stopping) = (self.router.clone(), Stopping(self.stopped.clone()));
         Box::pin(async move {
             // The router is dropped with the request when whoever passed it on goes.

@@ -339,6 +339,7 @@ fn became(outcome: Result<Outcome, ProposeError>) -> Result<(), ControlFailure> 
         Err(ProposeError::NoLeader) => Err(ControlFailure::NoLeader),
         Err(ProposeError::Full) => Err(ControlFailure::Full),
         Err(ProposeError::NotAllowed) => Err(ControlFailure::NotVoter),
+        Err(ProposeError::Stopped(_)) => Err(ControlFailure::Stopping),
         Err(error) if error.outcome_unknown() => Err(ControlFailure::Unknown),
         Err(error) => Err(ControlFailure::Rejected(error.to_string())),
     }

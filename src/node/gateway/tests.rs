@@ -85,9 +85,14 @@ async fn a_member_outside_of_raft_that_writes_and_may_do_little_else() {
     assert!(matches!(gateway.submit(drop).await, Err(SubmitError::Invalid(why)) if why.contains("gateway")));
 
     // With its key, what is a voter's, or a replica's, business is not even read.
-    for kind in
-        [StreamKind::Raft, StreamKind::Append, StreamKind::Snapshot, StreamKind::Seal, StreamKind::Read]
-    {
+    for kind in [
+        StreamKind::Raft,
+        StreamKind::Append,
+        StreamKind::Snapshot,
+        StreamKind::Seal,
+        StreamKind::Read,
+        StreamKind::Custom,
+    ] {
         let mut stream = gateway.inner.this.mesh.open(node.id(), kind, kind.lane()).await.unwrap();
         let _ = stream.send.write_message(&StatusRequest::default()).await;
         let answer = stream.recv.read_frame(MAX_MESSAGE).await;
