@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    cluster::{Cluster, eventually},
+    cluster::{Cluster, eventually, within},
     feed::Feed,
     gateway::{follows, shown, with},
     process::{Process, Signal},
@@ -23,7 +23,7 @@ fn links(node: &Process) -> u64 {
 #[track_caller]
 fn cut_off(cluster: &Cluster, nodes: &[usize], left: u64, what: &str, since: Instant) {
     let mut waiting = nodes.to_vec();
-    eventually("everybody has cut it off", || {
+    within(Duration::from_secs(2), "everybody has cut it off", || {
         waiting.retain(|node| {
             let cut = links(&cluster[*node]) == left;
             if cut {

@@ -26,6 +26,8 @@ mod ca_rotation;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod clocks;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod clones;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod cluster;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod damage;
@@ -57,6 +59,8 @@ mod gateway_removal;
 mod graceful;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod http;
+#[cfg(all(feature = "server", feature = "sql", feature = "mdns"))]
+mod interfaces;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod joiner_says;
 #[cfg(all(feature = "server", feature = "sql", feature = "mdns"))]

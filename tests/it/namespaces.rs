@@ -85,6 +85,61 @@ impl Net {
         }
     }
 
+    /// What stands before a program that is to run in that namespace.
+    pub fn inside(&self, n: usize) -> Vec<String> {
+        ["ip", "netns", "exec", &self.namespaces[n]].map(str::to_owned).to_vec()
+    }
+
+    /// A second bridge: `both` gets `veth1` on it besides, and `only` is moved to it. Addresses there are
+    /// 10.213.78.1, .2, ...
+    #[track_caller]
+    pub fn second_lan(&self, both: usize, only: usize) {
+        let hub = self.hub.as_str();
+        let bridge = ["type", "bridge", "forward_delay", "0", "mcast_snooping", "0"];
+        must(&[&["-n", hub, "link", "add", "br1"], &bridge[..]].concat());
+        must(&["-n", hub, "link", "set", "br1", "up"]);
+        let space = self.namespaces[both].as_str();
+        must(&["-n", hub, "link", "add", "second", "type", "veth", "peer", "name", "veth1", "netns", space]);
+        must(&["-n", hub, "link", "set", "second", "master", "br1", "up"]);
+        must(&["-n", space, "addr", "add", &format!("10.213.78.{}/24", both + 1), "dev", "veth1"]);
+        must(&["-n", space, "link", "set", "veth1", "up"]);
+        must(&["-n", hub, "link", "set", &format!("port{}", only + 1), "master", "br1"]);
+        let space = self.namespaces[only].as_str();
+        must(&["-n", space, "addr", "flush", "dev", "veth0"]);
+        must(&["-n", space, "addr", "add", &format!("10.213.78.{}/24", only + 1), "dev", "veth0"]);
+    }
+
+    /// Takes every IPv4 address away, and waits for the link-local ones of IPv6; false without IPv6.
+    #[track_caller]
+    pub fn only_link_local(&self) -> bool {
+        let usable = |space: &str| {
+            let shown = ip(&["-n", space, "-6", "addr", "show", "dev", "veth0", "scope", "link"]).unwrap();
+            let shown = String::from_utf8(shown.stdout).unwrap();
+            shown.contains("fe80:") && !shown.contains("tentative")
+        };
+        for space in &self.namespaces {
+            must(&["-n", space, "-4", "addr", "flush", "dev", "veth0"]);
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+            while !usable(space) {
+                if std::time::Instant::now() > deadline {
+                    return false;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+        }
+        true
+    }
+
+    /// Says where that name is, to what is started in that namespace from now on, and later to what runs
+    /// there already.
+    #[track_caller]
+    pub fn name(&self, n: usize, name: &str, address: &str) {
+        let dir = std::path::Path::new("/etc/netns").join(&self.namespaces[n]);
+        std::fs::create_dir_all(&dir).unwrap();
+        // In place: what was mounted is this very file.
+        std::fs::write(dir.join("hosts"), format!("127.0.0.1 localhost\n{address} {name}\n")).unwrap();
+    }
+
     /// A port of the bridge in the namespace of this process, with that address; it goes with the rest.
     #[track_caller]
     pub fn attend(&self, address: &str) {
@@ -103,6 +158,7 @@ impl Drop for Net {
         for namespace in self.namespaces.iter().chain([&self.hub]) {
             // What was never made cannot be removed.
             let _ = ip(&["netns", "del", namespace]);
+            let _ = std::fs::remove_dir_all(std::path::Path::new("/etc/netns").join(namespace));
         }
     }
 }

@@ -358,12 +358,12 @@ fn free_address() -> String {
 }
 
 /// The program; `$SKEIN` names another one.
-fn program() -> PathBuf {
+pub fn program() -> PathBuf {
     std::env::var_os("SKEIN").map_or_else(|| env!("CARGO_BIN_EXE_skein").into(), PathBuf::from)
 }
 
 /// Without the settings of whoever runs the tests, except what is logged.
-fn bare(command: &mut Command) -> &mut Command {
+pub fn bare(command: &mut Command) -> &mut Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("SKEIN_") {
             command.env_remove(name);

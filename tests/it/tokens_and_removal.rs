@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::{
-    cluster::{Cluster, within},
+    cluster::{Cluster, eventually, within},
     feed::{Feed, Sent},
-    process::{Process, Signal},
+    http::send,
+    process::{Process, REQUEST, Signal},
 };
 
 #[test]
@@ -115,20 +116,38 @@ fn removed_nodes_are_cut_off_and_stay_out() {
     assert!(cluster[next].status().unwrap()["epoch"].as_u64().unwrap() > epoch);
     not_a_member(&cluster[next], &id);
 
+    // The writer once more, which hears of nothing: of its successor, its removal, and that it is cut off.
     cluster.join(1);
-    let asleep = cluster.running().last().unwrap();
-    let id = cluster[asleep].id.clone();
-    let by = cluster.writer();
-    assert_ne!(by, asleep);
-    let links = links(&cluster[by]);
-    assert_eq!(links, 2);
+    let asleep = cluster.writer();
+    let (id, others) = (cluster[asleep].id.clone(), cluster.others(asleep));
+    assert_eq!(links(&cluster[others[0]]), 2);
     cluster[asleep].signal(Signal::STOP);
+    let by = eventually("another writer", || {
+        let writer = cluster[others[0]].status()?["writer"].as_str()?.to_owned();
+        others.iter().copied().find(|node| cluster[*node].id == writer)
+    });
     cluster[by].skein_says(&["node", "remove", &id]);
     // Its connections are closed by the others, whatever it does.
-    within(Duration::from_secs(2), "the link is cut", || (self::links(&cluster[by]) == 1).then_some(()));
-    cluster[asleep].signal(Signal::CONT);
+    within(Duration::from_secs(2), "the link is cut", || {
+        others.iter().all(|node| links(&cluster[*node]) == 1).then_some(())
+    });
+    let late = std::thread::scope(|scope| {
+        let late = scope.spawn(|| {
+            let path = "/api/v3/write_lp?db=it&precision=nanosecond";
+            send(&cluster[asleep].tcp(), "POST", path, &[], b"late n=1u 1", REQUEST)
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        cluster[asleep].signal(Signal::CONT);
+        late.join().unwrap()
+    });
+    assert!(late.as_ref().map_or(true, |answer| answer.status >= 500), "the removed writer says {late:?}");
     ends_for_good(&mut cluster[asleep]);
     cluster[by].write("feed,client=last n=7u 7");
+    assert_eq!(
+        cluster[by].ask("SELECT * FROM late", &[]).status,
+        404,
+        "it wrote what it did not acknowledge"
+    );
 
     // The last voter cannot be removed, and nobody who is not there.
     let nobody = cluster[by].skein(&["node", "remove", "nobody"]);
