@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, SocketAddr, SocketAddrV6},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -13,6 +13,7 @@ use std::{
 use mdns_sd::{
     IfKind, IfPredicate, Receiver, ResolvedService, ScopedIp, ServiceDaemon, ServiceEvent, ServiceInfo,
 };
+use socket2::{Domain, Socket, Type};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
@@ -22,6 +23,8 @@ use super::{
 use crate::types::{ClusterId, ClusterView, NodeId};
 
 pub(super) const SERVICE: &str = "_skein._udp.local.";
+/// UDP port of mDNS.
+const PORT: u16 = mdns_sd::MDNS_PORT;
 pub(super) const MAX_VERSION: usize = 64;
 /// How often interfaces that come and go are looked at, and how much is remembered.
 const LOOK: Duration = Duration::from_secs(5);
@@ -86,6 +89,12 @@ impl Mdns {
     /// Starts to announce and to look around, on the interfaces that `rules` leave.
     pub fn start(me: Announcement, rules: Rules) -> Result<Self, MdnsError> {
         let chosen = interfaces::choose(&interfaces::of_this_machine()?, &rules);
+        for (family, reason) in kept_out(&chosen) {
+            tracing::warn!(
+                reason,
+                "mDNS does not work over {family} here: a program keeps UDP port {PORT} to itself; use --seed HOST:PORT"
+            );
+        }
         let names = watch::Sender::new(names_of(&chosen));
         let allowed = Arc::new(RwLock::new(chosen));
         let (daemon, events) = begin(&me, &allowed)?;
@@ -257,6 +266,29 @@ impl Drop for Mdns {
     fn drop(&mut self) {
         let _ = self.daemon.shutdown();
     }
+}
+
+/// The families of addresses in use for which the port cannot be had, and why. Programs that speak mDNS
+/// share it; of one that does not the library says nothing.
+fn kept_out(chosen: &BTreeSet<Nic>) -> Vec<(&'static str, String)> {
+    let bind = |domain: Domain, any: IpAddr| -> std::io::Result<()> {
+        let socket = Socket::new(domain, Type::DGRAM, None)?;
+        socket.set_reuse_address(true)?;
+        #[cfg(unix)]
+        socket.set_reuse_port(true)?;
+        if any.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&SocketAddr::new(any, PORT).into())
+    };
+    let families: [(_, Domain, IpAddr); 2] = [
+        ("IPv4", Domain::IPV4, Ipv4Addr::UNSPECIFIED.into()),
+        ("IPv6", Domain::IPV6, Ipv6Addr::UNSPECIFIED.into()),
+    ];
+    let used = families
+        .into_iter()
+        .filter(|(_, _, any)| chosen.iter().any(|nic| nic.address.is_ipv4() == any.is_ipv4()));
+    used.filter_map(|(name, domain, any)| Some((name, bind(domain, any).err()?.to_string()))).collect()
 }
 
 /// A daemon that announces and browses.

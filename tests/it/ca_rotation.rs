@@ -103,6 +103,8 @@ fn a_new_root_under_load_over_restarts_and_changes_of_the_leader() {
     waits_for(&cluster[reader], &[&sleeper_id]);
     feed.more(100);
     assert_eq!(gauge(&cluster[reader], "skein_ca_roots"), 2.0);
+    assert!((29.0..=30.0).contains(&gauge(&cluster[reader], "skein_certificate_days_left")));
+    assert!(gauge(&cluster[reader], "skein_ca_days_left") > 3_000.0);
     assert_eq!(gauge(&cluster[reader], "skein_ca_rotation_waits_for"), 1.0);
     let warned = eventually("a warning", || {
         let status = cluster[writer].status()?;

@@ -1,5 +1,5 @@
 //! A data directory that was copied: two processes with one identity are both refused, and the log of
-//! whoever sees them names both, until one of them is gone.
+//! whoever sees them names both, until one of them is gone. And one that was lost: that node is gone with it.
 
 use std::{fs, path::Path};
 
@@ -31,6 +31,33 @@ fn a_copied_data_directory_is_noticed_and_both_addresses_are_named() {
     cluster.settled();
     cluster[copied].wait_ready(&ready).unwrap();
     cluster[copied].write("clones v=2 2");
+}
+
+#[test]
+fn a_node_whose_disk_is_gone_is_a_new_node() {
+    let mut cluster = Cluster::of(3);
+    let writer = cluster.writer();
+    cluster[writer].write("clones v=1 1");
+    let wiped = cluster.others(writer)[0];
+    let old = cluster[wiped].id.clone();
+    cluster[wiped].kill();
+    fs::remove_dir_all(&cluster[wiped].dir).unwrap();
+    // Nothing makes it a member but a token.
+    let seed = cluster[writer].mesh.clone();
+    let refused = cluster[wiped].try_start(&["--seed", &seed]).unwrap_err();
+    assert!(refused.code == Some(2) && refused.said.contains("token"), "{refused:?}");
+    let token = cluster[writer].token(1);
+    cluster[wiped].start(&["--join", &token, "--seed", &seed]);
+    assert_ne!(cluster[wiped].id, old);
+    // What it was is a voter that is away, in whose place it is not one until somebody removes that.
+    eventually("it is seen down", || {
+        let status = cluster[wiped].status()?;
+        let shown = status["nodes"].as_array()?.iter().find(|node| node["id"] == old.as_str())?.clone();
+        (shown["role"] == "voter" && shown["state"] == "down").then_some(())
+    });
+    cluster[writer].skein_says(&["node", "remove", &old]);
+    cluster.settled();
+    assert_eq!(cluster[wiped].numbers("SELECT count(*) FROM clones"), [1]);
 }
 
 fn copy_all(from: &Path, to: &Path) {

@@ -99,6 +99,25 @@ fn link_local_addresses_with_their_interface_are_enough() {
 }
 
 #[test]
+fn a_node_on_which_mdns_does_not_work_says_so_and_goes_by_its_seeds() {
+    let Some(net) = Net::make(2, "interfaces::no_mdns") else { return };
+    let mut cluster = Cluster::empty();
+    let (first, second) = (cluster.add(), cluster.add());
+    net.house(&mut cluster);
+    cluster[first].start(&["--new-cluster"]);
+    let token = cluster[first].token(1);
+    // Whoever has the port and does not share it.
+    let mut other = Process::new(cluster[first].dir.parent().unwrap(), "other");
+    (other.before, other.mesh) = (net.inside(1), "0.0.0.0:5353".into());
+    other.start(&["--new-cluster"]);
+    cluster[second].start(&["--join", &token, "--seed", "10.213.77.1:7400"]);
+    cluster.settled();
+    let said = cluster[second].said();
+    assert!(said.contains("mDNS does not work over IPv4 here") && said.contains("--seed"), "{said}");
+    assert!(!cluster[first].said().contains("mDNS does not work"), "there it does");
+}
+
+#[test]
 fn a_seed_is_asked_for_again_and_followed_when_its_name_moves() {
     let Some(net) = Net::make(2, "interfaces::seed_name") else { return };
     let mut cluster = Cluster::empty();

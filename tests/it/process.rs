@@ -46,6 +46,18 @@ pub struct Process {
     child: Option<Child>,
 }
 
+/// True when every thread of a process is stopped.
+fn has_stopped(pid: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.flatten().all(|task| {
+        // The name, in brackets, may hold anything; one that ends meanwhile has none.
+        let stat = std::fs::read_to_string(task.path().join("stat"));
+        stat.map_or(true, |stat| {
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        })
+    })
+}
+
 /// How a process ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -159,9 +171,17 @@ impl Process {
         self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name)).id()
     }
 
+    /// Sends a signal. After SIGSTOP it waits until every thread has stopped: on a busy machine the others
+    /// work on until the one that takes the signal has its turn.
+    #[track_caller]
     pub fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name));
         kill_process(Pid::from_child(child), signal).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while signal == Signal::STOP && !has_stopped(child.id()) {
+            assert!(Instant::now() < deadline, "{} does not stop", self.name);
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Numbers of its threads of that name.
