@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{
     cluster::{Cluster, eventually},
     http::send,
-    namespaces::Net,
+    namespaces::{Net, skipped},
     process::{Process, REQUEST, bare, program},
 };
 
@@ -74,8 +74,7 @@ fn each_lan_hears_of_its_own_addresses_and_of_none_that_is_denied() {
 fn link_local_addresses_with_their_interface_are_enough() {
     let Some(net) = Net::make(3, "interfaces::link_local") else { return };
     if !net.only_link_local() {
-        eprintln!("SKIPPED: interfaces::link_local: there is no IPv6 here");
-        return;
+        return skipped("interfaces::link_local", "there is no IPv6 here");
     }
     let mut cluster = Cluster::empty();
     let nodes: Vec<usize> = (0..3).map(|_| cluster.add()).collect();

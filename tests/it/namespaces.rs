@@ -19,8 +19,7 @@ impl Net {
         match Self::try_make(count) {
             Ok(net) => Some(net),
             Err(why) => {
-                // Past the harness, which keeps what a test that passes prints.
-                let _ = std::io::stderr().write_all(format!("SKIPPED: {test}: {why}\n").as_bytes());
+                skipped(test, &why);
                 None
             }
         }
@@ -161,6 +160,11 @@ impl Drop for Net {
             let _ = std::fs::remove_dir_all(std::path::Path::new("/etc/netns").join(namespace));
         }
     }
+}
+
+/// Says that a test cannot run here, past the harness, which keeps what a test that passes prints.
+pub fn skipped(test: &str, why: &str) {
+    let _ = std::io::stderr().write_all(format!("SKIPPED: {test}: {why}\n").as_bytes());
 }
 
 /// Of this process and of this call.
