@@ -44,7 +44,7 @@ struct Inner {
     warrants: OnceLock<Warrants>,
     /// Those who have shown one since this process began.
     shown: watch::Sender<Arc<BTreeSet<NodeId>>>,
-    /// Whose warrants were refused: said once of each.
+    /// Whose warrants, or terms, were refused: said once of each.
     refused: Mutex<BTreeSet<NodeId>>,
 }
 
@@ -79,6 +79,12 @@ impl Electorate {
             || self.0.shown.borrow().contains(&node)
     }
 
+    /// True once of each node: whoever is refused decides how often. Members only come so far, and there
+    /// are so many of them.
+    pub(super) fn is_first_refusal(&self, node: NodeId) -> bool {
+        self.0.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(node)
+    }
+
     /// Those who have shown a warrant.
     pub(super) fn shown(&self) -> watch::Receiver<Arc<BTreeSet<NodeId>>> {
         self.0.shown.subscribe()
@@ -99,8 +105,7 @@ impl Electorate {
         let view = warrants.trusted.borrow().clone();
         let good = |warrant: &ByteBuf| warrant::is_signed(warrant, view.cluster, node, &view.roots);
         if shown.len() > MOST || !shown.iter().any(good) {
-            // Members only come so far: there are so many of them.
-            if self.0.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(node) {
+            if self.is_first_refusal(node) {
                 tracing::warn!(%node, "refused a warrant of a voter that the cluster's CA has not signed");
             }
             return false;

@@ -99,7 +99,9 @@ impl Link {
             Ok(Ok(response))
                 if response.names_higher_vote(request) && !self.electorate.believes(self.peer) =>
             {
-                tracing::warn!(peer = %self.peer, "a member that is no voter names a higher term: not believed");
+                if self.electorate.is_first_refusal(self.peer) {
+                    tracing::warn!(peer = %self.peer, "a member that is no voter names a higher term: not believed");
+                }
                 Err(broken("it is no voter, and names a higher term"))
             }
             Ok(Ok(Response::Refused(reason))) => Err(broken(&reason)),
