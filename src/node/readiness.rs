@@ -1,6 +1,6 @@
 //! Whether a node should get requests, and why not.
 
-use std::time::Duration;
+use tokio::time::Instant;
 
 use super::local::ThisNode;
 use crate::types::Timing;
@@ -54,12 +54,13 @@ pub(super) fn cut_off(this: &ThisNode, timing: Timing) -> Vec<String> {
     if view.leader.is_none() {
         reasons.push("no leader: a majority of voters is needed".to_owned());
     }
-    let heard = match this.replica.tenure() {
-        Some(_) => Some(Duration::ZERO),
-        None => this.replica.watch_contact().borrow().map(|contact| contact.heard.elapsed()),
+    // Whoever writes is still in office when it is cut off: nobody is left to say otherwise.
+    let (who, heard) = match this.replica.tenure() {
+        Some(tenure) => ("a majority of voters", tenure.acks().confirmed(Instant::now())),
+        None => ("the writer", this.replica.watch_contact().borrow().map(|contact| contact.heard)),
     };
-    if heard.is_none_or(|age| age > 3 * timing.election_max) {
-        reasons.push("the writer has not been heard lately".to_owned());
+    if heard.is_none_or(|at| at.elapsed() > 3 * timing.election_max) {
+        reasons.push(format!("{who} has not been heard lately"));
     }
     reasons
 }
