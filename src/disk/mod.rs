@@ -113,6 +113,12 @@ pub async fn replace_file(disk: &dyn Disk, path: &Path, bytes: Bytes) -> io::Res
     replace_allocated(disk, path, bytes, len).await
 }
 
+/// The error of a call after which it is too late to go on as before: never [`is_full`], which callers
+/// take for leave to.
+pub fn past_undoing(error: io::Error) -> io::Error {
+    if is_full(&error) { io::Error::other(format!("too late to undo: {error}")) } else { error }
+}
+
 /// As [`replace_file`], with a file of `len` bytes at least, allocated, zeros behind `bytes`. For
 /// want of space ([`is_full`]) it leaves everything as it was.
 pub async fn replace_allocated(disk: &dyn Disk, path: &Path, bytes: Bytes, len: u64) -> io::Result<()> {
@@ -132,7 +138,8 @@ pub async fn replace_allocated(disk: &dyn Disk, path: &Path, bytes: Bytes, len: 
         if len > bytes.len() as u64 {
             file.resize(len).await?;
         }
-        file.write(0, vec![bytes], Durability::Now).await
+        file.write(0, vec![bytes], Durability::Now).await?;
+        disk.rename(&beside, path).await
     };
     if let Err(error) = written.await {
         if is_full(&error) {
@@ -141,8 +148,7 @@ pub async fn replace_allocated(disk: &dyn Disk, path: &Path, bytes: Bytes, len: 
         }
         return Err(error);
     }
-    disk.rename(&beside, path).await?;
-    disk.sync_dir(dir).await
+    disk.sync_dir(dir).await.map_err(past_undoing)
 }
 
 /// Removes every file below a directory, and leaves the directories. A directory that is not there

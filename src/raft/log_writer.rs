@@ -24,7 +24,7 @@ use super::{
     type_config::{TypeConfig, Vote},
     vote::VoteFile,
 };
-use crate::disk::{Create, Disk, DiskFile, Durability, is_full, replace_allocated};
+use crate::disk::{Create, Disk, DiskFile, Durability, is_full, past_undoing, replace_allocated};
 
 /// Bytes allocated behind the end of the log at least, while the disk has space: thousands of
 /// entries. Elections and offices take two or three entries each.
@@ -284,7 +284,7 @@ impl LogWriter {
         let end = content.len() as u64;
         let allocated = end + 2 * self.reserve;
         replace_allocated(&**disk, log, content, allocated).await?;
-        self.files.file = disk.open(log, Create::No).await?;
+        self.files.file = disk.open(log, Create::No).await.map_err(past_undoing)?;
         (self.end, self.allocated) = (end, allocated);
         self.note_full(false);
         Ok(())
