@@ -40,7 +40,12 @@ impl ImageFile {
         disk.create_dir(&dir).await?;
         let saved = match read(&*disk, &dir.join(IMAGE)).await {
             Err(EngineError::Io(e)) if e.kind() == io::ErrorKind::NotFound => T::default(),
-            read => read?,
+            read => {
+                let saved = read?;
+                // A process that was killed may have renamed it and not synced that.
+                disk.sync_dir(&dir).await?;
+                saved
+            }
         };
         Ok((Self { disk, dir }, saved))
     }

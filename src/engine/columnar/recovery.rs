@@ -16,8 +16,13 @@ pub(super) const EXPORT: &str = "export-";
 /// that did not finish.
 pub(super) async fn recover(disk: &dyn Disk, dir: &Path) -> Result<State, EngineError> {
     disk.create_dir(&dir.join(DATA)).await?;
-    let manifest = Manifest::read(disk, dir).await?.unwrap_or_default();
-    let state = State::of(dir, manifest);
+    let manifest = Manifest::read(disk, dir).await?;
+    if manifest.is_some() {
+        // It may have been renamed by a process that was killed before it could sync that. The log gives
+        // up what it says is here, and the files of the one before are removed.
+        disk.sync_dir(dir).await?;
+    }
+    let state = State::of(dir, manifest.unwrap_or_default());
     for file in &state.committed {
         match file.check_len(disk).await {
             // Only what needs it fails, and other nodes may have its points.

@@ -96,6 +96,42 @@ pub(super) async fn survives_a_power_cut_in_a_checkpoint<S: Subject>(rig: &Rig<'
     Err(format!("a checkpoint takes more than {MOST_CALLS} calls of the disk").into())
 }
 
+/// The log gives up what `recovered` tells of. So it must be on disk, also where the process before was
+/// killed with its checkpoint in the page cache.
+pub(super) async fn recovers_what_no_power_cut_takes_back<S: Subject>(rig: &Rig<'_, S>) -> Outcome {
+    if rig.sim.is_none() {
+        return skip("it needs the simulated disk");
+    }
+    for call in 1..MOST_CALLS {
+        for seed in 0..4 {
+            let rig = rig.anew();
+            let Some(sim) = &rig.sim else { break };
+            let engine = rig.begun("engine").await?;
+            rig.apply(&engine, 4..=6)?;
+            let fault_at = sim.calls() + call;
+            sim.fail_at(fault_at, Fault::PowerCut, false);
+            drop(engine.checkpoint(Bytes::from_static(b"two")).await);
+            if sim.calls() < fault_at {
+                return if call == 1 { skip("the engine does not use the disk it is given") } else { Ok(()) };
+            }
+            drop(engine);
+            sim.kill();
+            let engine = rig.open("engine").await?;
+            let (told, _) = engine.recovered();
+            let engine = rig.reopen("engine", engine, seed).await?;
+            let when = format!("killed at call {call} of a checkpoint, started, and then a power cut");
+            ensure!(
+                engine.recovered().0 >= told,
+                "{when}: {told} was recovered, {:?} is",
+                engine.recovered()
+            );
+            let last = told.seq;
+            rig.expect_recovered(&engine, last, if last == 3 { "one" } else { "two" }, &when).await?;
+        }
+    }
+    Err(format!("a checkpoint takes more than {MOST_CALLS} calls of the disk").into())
+}
+
 pub(super) async fn survives_a_full_disk<S: Subject>(rig: &Rig<'_, S>) -> Outcome {
     if rig.sim.is_none() {
         return skip("it needs the simulated disk");

@@ -163,6 +163,7 @@ pub async fn run<S: Subject>(subject: &S, ground: Ground) -> Report {
         durability::goes_back_to_the_checkpoint,
         durability::survives_a_dropped_checkpoint,
         durability::survives_a_power_cut_in_a_checkpoint,
+        durability::recovers_what_no_power_cut_takes_back,
         durability::survives_a_full_disk,
         snapshots::exports_the_last_checkpoint,
         snapshots::installs_over_anything,

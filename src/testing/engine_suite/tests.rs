@@ -1,6 +1,13 @@
 //! The engines there are pass the suite, and each planted fault is found by the check that is for it.
 
-use std::{collections::BTreeMap, fmt, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use super::*;
 use crate::{
@@ -68,11 +75,11 @@ async fn the_reference_engine_passes() {
     let report = run(&Memory, Ground::Simulated).await;
     assert!(report.failed.is_empty(), "{report}");
     // It names no files.
-    assert_eq!((report.passed.len(), report.skipped.len()), (21, 1), "{report}");
+    assert_eq!((report.passed.len(), report.skipped.len()), (22, 1), "{report}");
     let real = tempfile::tempdir().unwrap();
     let report = run(&Memory, Ground::Directory(real.path().to_owned())).await;
     assert!(report.failed.is_empty(), "{report}");
-    assert_eq!((report.passed.len(), report.skipped.len()), (18, 4), "{report}");
+    assert_eq!((report.passed.len(), report.skipped.len()), (18, 5), "{report}");
 }
 
 #[cfg(feature = "columnar")]
@@ -134,12 +141,12 @@ mod columnar {
     async fn the_columnar_engine_passes() {
         let report = run(&Columnar, Ground::Simulated).await;
         assert!(report.failed.is_empty(), "{report}");
-        assert_eq!((report.passed.len(), report.skipped.len()), (22, 0), "{report}");
+        assert_eq!((report.passed.len(), report.skipped.len()), (23, 0), "{report}");
     }
 }
 
 /// What is wrong with an engine, and the check that is for it.
-const FAULTS: [(Fault, &str); 23] = [
+const FAULTS: [(Fault, &str); 24] = [
     (Fault::LosesARecord, "applies_each_record_once"),
     (Fault::AppliesTwice, "applies_each_record_once"),
     (Fault::NothingMovesNothing, "applies_each_record_once"),
@@ -153,6 +160,7 @@ const FAULTS: [(Fault, &str); 23] = [
     (Fault::KeepsNothing, "goes_back_to_the_checkpoint"),
     (Fault::ConfirmsWithoutSaving, "fixes_a_checkpoint_when_it_is_asked_for"),
     (Fault::DoesNotSync, "survives_a_power_cut_in_a_checkpoint"),
+    (Fault::BelievesThePageCache, "recovers_what_no_power_cut_takes_back"),
     (Fault::GivesUpOnAFullDisk, "survives_a_full_disk"),
     (Fault::ExportsNothing, "exports_the_last_checkpoint"),
     (Fault::ExportsAWrongHash, "exports_the_last_checkpoint"),
@@ -180,6 +188,7 @@ enum Fault {
     KeepsNothing,
     ConfirmsWithoutSaving,
     DoesNotSync,
+    BelievesThePageCache,
     GivesUpOnAFullDisk,
     ExportsNothing,
     ExportsAWrongHash,
@@ -338,12 +347,14 @@ impl Subject for Fault {
     fn open(&self, disk: Arc<dyn Disk>, dir: PathBuf) -> Work<Arc<Faulty>> {
         let fault = *self;
         Box::pin(async move {
-            let given: Arc<dyn Disk> =
-                if fault == Self::DoesNotSync { Arc::new(NoSync(disk.clone())) } else { disk.clone() };
+            let (never, at_first) = (fault == Self::DoesNotSync, fault == Self::BelievesThePageCache);
+            let lies = Arc::new(AtomicBool::new(never || at_first));
+            let given: Arc<dyn Disk> = Arc::new(NoSync(disk.clone(), lies.clone()));
             let inner = match fault {
                 Self::KeepsNothing => MemoryEngine::new(),
                 _ => MemoryEngine::open(given, dir).await?,
             };
+            lies.store(never, Ordering::Relaxed);
             Ok(Arc::new(Faulty {
                 inner: Arc::new(inner),
                 fault,
@@ -373,17 +384,17 @@ impl Subject for Fault {
     }
 }
 
-/// A disk that says it has synced.
+/// A disk that says it has synced, whether it has or, while the flag is set, has not.
 #[derive(Debug)]
-struct NoSync(Arc<dyn Disk>);
+struct NoSync(Arc<dyn Disk>, Arc<AtomicBool>);
 
 #[derive(Debug)]
-struct NoSyncFile(Arc<dyn DiskFile>);
+struct NoSyncFile(Arc<dyn DiskFile>, Arc<AtomicBool>);
 
 impl Disk for NoSync {
     fn open(&self, path: &std::path::Path, how: Create) -> Io<Arc<dyn DiskFile>> {
-        let open = self.0.open(path, how);
-        Box::pin(async move { Ok(Arc::new(NoSyncFile(open.await?)) as Arc<dyn DiskFile>) })
+        let (open, lies) = (self.0.open(path, how), self.1.clone());
+        Box::pin(async move { Ok(Arc::new(NoSyncFile(open.await?, lies)) as Arc<dyn DiskFile>) })
     }
     fn list(&self, dir: &std::path::Path) -> Io<Vec<String>> {
         self.0.list(dir)
@@ -397,14 +408,18 @@ impl Disk for NoSync {
     fn create_dir(&self, dir: &std::path::Path) -> Io<()> {
         self.0.create_dir(dir)
     }
-    fn sync_dir(&self, _: &std::path::Path) -> Io<()> {
-        Box::pin(std::future::ready(Ok(())))
+    fn sync_dir(&self, dir: &std::path::Path) -> Io<()> {
+        match self.1.load(Ordering::Relaxed) {
+            true => Box::pin(std::future::ready(Ok(()))),
+            false => self.0.sync_dir(dir),
+        }
     }
 }
 
 impl DiskFile for NoSyncFile {
-    fn write(&self, offset: u64, parts: Vec<Bytes>, _: Durability) -> Io<()> {
-        self.0.write(offset, parts, Durability::Later)
+    fn write(&self, offset: u64, parts: Vec<Bytes>, durability: Durability) -> Io<()> {
+        let lies = self.1.load(Ordering::Relaxed);
+        self.0.write(offset, parts, if lies { Durability::Later } else { durability })
     }
     fn read(&self, offset: u64, len: usize) -> Io<Bytes> {
         self.0.read(offset, len)

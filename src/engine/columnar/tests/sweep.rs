@@ -1,4 +1,5 @@
-//! Every disk call of a run fails once, in every way; nothing that a checkpoint confirmed is lost.
+//! Every disk call of a run fails, in every way, once and from there on, and again in the recovery after
+//! it; nothing that a checkpoint confirmed is lost.
 
 use std::path::{Path, PathBuf};
 
@@ -132,5 +133,34 @@ async fn a_failed_call_is_made_good_by_the_next_checkpoint() {
             disk.crash(call);
             check(&disk, confirmed, &what).await;
         }
+    }
+}
+
+/// The trouble stays until the end of the process, and the next one meets it too while it opens what is
+/// there, or a little later.
+#[tokio::test(start_paused = true)]
+async fn trouble_that_stays_and_comes_back_in_the_recovery_loses_nothing_confirmed() {
+    let calls = {
+        let disk = SimDisk::new();
+        run(&disk.boot(), 0).await.1.unwrap();
+        disk.calls()
+    };
+    for fault in [Fault::Enospc, Fault::Eio, Fault::Short, Fault::PowerCut] {
+        let (mut failed, mut recovered) = (0, 0);
+        for call in 0..=calls {
+            let what = format!("{fault:?} from call {call} on");
+            let disk = SimDisk::new();
+            let end = |seed: u64| if seed % 2 == 0 { disk.crash(seed) } else { disk.kill() };
+            disk.fail_at(call, fault, true);
+            let (confirmed, result) = run(&disk.boot(), 3).await;
+            failed += u32::from(result.is_err());
+            end(call);
+            disk.fail_at(disk.calls() + 1 + call % 29, fault, true);
+            let (again, result) = run(&disk.boot(), 3).await;
+            recovered += u32::from(result.is_ok() || again > confirmed);
+            end(call / 2 + 1);
+            check(&disk, confirmed.max(again), &what).await;
+        }
+        assert!(failed as u64 >= calls / 2 && recovered > 0, "{fault:?}: {failed} of {calls}, {recovered}");
     }
 }
