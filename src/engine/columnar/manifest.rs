@@ -171,6 +171,30 @@ mod tests {
         }
     }
 
+    /// Of 500 files, each bit and each length.
+    #[test]
+    fn every_flipped_bit_and_every_cut_of_64_kib_is_seen() {
+        let mut manifest = sample();
+        manifest.files = (0..500u64)
+            .map(|n| FileEntry {
+                min_lsn: Lsn::new(1, n),
+                hash: std::array::from_fn(|byte| (n >> (8 * (byte % 8))) as u8),
+                ..sample().files[0].clone()
+            })
+            .collect();
+        let mut bytes = manifest.encode().unwrap().to_vec();
+        assert!(bytes.len() > 64 << 10, "{}", bytes.len());
+        assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);
+        for bit in 0..bytes.len() * 8 {
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(Manifest::decode(&bytes).is_err(), "bit {bit}");
+            bytes[bit / 8] ^= 1 << (bit % 8);
+        }
+        for end in 0..bytes.len() {
+            assert!(Manifest::decode(&bytes[..end]).is_err(), "cut at {end}");
+        }
+    }
+
     #[cfg(feature = "testing")]
     #[test]
     fn the_bytes_are_those_of_format_1() {
