@@ -9,8 +9,10 @@ use crate::{
 /// Whatever fails: what the log said was durable is there afterwards, and nothing else is.
 async fn fail_at_every_call(fault: Fault) {
     for stop in 1..=calls_of_script().await {
-        for persistent in [false, true] {
+        for (persistent, power) in [(false, false), (false, true), (true, false), (true, true)] {
             let disk = SimDisk::new();
+            // The process ends, or the machine.
+            let end = |seed| if power { disk.crash(seed) } else { disk.kill() };
             disk.fail_at(stop, fault, persistent);
             let mut model = Model::default();
             if let Ok((wal, _)) = open(&disk).await {
@@ -18,12 +20,12 @@ async fn fail_at_every_call(fault: Fault) {
                 // A log without space waits for it; it is found as it stands then.
                 let _ = tokio::time::timeout(patience, script(&wal, &mut model)).await;
             }
-            disk.crash(stop);
+            end(stop);
             // The recovery meets the same trouble.
             disk.fail_at(disk.calls() + 1 + stop % 23, fault, persistent);
             let _ = open(&disk).await;
-            disk.crash(stop + 1);
-            let context = format!("{fault:?} at call {stop}, persistent {persistent}");
+            end(stop + 1);
+            let context = format!("{fault:?} at call {stop}, persistent {persistent}, power {power}");
             let (wal, found) = open(&disk).await.unwrap_or_else(|e| panic!("{context}: {e}"));
             model.check(&found, &all(&wal).await, wal.first_seq());
             drop(wal);
