@@ -4,7 +4,7 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, eventually},
     http::{Answer, Target, send},
     process::{Process, REQUEST},
 };
@@ -34,8 +34,10 @@ fn only_loopback_is_open_and_only_for_data() {
     cluster[open].stop();
     cluster[open].listen = "0.0.0.0:0".into();
     cluster[open].start(&[]);
-    cluster.settled();
     let node = &cluster[open];
+    // Before that it does not know whether it knows every token, and says 503.
+    let ready = || (asked(&node.unix(), ("GET", "/readyz"), &[]).status == 200).then_some(());
+    eventually("it is ready", ready);
     for what in [WRITE, STATUS, METRICS, QUERY, TOKENS] {
         let answer = asked(&node.tcp(), what, &[]);
         assert_eq!(answer.status, 401, "{what:?}");
