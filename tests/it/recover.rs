@@ -164,6 +164,58 @@ fn the_majority_that_was_given_up_comes_back_and_changes_nothing() {
     assert_eq!(asked.status, 410, "{asked:?}");
 }
 
+/// Two of five are left, and what they hold is not the same: each is told which one to go on from, and the
+/// other follows it.
+#[test]
+fn of_two_survivors_the_one_with_the_higher_log_carries_on() {
+    let mut cluster = Cluster::of(5);
+    let writer = cluster.writer();
+    let [low, high, gone, lost] = cluster.others(writer)[..] else { panic!("five nodes") };
+    let feed = Feed::at([&cluster[writer], &cluster[gone]], 1);
+    feed.more(100);
+    cluster[low].kill();
+    feed.more(100);
+    let sent = feed.finish();
+    sent.must_be_at(&cluster[high]);
+    for node in [writer, gone, lost, high] {
+        cluster[node].kill();
+    }
+
+    // Each is asked while the other runs. The lower one is sent to the higher, whatever is agreed to.
+    cluster[high].start(&[]);
+    let there = recover(&cluster[low], &["--accept-loss"]);
+    let name = cluster[high].name.clone();
+    assert!(there.code == Some(1) && there.said.contains(&format!("{name} (")), "{there:?}");
+    assert!(there.said.contains("holds more than this node"), "{there:?}");
+    assert!(there.said.contains("stop it and run `skein recover` there"), "{there:?}");
+    let survey: Value = serde_json::from_str(json_line(&recover(&cluster[low], &["--json"]).said)).unwrap();
+    assert_eq!((&survey["highest"], &survey["majority"]), (&cluster[high].id.as_str().into(), &false.into()));
+    let members = survey["members"].as_array().unwrap();
+    let reachable = members.iter().filter(|member| member["reachable"] == true);
+    assert_eq!(reachable.count(), 2, "{survey:#}");
+    cluster[high].kill();
+
+    cluster[low].start(&[]);
+    let shown = recover(&cluster[high], &[]);
+    assert!(shown.code == Some(1) && shown.said.contains("has the highest log"), "{shown:?}");
+    let here = recover(&cluster[high], &["--accept-loss"]);
+    assert!(here.code == Some(0) && here.said.contains("generation 1"), "{here:?}");
+
+    // The lower one, which still runs, hears of it, ends, and comes back as a learner.
+    cluster[high].start(&[]);
+    let ended = cluster[low].ended(GIVES_WAY);
+    assert!(ended.said.contains("recovered without this node"), "{ended:?}");
+    let feed = Feed::at([&cluster[high]], 2);
+    feed.more(50);
+    cluster[low].start(&[]);
+    cluster.settled();
+    feed.more(20);
+    let sent = sent.and(feed.finish());
+    for node in [low, high] {
+        sent.must_be_at(&cluster[node]);
+    }
+}
+
 /// `skein recover` on a node's directory; what it printed, on both outputs.
 fn recover(node: &Process, flags: &[&str]) -> Ended {
     let mut line = vec!["recover"];

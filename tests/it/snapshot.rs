@@ -1,11 +1,12 @@
 //! A node that joins when the log no longer reaches back to the first record fetches a snapshot,
-//! goes on with the log from there, holds everything and votes.
+//! goes on with the log from there, holds everything, knows the keys of clients and votes.
 
 use std::fmt::Write;
 
 use crate::{
     cluster::{Cluster, eventually},
-    process::{Process, column},
+    http::{Answer, send},
+    process::{Process, REQUEST, column},
 };
 
 /// Rows of one body.
@@ -17,6 +18,8 @@ fn a_node_behind_retention_fetches_a_snapshot() {
     let first = cluster.add();
     frugal(&mut cluster[first]);
     cluster[first].start(&["--new-cluster"]);
+    // Without a time of its own: applied twice, it would be two points.
+    let once = keyed(&cluster[first], "once v=1u").expect(204).lsn();
     let mut rows = 0;
     fill(&cluster[first], &mut rows);
     retired(&cluster[first]);
@@ -42,6 +45,20 @@ fn a_node_behind_retention_fetches_a_snapshot() {
     let lsn = format!("{}.{}", last.0, last.1);
     let found = cluster[newcomers[1]].ask("SELECT count(*) FROM t", &[("min_lsn", &lsn)]).expect(200);
     assert_eq!(column(&found), [rows + 1]);
+
+    // What they know of the key came with the snapshot: the record that had it is gone.
+    for node in newcomers {
+        assert_eq!(keyed(&cluster[node], "once v=1u").expect(204).lsn(), once);
+        keyed(&cluster[node], "once v=2u").expect(409);
+        let found = cluster[node].ask("SELECT count(*) FROM once", &[("min_lsn", &lsn)]).expect(200);
+        assert_eq!(column(&found), [1]);
+    }
+}
+
+/// Sent with a key of the client's, always the same.
+fn keyed(node: &Process, line: &str) -> Answer {
+    let headers = [("idempotency-key", "before the snapshot")];
+    send(&node.tcp(), "POST", "/api/v3/write_lp?db=it", &headers, line.as_bytes(), REQUEST).unwrap()
 }
 
 /// Little log is kept, and what is in memory is soon in files.
