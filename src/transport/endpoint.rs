@@ -26,11 +26,11 @@ const SOCKET_BUFFER: usize = 4 << 20;
 /// Largest UDP payload: fits a 1500-byte Ethernet frame with IPv6 and some tunnel overhead.
 const MAX_MTU: u16 = 1452;
 /// Receive windows: a stream's, and a connection's before and after the hello.
-const STREAM_WINDOW: u32 = 8 << 20;
+pub(super) const STREAM_WINDOW: u32 = 8 << 20;
 const CONTACT_WINDOW: u32 = 128 * 1024;
 const LINK_WINDOW: u32 = 32 << 20;
 /// Unacknowledged bytes per connection; more only queues in front of heartbeats.
-const SEND_WINDOW: u64 = 1 << 20;
+pub(super) const SEND_WINDOW: u64 = 1 << 20;
 /// Streams a linked peer may have open at once.
 const LINK_STREAMS: u32 = 1024;
 

@@ -31,6 +31,7 @@ mod bad_certificates;
 mod flood;
 mod rotation;
 mod strangers;
+mod windows;
 
 const NOW: u64 = 1_800_000_000;
 const CLUSTER: ClusterId = ClusterId([9; 16]);
