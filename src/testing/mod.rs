@@ -13,5 +13,5 @@ pub mod sweep;
 
 pub use disk::{DiskLatency, SimDisk};
 pub use fault::Fault;
-pub use fixture::{fixture, read_fixture};
+pub use fixture::{fixture, kept_fixture, read_fixture};
 pub use rot::Rot;

@@ -229,7 +229,7 @@ fn malformed(reason: impl Into<String>) -> BatchError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
     use arrow_array::{
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
     use crate::engine::columnar::schema::ColumnKind;
 
-    pub(super) fn sample() -> Batch {
+    pub(in crate::engine::columnar) fn sample() -> Batch {
         let schema =
             TableSchema::new((0..=5).map(|code| (format!("c{code}"), ColumnKind::try_from(code).unwrap())));
         let schema = schema.unwrap();

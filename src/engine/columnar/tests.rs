@@ -27,6 +27,8 @@ use crate::{
 
 #[cfg(feature = "testing")]
 mod bits;
+#[cfg(feature = "testing")]
+mod kept;
 mod replicas;
 #[cfg(feature = "testing")]
 mod sweep;

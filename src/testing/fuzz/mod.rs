@@ -3,6 +3,8 @@
 //!
 //! A target panics if a decoder does, or if what was decoded does not hold together.
 
+#[cfg(test)]
+mod kept;
 mod samples;
 #[cfg(test)]
 mod tests;
@@ -116,77 +118,42 @@ fn sign(csr: &[u8]) {
 /// Messages between members, each kind by its number in the first byte.
 pub fn wire(data: &[u8]) {
     let Some((kind, data)) = data.split_first() else { return };
-    let kinds: [fn(&[u8]); samples::KINDS] = [
-        |data| {
-            again::<Hello>(data, MAX_MESSAGE);
-        },
-        |data| {
-            again::<Subscribe>(data, MAX_RAFT);
-        },
-        |data| {
-            again::<Subscribed>(data, MAX_RAFT);
-        },
-        |data| {
-            again::<Append>(data, MAX_MESSAGE);
-        },
-        |data| {
-            again::<Ack>(data, MAX_MESSAGE);
-        },
-        |data| {
-            again::<Seal>(data, MAX_MESSAGE);
-        },
-        |data| {
-            again::<Sealed>(data, MAX_MESSAGE);
-        },
-        |data| {
-            again::<Mark>(data, MAX_MESSAGE);
-        },
-        |data| {
-            again::<SnapshotRequest>(data, MAX_MESSAGE);
-        },
-        |data| {
-            again::<SnapshotOffer>(data, MAX_RAFT);
-        },
-        |data| {
-            again::<SnapshotWanted>(data, MAX_RAFT);
-        },
-        |data| {
-            again::<ReadRequest>(data, MAX_MESSAGE);
-        },
-        |data| {
-            again::<ReadResponse>(data, MAX_MESSAGE);
-        },
-        |data| {
-            again::<ForwardRequest>(data, MAX_MESSAGE);
-        },
-        |data| {
-            again::<ForwardResponse>(data, MAX_MESSAGE);
-        },
-        |data| {
-            again::<HttpRequest>(data, MAX_HEAD);
-        },
-        |data| {
-            again::<Part>(data, MAX_HEAD);
-        },
-        |data| {
-            again::<ViewRequest>(data, MAX_MESSAGE);
-        },
-        |data| {
-            again::<ViewFrame>(data, MAX_VIEW);
-        },
-        |data| {
-            again::<StatusRequest>(data, MAX_MESSAGE);
-        },
-        |data| {
-            again::<NodeStatus>(data, MAX_MESSAGE);
-        },
-        |data| {
-            again::<Command>(data, MAX_RAFT);
-        },
-    ];
-    if let Some(read) = kinds.get(usize::from(*kind)) {
+    if let Some(read) = READERS.get(usize::from(*kind)) {
         read(data);
     }
+}
+
+/// Of each kind of message: reads one, and says it again.
+const READERS: [fn(&[u8]) -> Option<Bytes>; samples::KINDS] = [
+    |data| said_again::<Hello>(data, MAX_MESSAGE),
+    |data| said_again::<Subscribe>(data, MAX_RAFT),
+    |data| said_again::<Subscribed>(data, MAX_RAFT),
+    |data| said_again::<Append>(data, MAX_MESSAGE),
+    |data| said_again::<Ack>(data, MAX_MESSAGE),
+    |data| said_again::<Seal>(data, MAX_MESSAGE),
+    |data| said_again::<Sealed>(data, MAX_MESSAGE),
+    |data| said_again::<Mark>(data, MAX_MESSAGE),
+    |data| said_again::<SnapshotRequest>(data, MAX_MESSAGE),
+    |data| said_again::<SnapshotOffer>(data, MAX_RAFT),
+    |data| said_again::<SnapshotWanted>(data, MAX_RAFT),
+    |data| said_again::<ReadRequest>(data, MAX_MESSAGE),
+    |data| said_again::<ReadResponse>(data, MAX_MESSAGE),
+    |data| said_again::<ForwardRequest>(data, MAX_MESSAGE),
+    |data| said_again::<ForwardResponse>(data, MAX_MESSAGE),
+    |data| said_again::<HttpRequest>(data, MAX_HEAD),
+    |data| said_again::<Part>(data, MAX_HEAD),
+    |data| said_again::<ViewRequest>(data, MAX_MESSAGE),
+    |data| said_again::<ViewFrame>(data, MAX_VIEW),
+    |data| said_again::<StatusRequest>(data, MAX_MESSAGE),
+    |data| said_again::<NodeStatus>(data, MAX_MESSAGE),
+    |data| said_again::<Command>(data, MAX_RAFT),
+];
+
+fn said_again<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
+    data: &[u8],
+    limit: usize,
+) -> Option<Bytes> {
+    again::<T>(data, limit).map(|read| frame::encode(&read))
 }
 
 /// Records of the log, one behind the other, as they come from a peer and from a segment.
