@@ -1,12 +1,6 @@
 //! The handle of raft: what the rest of the crate sees of it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt, io,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, io, path::PathBuf, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use openraft::{
@@ -22,7 +16,7 @@ use tokio::{
 use super::{
     LogError, Raft,
     applied::Board,
-    electorate::{Electorate, Warrants},
+    electorate::{Electorate, Warranted, Warrants},
     features,
     log_store::LogStore,
     network::{MAX_ENTRIES, MeshSlot, Network},
@@ -295,9 +289,10 @@ impl Control {
         self.inner.electorate.equip(warrants);
     }
 
-    /// Voters that this node knows by their warrants, since it began.
-    pub fn warranted(&self) -> watch::Receiver<Arc<BTreeSet<NodeId>>> {
-        self.inner.electorate.shown()
+    /// Judges who is a voter by a warrant that it has shown since this node began.
+    pub fn warranted(&self) -> Warranted {
+        let electorate = self.inner.electorate.clone();
+        Arc::new(move |node| electorate.has_shown(node))
     }
 
     /// Serves `Control` streams.

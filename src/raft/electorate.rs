@@ -7,7 +7,7 @@
 //! cluster's CA, whose key voters hold before they vote.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
@@ -43,15 +43,25 @@ struct Inner {
     board: Board,
     warrants: OnceLock<Warrants>,
     /// Those who have shown one since this process began.
-    shown: watch::Sender<Arc<BTreeSet<NodeId>>>,
+    shown: Mutex<BTreeMap<NodeId, Shown>>,
     /// Whose warrants, or terms, were refused: said once of each.
     refused: Mutex<BTreeSet<NodeId>>,
 }
 
+/// What a node has shown, and the roots by which it was good.
+#[derive(Debug)]
+struct Shown {
+    warrants: Vec<ByteBuf>,
+    roots: Vec<ByteBuf>,
+}
+
+/// Whether a node has shown a warrant that is good now.
+pub type Warranted = Arc<dyn Fn(NodeId) -> bool + Send + Sync>;
+
 impl Electorate {
     pub(super) fn new(id: NodeId, board: Board) -> Self {
-        let (warrants, shown) = (OnceLock::new(), watch::Sender::default());
-        Self(Arc::new(Inner { id, board, warrants, shown, refused: Mutex::default() }))
+        let (warrants, shown, refused) = (OnceLock::new(), Mutex::default(), Mutex::default());
+        Self(Arc::new(Inner { id, board, warrants, shown, refused }))
     }
 
     /// Once; a second time changes nothing.
@@ -66,7 +76,7 @@ impl Electorate {
             let metrics = metrics.borrow_watched();
             metrics.membership_config.voter_ids().any(|voter| voter == node)
         };
-        known || self.0.shown.borrow().contains(&node)
+        known || self.has_shown(node)
     }
 
     /// True when what `node` answers of a higher term may be believed: it is a voter, holds a copy of the
@@ -76,7 +86,7 @@ impl Electorate {
         let applied = self.0.board.applied.borrow().clone();
         applied.membership.voter_ids().any(|voter| voter == node)
             || applied.state.sealed_ca.contains_key(&node)
-            || self.0.shown.borrow().contains(&node)
+            || self.has_shown(node)
     }
 
     /// True once of each node: whoever is refused decides how often. Members only come so far, and there
@@ -85,9 +95,22 @@ impl Electorate {
         self.0.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(node)
     }
 
-    /// Those who have shown a warrant.
-    pub(super) fn shown(&self) -> watch::Receiver<Arc<BTreeSet<NodeId>>> {
-        self.0.shown.subscribe()
+    /// True when `node` has shown a warrant that is good by the roots trusted now: one by a root that has
+    /// been retired since counts no more.
+    pub(super) fn has_shown(&self, node: NodeId) -> bool {
+        let Some(warrants) = self.0.warrants.get() else { return false };
+        let view = warrants.trusted.borrow().clone();
+        let mut all = self.0.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(shown) = all.get_mut(&node) else { return false };
+        if shown.roots != view.roots {
+            if !is_good(node, &shown.warrants, &view) {
+                all.remove(&node);
+                tracing::info!(%node, "its warrant of a voter is by a root that is trusted no more");
+                return false;
+            }
+            shown.roots.clone_from(&view.roots);
+        }
+        true
     }
 
     /// What this node can show: nothing if it holds no CA key.
@@ -103,24 +126,30 @@ impl Electorate {
     pub(super) fn judge(&self, node: NodeId, shown: &[ByteBuf]) -> bool {
         let Some(warrants) = self.0.warrants.get() else { return false };
         let view = warrants.trusted.borrow().clone();
-        let good = |warrant: &ByteBuf| warrant::is_signed(warrant, view.cluster, node, &view.roots);
-        if shown.len() > MOST || !shown.iter().any(good) {
+        if !is_good(node, shown, &view) {
             if self.is_first_refusal(node) {
                 tracing::warn!(%node, "refused a warrant of a voter that the cluster's CA has not signed");
             }
             return false;
         }
-        let new = self.0.shown.send_if_modified(|shown| Arc::make_mut(shown).insert(node));
-        if new {
+        let shown = Shown { warrants: shown.to_vec(), roots: view.roots.clone() };
+        let mut all = self.0.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.insert(node, shown).is_none() {
             tracing::info!(%node, "a voter that this node had not heard of has shown its warrant");
         }
         true
     }
 }
 
+/// True when one of these is by a root that is trusted.
+fn is_good(node: NodeId, warrants: &[ByteBuf], view: &ClusterView) -> bool {
+    let good = |warrant: &ByteBuf| warrant::is_signed(warrant, view.cluster, node, &view.roots);
+    warrants.len() <= MOST && warrants.iter().any(good)
+}
+
 impl fmt::Debug for Electorate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Electorate").field("shown", &*self.0.shown.borrow()).finish_non_exhaustive()
+        f.debug_struct("Electorate").field("id", &self.0.id).finish_non_exhaustive()
     }
 }
 

@@ -26,7 +26,7 @@ mod types;
 mod vote;
 
 pub use control::{Control, ControlDriver, ControlError, RaftConfig};
-pub use electorate::{Warrants, held_cas};
+pub use electorate::{Warranted, Warrants, held_cas};
 pub use features::OPERATOR_COMMANDS;
 pub use log_store::LogError;
 pub use network::MeshSlot;

@@ -1,9 +1,8 @@
 //! The voter's answer to a leader that asks it to seal.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use futures::future::BoxFuture;
-use tokio::sync::watch;
 
 use crate::{
     protocol::{
@@ -18,12 +17,18 @@ use crate::{
 use super::Replica;
 
 /// Handles `Seal` streams.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct SealHandler {
     /// What promises.
     pub replica: Arc<Replica>,
-    /// Voters that the view may not know yet.
-    pub warranted: watch::Receiver<Arc<BTreeSet<NodeId>>>,
+    /// True of voters that the view may not know yet.
+    pub warranted: Arc<dyn Fn(NodeId) -> bool + Send + Sync>,
+}
+
+impl fmt::Debug for SealHandler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SealHandler").field("replica", &self.replica).finish_non_exhaustive()
+    }
 }
 
 impl Replica {
@@ -38,7 +43,7 @@ impl Replica {
 impl Handler for SealHandler {
     fn handle(&self, peer: Peer, mut stream: Stream) -> BoxFuture<'static, ()> {
         let (replica, from) = (self.replica.clone(), peer.node());
-        let warranted = self.warranted.borrow().contains(&from);
+        let warranted = (self.warranted)(from);
         Box::pin(async move {
             let Ok(seal) = stream.recv.read_message::<Seal>(MAX_MESSAGE).await else { return };
             // A promise bars the writer, whoever asks for it. A leader that this node has not heard of
@@ -66,7 +71,7 @@ impl Handler for SealHandler {
 mod tests {
     use std::path::Path;
 
-    use tokio::time::Duration;
+    use tokio::{sync::watch, time::Duration};
 
     use super::*;
     use crate::{

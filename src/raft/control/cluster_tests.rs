@@ -26,6 +26,8 @@ struct Node {
     control: Control,
     seal_key: Arc<SealKey>,
     mesh: Mesh,
+    /// What all of them trust.
+    trusted: watch::Sender<Arc<ClusterView>>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -106,7 +108,7 @@ async fn nodes(dir: &Path, count: u8) -> Vec<Node> {
         });
         assert!(slot.set(mesh.clone()).is_ok());
         let tasks = vec![tokio::spawn(driver.run()), tokio::spawn(mesh_driver.run())];
-        nodes.push(Node { control, seal_key, mesh, tasks });
+        nodes.push(Node { control, seal_key, mesh, trusted: view.clone(), tasks });
     }
     for node in &nodes {
         let all = nodes.len() - 1;
@@ -309,12 +311,13 @@ async fn nobody_speaks_for_another_or_for_voters_that_is_none() {
     for none in [vec![], vec![by(8, two)], vec![by(9, one)], vec![by(9, two); 5]] {
         assert!(matches!(asks(&Request::Warrant(none)).await, Response::Unknown));
     }
-    assert!(nodes[0].control.warranted().borrow().is_empty());
+    let warranted = nodes[0].control.warranted();
+    assert!(!warranted(one) && !warranted(two));
     assert_eq!(nodes[0].control.view().borrow().term, term);
     assert!(nodes[0].control.is_leader());
     // Whom the CA calls a voter is one, whether this node has heard of it or not.
     assert!(matches!(asks(&Request::Warrant(vec![by(8, two), by(9, two)])).await, Response::Known));
-    assert!(nodes[0].control.warranted().borrow().contains(&two));
+    assert!(warranted(two));
     let honest = Request::PreVote(VoteRequest::new(own, None));
     let answer = asks(&honest).await;
     assert!(matches!(answer, Response::Vote(vote) if !vote.vote_granted), "its log is behind");
@@ -323,6 +326,16 @@ async fn nobody_speaks_for_another_or_for_voters_that_is_none() {
     let command = Command::CreateToken(token(60));
     let refused = crate::raft::forward_command(&nodes[1].mesh, one, command, SOON).await;
     assert_eq!(refused, Err(ProposeError::NotAllowed));
+    // A warrant counts by the roots of now: while the CA is rotated both do, and then the new one alone.
+    let root = |seed: &u8| ByteBuf::from(ca(*seed).certificate().to_vec());
+    let trust = |seeds: &[u8]| {
+        nodes[0].trusted.send_modify(|view| Arc::make_mut(view).roots = seeds.iter().map(root).collect());
+    };
+    for (seeds, good) in [(&[9, 8][..], true), (&[8], true), (&[7], false), (&[9], false)] {
+        trust(seeds);
+        assert_eq!(warranted(two), good, "{seeds:?}");
+    }
+    assert!(nodes[0].control.inner.electorate.judge(two, &[by(9, two)]) && warranted(two));
     for node in nodes {
         node.stop().await;
     }
