@@ -209,7 +209,9 @@ pub(super) fn as_asked(head: &Parts, vouched: bool) -> HttpRequest {
 
 pub(super) fn unanswered(error: AskError, errand: Errand) -> ApiError {
     let fault = match (&error, errand) {
-        (AskError::Nobody(_), _) | (AskError::Broken { .. }, Errand::Query) => Fault::Unavailable,
+        (AskError::Nobody(_) | AskError::Unsent { .. }, _) | (AskError::Broken { .. }, Errand::Query) => {
+            Fault::Unavailable
+        }
         (AskError::Broken { .. }, Errand::Change) => Fault::Unknown,
     };
     ApiError::new(fault, error.to_string())
@@ -304,5 +306,7 @@ mod tests {
         assert_eq!(unanswered(broken(), Errand::Query).fault(), Fault::Unavailable);
         assert_eq!(unanswered(broken(), Errand::Change).fault(), Fault::Unknown);
         assert_eq!(unanswered(AskError::Nobody("voter"), Errand::Change).fault(), Fault::Unavailable);
+        let unsent = AskError::Unsent { node: crate::types::NodeId::default(), reason: "not linked".into() };
+        assert_eq!(unanswered(unsent, Errand::Change).fault(), Fault::Unavailable);
     }
 }

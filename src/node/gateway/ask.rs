@@ -41,6 +41,14 @@ pub enum AskError {
     /// Nobody who could answer is linked. Nothing was sent.
     #[error("no {0} is linked to this node; see `skein status` at a node with data")]
     Nobody(&'static str),
+    /// Nobody who was asked has got it.
+    #[error("it could not be sent to {node}: {reason}")]
+    Unsent {
+        /// The last one that was tried.
+        node: NodeId,
+        /// What happened.
+        reason: String,
+    },
     /// Whoever was asked did not answer. What was asked may have been done if it changes something.
     #[error("{node} did not answer: {reason}")]
     Broken {
@@ -152,12 +160,13 @@ impl Asker {
                 }
                 Ok(answer) => return Ok(answer),
                 Err(miss) => {
-                    let again = matches!((errand, &miss), (Errand::Query, _) | (_, Miss::NotSent(_)));
-                    let (Miss::NotSent(reason) | Miss::Broken(reason)) = miss;
-                    tracing::debug!(%node, reason, "a node did not answer what this gateway passed on");
+                    let error = match miss {
+                        Miss::NotSent(reason) => AskError::Unsent { node, reason },
+                        Miss::Broken(reason) => AskError::Broken { node, reason },
+                    };
+                    tracing::debug!(%error, "a node did not answer what this gateway passed on");
                     self.choice.suspect(node, Instant::now());
-                    let error = AskError::Broken { node, reason };
-                    if !again {
+                    if errand == Errand::Change && matches!(error, AskError::Broken { .. }) {
                         return Err(error);
                     }
                     // An answer that says why not says more than silence.
