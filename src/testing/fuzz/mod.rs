@@ -123,8 +123,11 @@ pub fn wire(data: &[u8]) {
     }
 }
 
-/// Of each kind of message: reads one, and says it again.
-const READERS: [fn(&[u8]) -> Option<Bytes>; samples::KINDS] = [
+/// Reads a message, and says it again.
+type Reader = fn(&[u8]) -> Option<Bytes>;
+
+/// Of each kind of message, by its number.
+const READERS: [Reader; samples::KINDS] = [
     |data| said_again::<Hello>(data, MAX_MESSAGE),
     |data| said_again::<Subscribe>(data, MAX_RAFT),
     |data| said_again::<Subscribed>(data, MAX_RAFT),
