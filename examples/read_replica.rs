@@ -21,7 +21,7 @@ pub async fn main() -> Result<(), Box<dyn Error>> {
     voter.submit(Write::new(1, "before there was a replica", PATIENCE)).await?;
 
     // Its own token: one that was made for voters lets no reader in.
-    let token = voter.create_token(Role::Reader, Some(PATIENCE), Some(1)).await?;
+    let token = voter.create_token(Role::Reader, Some(PATIENCE), Some(1), vec![]).await?;
     let mut config = NodeConfig::on_loopback(DataDir::open(&home.path().join("reader"))?, Some(&voter))?;
     (config.role, config.join) = (Role::Reader, Some(token.parse()?));
     let engine = Arc::new(MemoryEngine::new());

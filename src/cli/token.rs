@@ -44,6 +44,10 @@ struct CreateArgs {
     /// How many nodes may join with it; 0 for any number
     #[arg(long, default_value_t = 1)]
     uses: u32,
+    /// Where a node that is not on the same LAN finds the cluster, kept in the token; may be given several
+    /// times
+    #[arg(long, value_name = "HOST:PORT")]
+    seed: Vec<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -102,13 +106,20 @@ struct Created {
     role: String,
     ttl: String,
     uses: Option<u32>,
+    #[serde(default)]
+    seeds: Vec<String>,
 }
 
 async fn create(args: CreateArgs) -> Result<(), Failure> {
     let client = Client::from_env(args.target.resolve()?);
     let uses = (args.uses > 0).then_some(args.uses);
-    let wanted = json!({ "role": args.role, "ttl": args.ttl, "uses": uses }).to_string();
-    let created: Created = client.send(Method::POST, "/api/v1/tokens", wanted).await?.json().await?;
+    let mut wanted = json!({ "role": args.role, "ttl": args.ttl, "uses": uses });
+    // A node of a version that knows no seeds here takes what does not ask for any.
+    if !args.seed.is_empty() {
+        wanted["seeds"] = json!(args.seed);
+    }
+    let created = client.send(Method::POST, "/api/v1/tokens", wanted.to_string()).await?;
+    let created: Created = created.json().await?;
     if args.json {
         return output::json(&created);
     }
@@ -125,9 +136,13 @@ fn show_created(created: &Created, on_a_terminal: bool) -> String {
         n => format!("{n} nodes"),
     });
     let time = if created.ttl == "never" { "without end".to_owned() } else { format!("for {}", created.ttl) };
+    let elsewhere = if created.seeds.is_empty() {
+        "(not on the same LAN: add --seed HOST:7400 with the address of this node)".to_owned()
+    } else {
+        format!("(it knows where to ask: {})", created.seeds.join(", "))
+    };
     format!(
-        "For {uses} as {}, {time}. On the next node:\n\n  skein start --join {}\n\n\
-         (not on the same LAN: add --seed HOST:7400 with the address of this node)\n",
+        "For {uses} as {}, {time}. On the next node:\n\n  skein start --join {}\n\n{elsewhere}\n",
         created.role, created.token
     )
 }
@@ -227,12 +242,24 @@ mod tests {
 
     #[test]
     fn programs_get_the_token_alone() {
-        let created =
-            Created { token: "skein1-voter-x".into(), role: "voter".into(), ttl: "1h".into(), uses: Some(1) };
+        let mut created = Created {
+            token: "skein1-voter-x".into(),
+            role: "voter".into(),
+            ttl: "1h".into(),
+            uses: Some(1),
+            seeds: Vec::new(),
+        };
         assert_eq!(show_created(&created, false), "skein1-voter-x\n");
         let people = show_created(&created, true);
         assert!(people.contains("For one node as voter, for 1h."), "{people}");
         assert!(people.contains("skein start --join skein1-voter-x\n"), "{people}");
+        assert!(people.contains("add --seed HOST:7400"), "{people}");
+        created.seeds = vec!["db-1:7400".into()];
+        let people = show_created(&created, true);
+        assert!(
+            people.contains("it knows where to ask: db-1:7400") && !people.contains("--seed"),
+            "{people}"
+        );
     }
 
     #[test]

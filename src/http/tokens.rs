@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 use super::{Edge, body, error, error::ApiError};
 use crate::{
     config::parse_duration,
+    discovery::Seed,
+    identity::MAX_TOKEN_SEEDS,
     types::{Role, TokenId},
 };
 
@@ -27,11 +29,13 @@ struct CreateToken {
     ttl: String,
     /// How many nodes may join with it; null for any number.
     uses: Option<u32>,
+    /// Where a joiner finds the cluster, each as `host:port`; carried in the token.
+    seeds: Vec<String>,
 }
 
 impl Default for CreateToken {
     fn default() -> Self {
-        Self { role: Role::Voter, ttl: "1h".to_owned(), uses: Some(1) }
+        Self { role: Role::Voter, ttl: "1h".to_owned(), uses: Some(1), seeds: Vec::new() }
     }
 }
 
@@ -40,8 +44,9 @@ impl CreateToken {
         let wanted: Self = if text.iter().all(u8::is_ascii_whitespace) {
             Self::default()
         } else {
-            serde_json::from_slice(text)
-                .map_err(|e| ApiError::invalid(format!("want {{\"role\", \"ttl\", \"uses\"}}: {e}")))?
+            serde_json::from_slice(text).map_err(|e| {
+                ApiError::invalid(format!("want {{\"role\", \"ttl\", \"uses\", \"seeds\"}}: {e}"))
+            })?
         };
         let ttl = match wanted.ttl.as_str() {
             "never" => None,
@@ -49,6 +54,12 @@ impl CreateToken {
         };
         if ttl.is_some_and(|ttl| ttl.is_zero()) || wanted.uses == Some(0) {
             return Err(ApiError::invalid("a token of no time or no use cannot let anybody join"));
+        }
+        if wanted.seeds.len() > MAX_TOKEN_SEEDS {
+            return Err(ApiError::invalid(format!("a token carries {MAX_TOKEN_SEEDS} seeds at most")));
+        }
+        for seed in &wanted.seeds {
+            seed.parse::<Seed>().map_err(|e| ApiError::invalid(format!("seeds: {e}")))?;
         }
         Ok((wanted, ttl))
     }
@@ -59,9 +70,9 @@ pub(super) async fn create(State(edge): State<Arc<Edge>>, request: Request) -> R
     let (head, body) = request.into_parts();
     let taken = body::take(body, &head.headers, &edge.app.config, &edge.bodies).await?;
     let (wanted, ttl) = CreateToken::parse(&taken.bytes)?;
-    let token = edge.app.node.create_token(wanted.role, ttl, wanted.uses).await?;
+    let token = edge.app.node.create_token(wanted.role, ttl, wanted.uses, wanted.seeds.clone()).await?;
     Ok(error::created(json!({
-        "token": token, "role": wanted.role, "ttl": wanted.ttl, "uses": wanted.uses,
+        "token": token, "role": wanted.role, "ttl": wanted.ttl, "uses": wanted.uses, "seeds": wanted.seeds,
     })))
 }
 
@@ -106,11 +117,16 @@ mod tests {
         assert_eq!((plain.role, ttl, plain.uses), (Role::Voter, Some(Duration::from_secs(3600)), Some(1)));
         let (open, ttl) = CreateToken::parse(br#"{"role":"reader","ttl":"never","uses":null}"#).unwrap();
         assert_eq!((open.role, ttl, open.uses), (Role::Reader, None, None));
+        let (far, _) =
+            CreateToken::parse(br#"{"seeds":["db-1.example.org:7400","[fd00::2]:7400"]}"#).unwrap();
+        assert_eq!(far.seeds, ["db-1.example.org:7400", "[fd00::2]:7400"]);
         for wrong in [
             &br#"{"role":"king"}"#[..],
             br#"{"ttl":"soon"}"#,
             br#"{"ttl":"0s"}"#,
             br#"{"uses":0}"#,
+            br#"{"seeds":["a"]}"#,
+            br#"{"seeds":"a:1"}"#,
             br#"{"secret":"x"}"#,
             b"[",
         ] {

@@ -168,12 +168,17 @@ impl Node {
         status::gather(&self.inner.this).await
     }
 
-    /// Makes a join token, once the cluster has agreed on it.
+    /// Makes a join token, once the cluster has agreed on it. It carries `seeds`, each as `host:port`: where
+    /// a joiner finds the cluster that it does not see on its LAN.
+    ///
+    /// # Errors
+    /// A seed is none, there are too many, or there is no leader.
     pub async fn create_token(
         &self,
         role: Role,
         ttl: Option<Duration>,
         uses: Option<u32>,
+        seeds: Vec<String>,
     ) -> Result<String, ControlFailure> {
         let this = &self.inner.this;
         let state = this.control.state();
@@ -182,7 +187,7 @@ impl Node {
         };
         let rejected =
             |e: &dyn fmt::Display| ControlFailure::Rejected(format!("cannot make a join token: {e}"));
-        let token = JoinToken::for_cluster(role, cluster, root, Vec::new(), &mut this.surroundings.rng())
+        let token = JoinToken::for_cluster(role, cluster, root, seeds, &mut this.surroundings.rng())
             .map_err(|e| rejected(&e))?;
         let verifier = token.verifier().map_err(|e| rejected(&e))?;
         let created_ms = this.surroundings.unix_ms();

@@ -144,7 +144,7 @@ async fn a_protocol_is_served_to_members_by_name_and_ends_with_its_server() {
 async fn streams_of_protocols_leave_room_for_the_cluster_and_end_with_membership() {
     let home = tempfile::tempdir().unwrap();
     let a = start(&home.path().join("a"), None).await;
-    let token = a.create_token(Role::Reader, None, None).await.unwrap();
+    let token = a.create_token(Role::Reader, None, None, vec![]).await.unwrap();
     let mut config =
         NodeConfig::on_loopback(DataDir::open(&home.path().join("r")).unwrap(), Some(&a)).unwrap();
     (config.role, config.join) = (Role::Reader, Some(token.parse().unwrap()));

@@ -43,6 +43,23 @@ fn tokens_are_counted_revoked_and_checked() {
     let late = cluster.add();
     refused(&mut cluster[late], &token, &seed, 1, "spent");
 
+    // The token alone, without mDNS and without a flag: it says where to ask. No more than it can carry.
+    let told = ["token", "create", "--role", "reader", "--seed", &seed, "--seed", "[::1]:1"];
+    let told = cluster[newcomer].skein_says(&told);
+    let reader = cluster.add();
+    cluster[reader].start(&["--join", told.trim()]);
+    eventually("the reader is a member", || {
+        cluster[0].status()?.to_string().contains(&cluster[reader].id).then_some(())
+    });
+    let many: Vec<&str> = ["--seed", "a:1"].into_iter().cycle().take(18).collect();
+    for wrong in [&["--seed", "nowhere"][..], &many] {
+        let none = cluster[0].skein(&[&["token", "create"], wrong].concat());
+        let said = String::from_utf8_lossy(&none.stderr).into_owned();
+        assert!(none.status.code() == Some(1) && said.contains("seeds"), "{said}");
+    }
+    cluster[0].skein_says(&["node", "remove", &cluster[reader].name.clone()]);
+    cluster[reader].kill();
+
     // Revoked, by the other node.
     let token = cluster[newcomer].token(3);
     let made = listed(&cluster[newcomer]);

@@ -46,7 +46,7 @@ pub(crate) async fn serve(host: Arc<Host>, node: Node, engine: Arc<MemoryEngine>
             let answer = node.read_point(consistency, PATIENCE).await;
             host.common.ledger.lock().unwrap().end_read(host.name, &read, answer, &engine);
         }
-        Order::Token(role) => match node.create_token(role, None, Some(1)).await {
+        Order::Token(role) => match node.create_token(role, None, Some(1), vec![]).await {
             Ok(token) => host.now.lock().unwrap().made_token = token.parse().ok(),
             Err(error) => tracing::info!(host = host.name, %error, "no token"),
         },

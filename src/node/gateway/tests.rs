@@ -38,7 +38,7 @@ async fn voter(dir: &Path) -> Node {
 /// A voter with a gateway of its cluster, which is ready.
 async fn world(home: &Path) -> (Node, Gateway) {
     let node = voter(&home.join("voter")).await;
-    let token = node.create_token(Role::Gateway, None, Some(1)).await.unwrap();
+    let token = node.create_token(Role::Gateway, None, Some(1), vec![]).await.unwrap();
     let joining =
         NodeConfig { join: Some(token.parse().unwrap()), ..config(&home.join("gateway"), Some(&node)) };
     let started = Gateway::start(joining, Surroundings::real(), Balance::RoundRobin);
@@ -133,7 +133,7 @@ async fn a_member_outside_of_raft_that_writes_and_may_do_little_else() {
 async fn what_is_shown_holds_no_secret_and_nothing_sealed() {
     let home = tempfile::tempdir().unwrap();
     let node = voter(&home.path().join("voter")).await;
-    node.create_token(Role::Reader, None, None).await.unwrap();
+    node.create_token(Role::Reader, None, None, vec![]).await.unwrap();
     let wanted = NewApiToken { scopes: [Scope::Read].into(), ..NewApiToken::default() };
     let (secret, token) = node.create_api_token(wanted).await.unwrap();
     let state = node.this().control.state();

@@ -38,7 +38,7 @@ async fn start(config: NodeConfig) -> Node {
 /// A voter that writes, and a reader that it has a link to.
 async fn world(home: &Path) -> (Node, Node) {
     let voter = start(config(&home.join("voter"), None)).await;
-    let token = voter.create_token(Role::Reader, None, Some(1)).await.unwrap();
+    let token = voter.create_token(Role::Reader, None, Some(1), vec![]).await.unwrap();
     let joining = NodeConfig {
         role: Role::Reader,
         join: Some(token.parse().unwrap()),
