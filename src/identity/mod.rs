@@ -22,5 +22,5 @@ pub use data_dir::{DataDir, DataDirError};
 pub use given_ca::{CaFiles, GivenCaError};
 pub use keys::{Identity, IdentityError, NodeKey, SealKey, node_id, verify};
 pub use store::{ClusterRecord, Store, StoreError};
-pub use token::{JoinToken, TokenError};
+pub use token::{JoinToken, MAX_TOKEN_SEEDS, TokenError};
 pub use verifier::{PeerClass, SERVER_NAME, TlsError, classify, client_tls, provider, server_tls};

@@ -150,7 +150,7 @@ async fn trouble_that_stays_and_comes_back_in_the_recovery_loses_nothing_confirm
         for call in 0..=calls {
             let what = format!("{fault:?} from call {call} on");
             let disk = SimDisk::new();
-            let end = |seed: u64| if seed % 2 == 0 { disk.crash(seed) } else { disk.kill() };
+            let end = |seed: u64| if seed.is_multiple_of(2) { disk.crash(seed) } else { disk.kill() };
             disk.fail_at(call, fault, true);
             let (confirmed, result) = run(&disk.boot(), 3).await;
             failed += u32::from(result.is_err());
