@@ -65,7 +65,16 @@ impl DataDir {
             let path = path.to_path_buf();
             move |source| DataDirError::Io { path, source }
         };
+        let missing: Vec<&Path> = path.ancestors().take_while(|dir| is_missing(dir)).collect();
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))?;
+        // Its name is as durable as what comes into it, also where a process before this one made it and
+        // came no further. A directory above that was there and may not be read is the owner's affair.
+        for dir in missing.iter().copied().chain([path]) {
+            match sync_name(dir) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !missing.contains(&dir) => {}
+                synced => synced.map_err(at(dir))?,
+            }
+        }
         let mode = fs::metadata(path).map_err(at(path))?.permissions().mode() & 0o777;
         // mkdir without -m leaves 0755; the owner may close it, and nobody else can.
         if mode & 0o077 != 0 && fs::set_permissions(path, fs::Permissions::from_mode(0o700)).is_err() {
@@ -113,6 +122,16 @@ impl DataDir {
         write!(file, "{}", std::process::id()).map_err(io)?;
         Ok(file)
     }
+}
+
+fn is_missing(dir: &Path) -> bool {
+    !dir.as_os_str().is_empty() && !dir.exists()
+}
+
+/// Makes the name of a directory durable.
+fn sync_name(dir: &Path) -> io::Result<()> {
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
 }
 
 /// As [`File::try_lock`], after up to [`PATIENCE`].

@@ -176,6 +176,17 @@ impl Store {
         Ok((node, SealKey::from_bytes(seal)))
     }
 
+    /// Makes durable what is there: a process that was killed may have renamed a file and not synced that,
+    /// and whoever acts on what it reads must find it again after a power cut. First thing at a start.
+    pub async fn settle(&self) -> Result<(), StoreError> {
+        match self.disk.sync_dir(&self.dir).await {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            synced => {
+                synced.map_err(|source| StoreError::Io { what: "sync", path: self.dir.clone(), source })
+            }
+        }
+    }
+
     /// The node's place in a cluster, `None` before it has one.
     pub async fn cluster(&self) -> Result<Option<ClusterRecord>, StoreError> {
         let Some(bytes) = self.read(CLUSTER).await? else { return Ok(None) };

@@ -17,7 +17,7 @@ use super::{
     NodeConfig, NodeError,
     addresses::{self, Listen},
     late::LateHandlers,
-    local::{FEATURES, VERSION},
+    local::{VERSION, features},
     peers::Peers,
     recover,
     surroundings::Surroundings,
@@ -53,6 +53,7 @@ impl Footing {
     ) -> Result<Self, NodeError> {
         let dir = config.dir.path().to_path_buf();
         let store = Store::new(surroundings.disk.clone(), &dir);
+        store.settle().await?;
         if let Some(reason) = store.tombstone().await? {
             return Err(NodeError::Removed { reason, dir });
         }
@@ -123,7 +124,7 @@ fn mesh_config(
         timing,
         addresses,
         version: VERSION.to_owned(),
-        features: FEATURES,
+        features: features(),
         boot,
         clock: Arc::new(move || clock.unix_seconds()),
     }

@@ -155,6 +155,7 @@ impl Survivor {
     ) -> Result<Self, NodeError> {
         let path = dir.path().to_path_buf();
         let store = Store::new(surroundings.disk.clone(), &path);
+        store.settle().await?;
         if let Some(reason) = store.tombstone().await? {
             return Err(NodeError::Removed { reason, dir: path });
         }
