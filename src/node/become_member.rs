@@ -24,7 +24,7 @@ use crate::{
 use super::{
     NodeConfig, NodeError,
     late::LateHandlers,
-    local::{FEATURES, VERSION},
+    local::{VERSION, features},
     peers::Peers,
     surroundings::Surroundings,
 };
@@ -183,7 +183,7 @@ impl Newcomer<'_> {
             role: token.role(),
             addresses: self.addresses.borrow().clone(),
             version: VERSION.to_owned(),
-            features: FEATURES,
+            features: features(),
         };
         let (_, interfaces) = watch::channel(self.peers.interfaces.clone());
         let sources = join::Sources {
@@ -247,7 +247,7 @@ impl Newcomer<'_> {
             serial: issued.serial.clone(),
             not_after: issued.not_after,
             version: VERSION.to_owned(),
-            features: FEATURES,
+            features: features(),
         };
         self.identity.set_certificate(&issued.certificate, &[ca.certificate()])?;
         let name = format!("skein-{}", cluster.short());

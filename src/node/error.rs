@@ -6,7 +6,7 @@ use crate::{
     engine::EngineError,
     identity::{CaError, DataDirError, GivenCaError, IdentityError, StoreError},
     join::JoinError,
-    raft::ControlError,
+    raft::{ControlError, LogError},
     replication::{catch_up::CatchUpError, fence::FenceError, receiver::FollowError},
     transport::MeshError,
     types::{NodeId, Recovery},
@@ -92,6 +92,16 @@ pub enum NodeError {
         /// The data directory.
         dir: PathBuf,
     },
+    /// The cluster has done what this version does not know.
+    #[error(
+        "the cluster has used features that skein {version} does not know (bits {missing:#x}): a node cannot go back \
+         to it. Start the newer version again; nothing was changed",
+        version = super::local::VERSION
+    )]
+    Older {
+        /// Bits of the cluster's feature level that this version lacks.
+        missing: u64,
+    },
     /// `skein recover` was cut short on this node.
     #[error(
         "`skein recover` was begun on {dir} and has not come to its end: run it again there, it only finishes",
@@ -130,7 +140,8 @@ impl NodeError {
             | Self::Store(_)
             | Self::LostRecord { .. }
             | Self::Join(JoinError::Store(_)) => true,
-            Self::Control(error) => matches!(error, ControlError::Log(_) | ControlError::Snapshot(_)),
+            Self::Control(ControlError::Log(error)) => !matches!(error, LogError::Newer { .. }),
+            Self::Control(error) => matches!(error, ControlError::Snapshot(_)),
             Self::Engine(error) => !matches!(error, EngineError::Broken(_)),
             Self::Follow(error) => match error {
                 FollowError::Wal(_) | FollowError::Fence(FenceError::Wal(_)) => true,

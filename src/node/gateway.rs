@@ -28,7 +28,7 @@ use super::{
     become_member::{self, Newcomer, Place, Settled},
     footing::Footing,
     late::LateHandlers,
-    local::{FEATURES, VERSION},
+    local::{VERSION, features},
     readiness::Readiness,
     surroundings::Surroundings,
     tasks::Tasks,
@@ -383,7 +383,7 @@ async fn tell_addresses(this: Arc<ThisGateway>) -> Result<(), NodeError> {
         let own = this.addresses.borrow().clone();
         let known = view.members.get(&this.identity.node());
         let differs = known.is_some_and(|member| {
-            member.addresses != own || member.version != VERSION || member.features != FEATURES
+            member.addresses != own || member.version != VERSION || member.features != features()
         });
         if let (true, Some(leader)) = (differs, view.leader) {
             let update = Command::Update {
@@ -391,7 +391,7 @@ async fn tell_addresses(this: Arc<ThisGateway>) -> Result<(), NodeError> {
                 addresses: own,
                 certificate: None,
                 version: VERSION.to_owned(),
-                features: FEATURES,
+                features: features(),
             };
             if let Err(error) = forward_command(&this.mesh, leader, update, AGREE).await {
                 tracing::debug!(%error, "the cluster has not been told this gateway's addresses yet");

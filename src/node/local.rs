@@ -36,10 +36,20 @@ use super::{
 
 /// Software version, as in hello and status.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Feature bits of this software.
-pub(super) const FEATURES: u64 = crate::protocol::forward::KEYS_BY_DATABASE
-    | crate::raft::OPERATOR_COMMANDS
-    | crate::protocol::http::LONG_BODIES;
+/// Feature bits of this software. For tests of clusters of several versions, the feature `testing` leaves out
+/// those that the environment variable `SKEIN_WITHOUT_FEATURES` has.
+pub(super) fn features() -> u64 {
+    let all = crate::protocol::forward::KEYS_BY_DATABASE
+        | crate::raft::OPERATOR_COMMANDS
+        | crate::protocol::http::LONG_BODIES;
+    #[cfg(feature = "testing")]
+    let all = {
+        static WITHOUT: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+        let read = || std::env::var("SKEIN_WITHOUT_FEATURES").ok()?.parse().ok();
+        all & !*WITHOUT.get_or_init(|| read().unwrap_or(0))
+    };
+    all
+}
 
 /// How long another voter may take to say whether it stays.
 const WILLING: Duration = Duration::from_millis(300);

@@ -20,7 +20,7 @@ use crate::{
 
 use super::{
     NodeError, damage, drain, heard,
-    local::{FEATURES, ThisNode, VERSION},
+    local::{ThisNode, VERSION, features},
     rotation, scrub,
     scrub::ScrubConfig,
     surroundings::Surroundings,
@@ -116,6 +116,7 @@ pub(super) fn spawn(
     });
     tasks.spawn("ca-rotation", rotation::carry_on(this.clone()));
     tasks.spawn("addresses", tell_addresses(this.clone()));
+    tasks.spawn("version", knows_the_cluster(this.control.view()));
     let (me, mesh) = (this.identity.node(), this.mesh.clone());
     tasks.spawn("removal", notice_removal(me, mesh.clone(), this.control.view(), store.clone()));
     tasks.spawn("recovery", notice_recovery(mesh, store.clone()));
@@ -130,6 +131,17 @@ pub(super) fn spawn(
     tasks.spawn("scrub", scrub::scrub(this.clone(), scrubbing));
 }
 
+/// Ends this node once the cluster has done what this version does not know. What says so may be in a
+/// snapshot, in the log, or still to come from the others.
+async fn knows_the_cluster(mut view: watch::Receiver<Arc<ClusterView>>) -> Result<(), NodeError> {
+    let unknown = |view: &ClusterView| crate::raft::missing(view.feature_level, features());
+    match view.wait_for(|view| unknown(view).is_some()).await.map(|view| unknown(&view)) {
+        Ok(Some(missing)) => Err(NodeError::Older { missing }),
+        // Raft has stopped, and says why itself.
+        _ => std::future::pending().await,
+    }
+}
+
 /// Keeps the member record true: addresses, version, features.
 async fn tell_addresses(this: Arc<ThisNode>) -> Result<(), NodeError> {
     loop {
@@ -137,7 +149,7 @@ async fn tell_addresses(this: Arc<ThisNode>) -> Result<(), NodeError> {
         let own = this.addresses.borrow().clone();
         let known = view.members.get(&this.identity.node());
         let differs = known.is_some_and(|member| {
-            member.addresses != own || member.version != VERSION || member.features != FEATURES
+            member.addresses != own || member.version != VERSION || member.features != features()
         });
         if differs && view.leader.is_some() {
             let update = Command::Update {
@@ -145,7 +157,7 @@ async fn tell_addresses(this: Arc<ThisNode>) -> Result<(), NodeError> {
                 addresses: own,
                 certificate: None,
                 version: VERSION.to_owned(),
-                features: FEATURES,
+                features: features(),
             };
             if let Err(error) = this.control.propose(update, Duration::from_secs(5)).await {
                 tracing::debug!(%error, "the cluster has not been told this node's addresses yet");

@@ -1,6 +1,6 @@
 //! Commands that older versions do not know. Such a member would stop at their entry, so while there is one
-//! no entry is made; and once there is one, no such node is let in: it would come to the entry, or miss what
-//! it did.
+//! no entry is made; and once there is one, no such node is let in, and no member goes back to such a version:
+//! it would come to the entry, or miss what it did.
 
 use super::types::Command;
 use crate::types::{ClusterView, Member};
@@ -34,6 +34,14 @@ pub(super) const fn needed(command: &Command) -> u64 {
     }
 }
 
+/// The features of `level` that a version which has `known` does not know: what it may not go on without.
+pub const fn missing(level: u64, known: u64) -> Option<u64> {
+    match level & !known {
+        0 => None,
+        missing => Some(missing),
+    }
+}
+
 /// Why this must not become an entry while the cluster is as in `view`; `None` if it may.
 pub(super) fn barred(view: &ClusterView, command: &Command) -> Option<String> {
     if let Command::Admit { member, .. } = command {
@@ -46,6 +54,15 @@ pub(super) fn barred(view: &ClusterView, command: &Command) -> Option<String> {
                 versions(view.members.values())
             )
         });
+    }
+    if let Command::Update { version, features, .. } = command
+        && missing(view.feature_level, *features).is_some()
+    {
+        return Some(format!(
+            "skein {version} does not know what this cluster has done already: start the version again that it ran \
+             before (the members run {})",
+            versions(view.members.values())
+        ));
     }
     let needed = needed(command);
     let without: Vec<&Member> = view.members.values().filter(|member| !has(member, needed)).collect();
@@ -129,6 +146,19 @@ mod tests {
         let why = barred(&view(&[3, 3], OPERATOR_COMMANDS), &admit(9, 1)).unwrap();
         assert!(why.starts_with("skein 0.9.0 does not know") && why.contains("0.1.0, 0.2.0"), "{why}");
         assert_eq!(barred(&view(&[3, 3], OPERATOR_COMMANDS), &admit(9, 3)), None);
+        // Nor does a member go back to such a version.
+        let update = |features| Command::Update {
+            node: NodeId([2; 16]),
+            addresses: Addresses::default(),
+            certificate: None,
+            version: "0.0.9".into(),
+            features,
+        };
+        let why = barred(&view(&[3, 3], OPERATOR_COMMANDS), &update(1)).unwrap();
+        assert!(why.starts_with("skein 0.0.9 does not know"), "{why}");
+        assert_eq!(barred(&view(&[3, 3], OPERATOR_COMMANDS), &update(2)), None);
+        assert_eq!(barred(&view(&[3, 3], 0), &update(1)), None);
+        assert_eq!((missing(6, 7), missing(6, 3), missing(0, 0)), (None, Some(4), None));
         // It is a member already and has lost its answer: that changes nothing.
         assert_eq!(barred(&view(&[3, 3], OPERATOR_COMMANDS), &admit(2, 1)), None);
     }

@@ -51,6 +51,17 @@ pub enum LogError {
         /// What the disk said.
         source: io::Error,
     },
+    /// A newer version of this software wrote it.
+    #[error(
+        "the raft log in {dir} holds what this version does not know ({reason}): a newer one wrote it. Start that one \
+         again; nothing was changed"
+    )]
+    Newer {
+        /// Directory of the log.
+        dir: PathBuf,
+        /// What is not understood.
+        reason: String,
+    },
     /// The files are not what was written. Starting would break promises made with them.
     #[error(
         "the raft log in {dir} is damaged: {reason}; restore the disk, or remove this node from the \
@@ -224,8 +235,9 @@ impl Content {
         let Scan { payloads, end, last_group } =
             log_record::scan(&content, written).map_err(|e: Damage| damaged(e.to_string()))?;
         for payload in payloads {
+            // Its checksum is right.
             let record = frame::decode(payload, MAX_PAYLOAD)
-                .map_err(|e| damaged(format!("a record with a right checksum does not decode: {e}")))?;
+                .map_err(|e| LogError::Newer { dir: dir.to_owned(), reason: e.to_string() })?;
             memory.play(record, payload.len() as u64).map_err(damaged)?;
         }
         memory.check_vote().map_err(damaged)?;

@@ -99,3 +99,4 @@ mod telegraf;
 mod tls;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod tokens_and_removal;
+mod upgrade;

@@ -159,6 +159,31 @@ async fn damage_below_the_last_group_refuses_to_start() {
     assert!(matches!(open(Arc::new(RealDisk), dir.path()).await, Err(LogError::Damaged { .. })));
 }
 
+/// A newer version may write what this one does not know: that is no damage, and nothing is cut off.
+#[tokio::test]
+async fn what_a_newer_version_wrote_is_no_damage() {
+    #[derive(serde::Serialize)]
+    enum Record {
+        Compressed(u8),
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(Arc::new(RealDisk), dir.path()).await.unwrap();
+    store.save_vote(&RaftVote::new(1, NodeId::from(1))).await.unwrap();
+    append(&mut store, vec![blank(1, 1)]).await.unwrap();
+    let path = dir.path().join("log");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (end, payload) = (log_record::written(&bytes), frame::encode(&Record::Compressed(7)));
+    let record = [&log_record::header(&payload, end as u64)[..], &payload].concat();
+    bytes[end..end + record.len()].copy_from_slice(&record);
+    std::fs::write(&path, &bytes).unwrap();
+    let opened = open(Arc::new(RealDisk), dir.path()).await.map(drop);
+    assert!(
+        matches!(&opened, Err(LogError::Newer { reason, .. }) if reason.contains("Compressed")),
+        "{opened:?}"
+    );
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}
+
 #[tokio::test]
 async fn reads_for_replication_fit_in_a_message() {
     let dir = tempfile::tempdir().unwrap();

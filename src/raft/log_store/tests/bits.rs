@@ -39,7 +39,7 @@ async fn every_flipped_bit_and_every_cut_is_seen() {
             let snapshot = Snapshots::open(shared.clone(), dir.join("snapshot")).await;
             assert_eq!(snapshot.is_err(), name == "snapshot", "{context}");
             match LogStore::open_with(shared, dir, SMALL, watch::Sender::new(None)).await {
-                Err(LogError::Io { source, .. }) => panic!("{context}: {source}"),
+                Err(error @ (LogError::Io { .. } | LogError::Newer { .. })) => panic!("{context}: {error}"),
                 Err(LogError::Damaged { .. }) => refused += 1,
                 Ok((store, _)) if name == "log" => {
                     let found = indices(&store);
