@@ -8,7 +8,10 @@ mod srv;
 #[cfg(feature = "mdns")]
 pub mod survey;
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 pub use seeds::{Seed, SeedError};
 
@@ -32,3 +35,15 @@ pub struct Candidate {
 
 /// Everyone in sight, by node id; never this node itself.
 pub type Candidates = BTreeMap<NodeId, Candidate>;
+
+/// So many of these addresses, other ones in each round: whoever announces any number of them decides
+/// neither how many are dialled nor which are never tried.
+pub(crate) fn turn(all: BTreeSet<SocketAddr>, room: usize, round: usize) -> Vec<SocketAddr> {
+    let mut all: Vec<SocketAddr> = all.into_iter().collect();
+    if all.len() > room {
+        let turn = round.wrapping_mul(room) % all.len();
+        all.rotate_left(turn);
+        all.truncate(room);
+    }
+    all
+}

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, net::SocketAddr, time::Duration};
 
+use futures::{StreamExt, stream};
 use tokio::{sync::watch, time::timeout};
 
 use super::{
@@ -9,7 +10,7 @@ use super::{
     waiting::{JoinError, Waiting, said_by_peer},
 };
 use crate::{
-    discovery::{Candidates, Seed},
+    discovery::{Candidates, Seed, turn},
     identity::{ClusterRecord, Identity, JoinToken, PeerCertificate, SealKey, seal, token::TokenKeys},
     protocol::{
         frame,
@@ -23,6 +24,14 @@ use crate::{
 const DIAL: Duration = Duration::from_secs(4);
 /// Until a door has answered a request: it may have to ask the leader.
 const ANSWER: Duration = Duration::from_secs(20);
+/// Addresses of those that mDNS sees which are tried in a round, and dials at a time.
+const SIGHTED: usize = 64;
+const AT_A_TIME: usize = 32;
+/// Where something was announced that does not answer, more is waited for so long before the next round: the
+/// true ones answer a question of mDNS within an eighth of a second.
+const GATHER: Duration = Duration::from_millis(250);
+/// Addresses without an answer that are named in a round: whoever announces many does not fill the log.
+const NAMED: usize = 8;
 /// Between rounds: doubles from the first to the last, plus up to a half at random.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
 
@@ -148,8 +157,10 @@ pub(super) fn stub(id: NodeId, addresses: &Addresses) -> Member {
     }
 }
 
-/// Asks to be let in until somebody does. Tries every address it knows in turn, for ever, and says
-/// what it waits for. Ends with an error only where no retry can help. Cancel-safe: asking again
+/// Asks to be let in until somebody does. Tries every address it knows, of those that are announced so many in
+/// turn, for ever, and says what it waits for. Connections are made beside each other, for one address
+/// may answer nothing for seconds; requests one after the other, for two certificates for one node would
+/// be one too many. Ends with an error only where no retry can help. Cancel-safe: asking again
 /// after a lost answer costs no second use of the token.
 pub async fn join(
     joiner: &Joiner<'_>,
@@ -160,16 +171,19 @@ pub async fn join(
     let request = Request::new(joiner, token, applicant)?;
     sources.add_seeds_of(token);
     let mut said = Said::default();
-    let mut pause = PAUSE.0;
+    let (mut pause, mut rounds) = (PAUSE.0, 0);
     loop {
         let mut round = Vec::new();
-        let addresses = sources.addresses(token, joiner.identity.node(), &mut round).await;
+        let addresses = sources.addresses(token, joiner.identity.node(), &mut round, rounds).await;
+        rounds += 1;
         if addresses.is_empty() && round.is_empty() {
             let interfaces = sources.interfaces.as_ref().map(|names| names.borrow().clone());
             round.push(Waiting::NobodyInSight { interfaces: interfaces.unwrap_or_default() });
         }
-        for address in addresses {
-            let asked = match joiner.dial(address).await {
+        let dials = addresses.into_iter().map(|address| async move { (address, joiner.dial(address).await) });
+        let mut dials = stream::iter(dials).buffer_unordered(AT_A_TIME);
+        while let Some((address, dialled)) = dials.next().await {
+            let asked = match dialled {
                 Ok(link) => request.ask(joiner, link, address).await,
                 Err(waiting) => Err(Miss::Later(waiting)),
             };
@@ -183,8 +197,16 @@ pub async fn join(
         if let Some(refusal) = unanimous(&round) {
             return Err(JoinError::Refused(refusal));
         }
+        let mut unanswered = 0;
+        round.retain(|waiting| {
+            unanswered += usize::from(matches!(waiting, Waiting::Unreachable { .. }));
+            !matches!(waiting, Waiting::Unreachable { .. }) || unanswered <= NAMED
+        });
         said.say("still outside", &round, joiner);
         sources.pause(pause.mul_f64(1.0 + (joiner.jitter)().clamp(0.0, 1.0) / 2.0)).await;
+        if unanswered > 0 {
+            tokio::time::sleep(GATHER).await;
+        }
         pause = (pause * 2).min(PAUSE.1);
     }
 }
@@ -213,14 +235,21 @@ fn unanimous(round: &[Waiting]) -> Option<Refusal> {
 }
 
 impl Sources {
-    /// Every address to try now, each once: seeds, then what mDNS sees of this token's cluster.
-    async fn addresses(&self, token: &JoinToken, me: NodeId, waiting: &mut Vec<Waiting>) -> Vec<SocketAddr> {
+    /// Every address to try now, each once: seeds, then what mDNS sees of this token's cluster, in turn.
+    async fn addresses(
+        &self,
+        token: &JoinToken,
+        me: NodeId,
+        waiting: &mut Vec<Waiting>,
+        round: usize,
+    ) -> Vec<SocketAddr> {
         let mut all = self.resolve(waiting).await;
         if let Some(sightings) = &self.sightings {
             let sightings = sightings.borrow();
             let of_it = |cluster| token.cluster().is_none_or(|wanted| wanted == cluster);
             let members = sightings.iter().filter(|(id, seen)| **id != me && seen.cluster.is_some_and(of_it));
-            all.extend(members.flat_map(|(_, seen)| seen.addresses.iter().copied()));
+            let seen = members.flat_map(|(_, seen)| seen.addresses.iter().copied()).collect();
+            all.extend(turn(seen, SIGHTED, round));
         }
         let mut once = BTreeSet::new();
         all.retain(|address| once.insert(*address));
@@ -405,9 +434,31 @@ mod tests {
         };
         let me = NodeId([4; 16]);
         let mut waiting = vec![];
-        assert_eq!(sources.addresses(&pinned, me, &mut waiting).await, [address(9), address(1)]);
-        assert_eq!(sources.addresses(&chosen, me, &mut waiting).await, [address(9), address(1), address(2)]);
+        assert_eq!(sources.addresses(&pinned, me, &mut waiting, 0).await, [address(9), address(1)]);
+        let all = sources.addresses(&chosen, me, &mut waiting, 0).await;
+        assert_eq!(all, [address(9), address(1), address(2)]);
         assert!(waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn seeds_are_tried_in_each_round_and_what_is_announced_in_turn() {
+        let rng = &mut StdRng::seed_from_u64(1);
+        let cluster = Some(ClusterId([1; 16]));
+        let token = JoinToken::for_cluster(Role::Voter, ClusterId([1; 16]), b"root", vec![], rng).unwrap();
+        let seen = |port| Candidate { addresses: vec![address(port)], cluster, ..Default::default() };
+        let many: Candidates = (0..256).map(|n| (NodeId([n as u8; 16]), seen(10_000 + n))).collect();
+        let sources = Sources {
+            seeds: vec!["127.0.0.1:9".parse().unwrap()],
+            sightings: Some(watch::channel(many).1),
+            interfaces: None,
+        };
+        let mut tried = BTreeSet::new();
+        for round in 7..11 {
+            let addresses = sources.addresses(&token, NodeId([255; 16]), &mut vec![], round).await;
+            assert_eq!((addresses.len(), addresses[0]), (1 + SIGHTED, address(9)));
+            tried.extend(addresses);
+        }
+        assert_eq!(tried.len(), 256, "all of them within four rounds, but for this node itself");
     }
 
     #[test]

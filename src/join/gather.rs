@@ -20,6 +20,7 @@ use super::{
     waiting::{JoinError, Waiting},
 };
 use crate::{
+    discovery::turn,
     identity::{JoinToken, Store},
     protocol::join::Refusal,
     transport::StrangerLink,
@@ -31,6 +32,8 @@ use crate::{
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
 /// Most addresses tried in a round, and most of which it is remembered who answered.
 const ADDRESSES: usize = 32;
+/// Of these for what mDNS sees, however much is known otherwise.
+const SIGHTED: usize = 8;
 const MAX_ANSWERED: usize = 256;
 
 /// What came of it.
@@ -57,12 +60,13 @@ pub async fn gather(
     sources.add_seeds_of(token);
     let mut answered = BTreeMap::new();
     let mut said = Said::default();
-    let mut pause = PAUSE.0;
+    let (mut pause, mut rounds) = (PAUSE.0, 0);
     loop {
         if token.expires().is_some_and(|at| at <= (joiner.clock)()) {
             return Err(JoinError::Expired);
         }
-        let mut round = meeting.round(joiner, &sources, &mut answered).await;
+        let mut round = meeting.round(joiner, &sources, &mut answered, rounds).await;
+        rounds += 1;
         // One after the other: two certificates for one node would be one too many.
         for (address, link) in std::mem::take(&mut round.members) {
             match request.ask(joiner, link, address).await {
@@ -147,13 +151,14 @@ impl Meeting {
         joiner: &Joiner<'_>,
         sources: &Sources,
         answered: &mut BTreeMap<SocketAddr, NodeId>,
+        rounds: usize,
     ) -> Round {
         let mut round = Round::default();
         let given = sources.resolve(&mut round.missed).await;
         if answered.len() > MAX_ANSWERED {
             answered.clear();
         }
-        let (addresses, told) = self.addresses(given, sources, answered);
+        let (addresses, told) = self.addresses(given, sources, answered, rounds);
         let visits =
             addresses.into_iter().map(|address| async move { (address, self.visit(joiner, address).await) });
         for (address, (node, visit)) in join_all(visits).await {
@@ -179,6 +184,7 @@ impl Meeting {
         given: Vec<SocketAddr>,
         sources: &Sources,
         answered: &BTreeMap<SocketAddr, NodeId>,
+        rounds: usize,
     ) -> (Vec<SocketAddr>, BTreeSet<SocketAddr>) {
         let now = Instant::now();
         let gathering = self.gathering();
@@ -191,18 +197,24 @@ impl Meeting {
             .collect();
         let unknown = |id: &NodeId| *id != self.me() && !met.contains_key(id);
         let mut all = given;
+        let mut seen = BTreeSet::new();
         if let Some(sightings) = &sources.sightings {
             let sightings = sightings.borrow();
-            let seen = sightings.iter().filter(|(id, _)| unknown(id));
-            all.extend(seen.flat_map(|(_, seen)| seen.addresses.iter().copied()));
+            let unknown = sightings.iter().filter(|(id, _)| unknown(id));
+            seen.extend(unknown.flat_map(|(_, seen)| seen.addresses.iter().copied()));
         }
-        let told = all.iter().copied().collect();
+        let told: BTreeSet<SocketAddr> = all.iter().chain(&seen).copied().collect();
         all.extend(met.values().flatten().copied());
         let hearsay = gathering.others(now).flat_map(|(_, seen)| &seen.others);
         all.extend(hearsay.filter(|(id, _)| unknown(id)).flat_map(|(_, addresses)| addresses).copied());
+        // What was proven, or comes from whoever was, is not crowded out by what anybody announces.
         let (mut once, mut nodes) = (BTreeSet::new(), BTreeSet::from([self.me()]));
-        all.retain(|at| once.insert(*at) && answered.get(at).is_none_or(|node| nodes.insert(*node)));
-        all.truncate(ADDRESSES);
+        let mut first =
+            |at: &SocketAddr| once.insert(*at) && answered.get(at).is_none_or(|node| nodes.insert(*node));
+        all.retain(&mut first);
+        all.truncate(if seen.is_empty() { ADDRESSES } else { ADDRESSES - SIGHTED });
+        seen.retain(&mut first);
+        all.extend(turn(seen, ADDRESSES - all.len(), rounds));
         (all, told)
     }
 

@@ -7,7 +7,7 @@ use futures::future::join_all;
 use tokio::sync::watch;
 
 use crate::{
-    discovery::{Candidates, Seed},
+    discovery::{Candidates, Seed, turn},
     identity::ClusterRecord,
     protocol::{
         StreamKind,
@@ -143,17 +143,6 @@ fn in_turn(
     let named = turn(named, for_named, round);
     let others = turn(others, room - named.len(), round);
     trusted.into_iter().chain(named).chain(others).collect()
-}
-
-/// So many of them, other ones in each round.
-fn turn(all: BTreeSet<SocketAddr>, room: usize, round: usize) -> Vec<SocketAddr> {
-    let mut all: Vec<SocketAddr> = all.into_iter().collect();
-    if all.len() > room {
-        let turn = round.wrapping_mul(room) % all.len();
-        all.rotate_left(turn);
-        all.truncate(room);
-    }
-    all
 }
 
 /// Where linked peers see the members that this node has no link to. When all addresses have changed

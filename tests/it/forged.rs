@@ -1,5 +1,5 @@
 //! Ten thousand nodes that are none announce themselves on the LAN, over real multicast, while the true
-//! ones look for each other.
+//! ones look for each other, and while another one joins by what its token says.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
@@ -36,9 +36,9 @@ const MORE_MIB: u64 = 64;
 
 #[test]
 fn forged_announcements_are_bounded_and_hide_no_member() {
-    let Some(net) = Net::make(2, "forged") else { return };
+    let Some(net) = Net::make(3, "forged") else { return };
     let mut cluster = Cluster::empty();
-    let (first, second) = (cluster.add(), cluster.add());
+    let (first, second, third) = (cluster.add(), cluster.add(), cluster.add());
     net.house(&mut cluster);
     cluster[first].start(&["--new-cluster"]);
     let token = cluster[first].token(1);
@@ -76,9 +76,25 @@ fn forged_announcements_are_bounded_and_hide_no_member() {
     cluster.settled();
     // Over its socket: its ports are in another namespace.
     send(&cluster[second].unix(), "POST", "/write?db=it", &[], b"cpu v=1 1", REQUEST).unwrap().expect(204);
+
+    // A joiner knows nobody, and whoever is announced says that he is of its cluster. What the token says is
+    // tried first, in each round.
+    let seed = "10.213.77.41:7501";
+    let token = cluster[first].skein_says(&["token", "create", "--seed", seed]).trim().to_owned();
+    cluster[third].mesh = "0.0.0.0:7503".into();
+    let began = Instant::now();
+    let lines = cluster[third].launch(&["--join", &token]);
+    let name = format!("\"{}\"", cluster[third].name);
+    within(PATIENCE, "it got in", || cluster[first].status()?.to_string().contains(&name).then_some(()));
+    if let Err(ended) = cluster[third].wait_ready(&lines) {
+        panic!("it did not get in: {ended:?}");
+    }
+    let (joined, dialled) = (began.elapsed().as_secs_f64(), datagrams(&cluster[third]));
+    assert!(dialled as f64 / joined < DATAGRAMS, "{dialled} datagrams in {joined:.1} s");
+    cluster.settled();
     let more = rss_mib(&cluster[first]).saturating_sub(before);
     println!(
-        "{} announcements: {:.0} datagrams per second, {more} MiB more than {before} MiB",
+        "{} announcements: {:.0} datagrams per second, {more} MiB more than {before} MiB; joined within {joined:.1} s",
         forger.stop(),
         sent as f64 / took
     );
