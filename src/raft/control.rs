@@ -401,3 +401,5 @@ fn raft_config(timing: &Timing) -> Result<Config, ControlError> {
 mod cluster_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(super) use tests::found;

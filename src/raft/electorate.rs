@@ -24,6 +24,8 @@ use crate::{
 
 /// Warrants that one message may hold: there are two CAs while one is rotated.
 const MOST: usize = 4;
+/// Bytes of one.
+const SIGNATURE: usize = 64;
 
 /// What a node shows and judges warrants by.
 #[derive(Debug)]
@@ -132,7 +134,9 @@ impl Electorate {
             }
             return false;
         }
-        let shown = Shown { warrants: shown.to_vec(), roots: view.roots.clone() };
+        // What is no signature can never become good; the rest may, by a root that comes.
+        let warrants = shown.iter().filter(|warrant| warrant.len() == SIGNATURE).cloned().collect();
+        let shown = Shown { warrants, roots: view.roots.clone() };
         let mut all = self.0.shown.lock().unwrap_or_else(PoisonError::into_inner);
         if all.insert(node, shown).is_none() {
             tracing::info!(%node, "a voter that this node had not heard of has shown its warrant");

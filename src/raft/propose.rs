@@ -211,31 +211,92 @@ fn allowed(view: &ClusterView, peer: NodeId, command: &Command) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
-    use crate::types::{Addresses, TokenId};
+    use crate::{
+        raft::control::found,
+        types::{Addresses, BootId, Member, MembershipId, Office, Succession, TokenId, Why},
+    };
+
+    /// One of each, about that node where it is about one.
+    fn commands(node: NodeId) -> Vec<Command> {
+        let founding = found();
+        let Command::Found { member, token, api_token, .. } = founding.clone() else { panic!("a founding") };
+        let (root, id) = (serde_bytes::ByteBuf::new, TokenId(1));
+        let succession = Succession { root: Vec::new(), after: Vec::new(), signature: Vec::new() };
+        vec![
+            founding,
+            Command::Admit { member: Member { id: node, ..member }, token: id, at_ms: 0 },
+            Command::Update {
+                node,
+                addresses: Addresses::default(),
+                certificate: None,
+                version: "1".into(),
+                features: 0,
+            },
+            Command::Retire { node },
+            Command::Enlist { node },
+            Command::Drain { node, drained: true },
+            Command::Remove { node, at_ms: 0 },
+            Command::SetWriter(Office {
+                epoch: 1,
+                node,
+                boot: BootId(1),
+                membership: MembershipId::default(),
+                at_ms: 0,
+                why: Why::default(),
+            }),
+            Command::CreateToken(token),
+            Command::RevokeToken { token: id },
+            Command::SealCa { node, sealed: root(), of: None },
+            Command::CreateApiToken(api_token),
+            Command::RevokeApiToken { token: id },
+            Command::RotateCa { at_ms: 0 },
+            Command::AddRoot { succession, sealed: BTreeMap::new() },
+            Command::ShowsRoot { node, root: root() },
+            Command::DropFromRotation { nodes: [node].into() },
+            Command::RetireRoot { root: root() },
+        ]
+    }
+
+    /// Where a command stands above. Whoever adds one is told here that it wants a place.
+    fn place(command: &Command) -> usize {
+        match command {
+            Command::Found { .. } => 0,
+            Command::Admit { .. } => 1,
+            Command::Update { .. } => 2,
+            Command::Retire { .. } => 3,
+            Command::Enlist { .. } => 4,
+            Command::Drain { .. } => 5,
+            Command::Remove { .. } => 6,
+            Command::SetWriter(_) => 7,
+            Command::CreateToken(_) => 8,
+            Command::RevokeToken { .. } => 9,
+            Command::SealCa { .. } => 10,
+            Command::CreateApiToken(_) => 11,
+            Command::RevokeApiToken { .. } => 12,
+            Command::RotateCa { .. } => 13,
+            Command::AddRoot { .. } => 14,
+            Command::ShowsRoot { .. } => 15,
+            Command::DropFromRotation { .. } => 16,
+            Command::RetireRoot { .. } => 17,
+        }
+    }
 
     #[test]
     fn a_plain_member_speaks_only_for_itself() {
         let id = |n: u8| NodeId([n; 16]);
         let view = ClusterView { voters: vec![BTreeSet::from([id(1)])], ..Default::default() };
-        let update = |node| Command::Update {
-            node,
-            addresses: Addresses::default(),
-            certificate: None,
-            version: "1".into(),
-            features: 0,
-        };
-        let revoke = Command::RevokeToken { token: TokenId(1) };
-        assert!(allowed(&view, id(2), &update(id(2))));
-        let shows = |node| Command::ShowsRoot { node, root: serde_bytes::ByteBuf::new() };
-        assert!(allowed(&view, id(2), &shows(id(2))) && !allowed(&view, id(2), &shows(id(3))));
-        assert!(!allowed(&view, id(2), &Command::RotateCa { at_ms: 0 }));
-        assert!(!allowed(&view, id(2), &update(id(3))));
-        assert!(!allowed(&view, id(2), &revoke));
-        assert!(!allowed(&view, id(2), &Command::Remove { node: id(2), at_ms: 0 }));
-        assert!(allowed(&view, id(1), &revoke) && allowed(&view, id(1), &update(id(3))));
+        for about in [id(1), id(2), id(3)] {
+            let commands = commands(about);
+            assert!(commands.iter().map(place).eq(0..18), "one of each");
+            for command in commands {
+                assert!(allowed(&view, id(1), &command), "of a voter: {command}");
+                let own = matches!(command, Command::Update { .. } | Command::ShowsRoot { .. });
+                assert_eq!(allowed(&view, id(2), &command), own && about == id(2), "{command}");
+            }
+        }
     }
 
     #[test]

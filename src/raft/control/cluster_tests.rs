@@ -275,7 +275,7 @@ async fn nobody_speaks_for_another_or_for_voters_that_is_none() {
         rpc::{Request, Response, exchange},
         type_config::TypeConfig,
     };
-    use openraft::raft::{AppendEntriesRequest, VoteRequest};
+    use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 
     let dir = tempfile::tempdir().unwrap();
     let nodes = nodes(dir.path(), 2).await;
@@ -284,27 +284,33 @@ async fn nobody_speaks_for_another_or_for_voters_that_is_none() {
     nodes[0].sees("a leader", |view| view.leader.is_some()).await;
     let term = nodes[0].control.view().borrow().term;
     let kind = (StreamKind::Raft, StreamKind::Raft.lane());
-    let vote = openraft::Vote::new(term + 100, one);
-    let forged = Request::Vote(VoteRequest::new(vote, None));
-    let answer: Response = exchange(&nodes[1].mesh, one, kind, &forged, Vec::new()).await.unwrap();
-    assert!(matches!(answer, Response::Refused(_)), "{answer:?}");
-    // In its own name one that is no voter is not heard: its term alone would take office from the leader.
     let asks = async |request: &Request| -> Response {
         exchange(&nodes[1].mesh, one, kind, request, Vec::new()).await.unwrap()
     };
-    let own = openraft::Vote::new(term + 100, two);
-    let append = AppendEntriesRequest::<TypeConfig> {
-        vote: openraft::Vote::new_committed(term + 100, two),
-        prev_log_id: None,
-        entries: Vec::new(),
-        leader_commit: None,
+    // Everything that a leader or a candidate says, in that one's name and of a higher term.
+    let said_by = |node: NodeId| {
+        let (asked, leads) =
+            (openraft::Vote::new(term + 100, node), openraft::Vote::new_committed(term + 100, node));
+        [
+            Request::Vote(VoteRequest::new(asked, None)),
+            Request::PreVote(VoteRequest::new(asked, None)),
+            Request::Append(AppendEntriesRequest::<TypeConfig> {
+                vote: leads,
+                prev_log_id: None,
+                entries: Vec::new(),
+                leader_commit: None,
+            }),
+            Request::Snapshot { vote: leads, meta: Default::default(), len: 0 },
+            Request::Transfer(TransferLeaderRequest::new(leads, one, None)),
+        ]
     };
-    for request in [
-        Request::Vote(VoteRequest::new(own, None)),
-        Request::PreVote(VoteRequest::new(own, None)),
-        Request::Append(append),
-    ] {
-        let answer = asks(&request).await;
+    for forged in said_by(one) {
+        let answer = asks(&forged).await;
+        assert!(matches!(answer, Response::Refused(_)), "{answer:?}");
+    }
+    // In its own name one that is no voter is not heard: its term alone would take office from the leader.
+    for own in said_by(two) {
+        let answer = asks(&own).await;
         assert!(matches!(answer, Response::Unknown), "{answer:?}");
     }
     let by = |seed, node| ByteBuf::from(warrant::sign(&ca(seed), CLUSTER, node));
@@ -318,6 +324,7 @@ async fn nobody_speaks_for_another_or_for_voters_that_is_none() {
     // Whom the CA calls a voter is one, whether this node has heard of it or not.
     assert!(matches!(asks(&Request::Warrant(vec![by(8, two), by(9, two)])).await, Response::Known));
     assert!(warranted(two));
+    let own = openraft::Vote::new(term + 100, two);
     let honest = Request::PreVote(VoteRequest::new(own, None));
     let answer = asks(&honest).await;
     assert!(matches!(answer, Response::Vote(vote) if !vote.vote_granted), "its log is behind");

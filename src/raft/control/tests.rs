@@ -24,7 +24,7 @@ async fn start(dir: &Path) -> (Control, tokio::task::JoinHandle<()>) {
     (control, tokio::spawn(driver.run()))
 }
 
-pub(super) fn found() -> Command {
+pub(in crate::raft) fn found() -> Command {
     let bytes = || serde_bytes::ByteBuf::from(vec![1]);
     Command::Found {
         cluster: ClusterId([7; 16]),
