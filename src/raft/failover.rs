@@ -136,7 +136,9 @@ impl Failover {
             self.poll(&view, reign, &mut poll).await;
             reign.followed = view.writer.and_then(|office| self.local.heard_writer(office.epoch));
             let Some(trigger) = due(&view, reign, Instant::now(), self.timing.election_min) else { continue };
-            if let Err(reason) = self.round(&view, trigger, reign).await {
+            if let Err(reason) = self.round(&view, trigger, reign).await
+                && reign.is_news(view.writer.map_or(0, |office| office.epoch), &reason, Instant::now())
+            {
                 tracing::info!(?trigger, reason, "no new writer yet");
             }
         }
@@ -169,7 +171,9 @@ impl Failover {
             _ => None,
         };
         let seal = Seal { epoch: current + 1, term: view.term, resigned };
-        tracing::info!(?trigger, epoch = seal.epoch, "sealing for a new writer");
+        if reign.told.as_ref().is_none_or(|told| told.epoch != current) {
+            tracing::info!(?trigger, epoch = seal.epoch, "sealing for a new writer");
+        }
         let reports = self.seal_majority(view, seal).await?;
         let preferred = match trigger {
             Trigger::Drains { target } | Trigger::DiskTrouble { target } => target,
@@ -289,18 +293,41 @@ pub struct Reign {
     office: Option<(Office, Instant)>,
     /// When this node, as a follower, last heard the writer in the register.
     followed: Option<Instant>,
+    /// Of a round that named nobody, the last that the log was told.
+    told: Option<Told>,
+}
+
+#[derive(Debug, Clone)]
+struct Told {
+    /// Of the writer there was.
+    epoch: Epoch,
+    reason: String,
+    at: Instant,
 }
 
 impl Reign {
     /// A leader that has heard nobody yet.
     pub fn begin(now: Instant) -> Self {
-        Self { since: now, heard: BTreeMap::new(), office: None, followed: None }
+        Self { since: now, heard: BTreeMap::new(), office: None, followed: None, told: None }
     }
 
     fn note_office(&mut self, office: Option<Office>, now: Instant) {
         if self.office.map(|known| known.0) != office {
             self.office = office.map(|office| (office, now));
         }
+    }
+
+    /// Whether the log is to be told that a round named nobody, and why. Without a majority there are ten
+    /// rounds a second for as long as that lasts: the same is said once and then every ten seconds.
+    fn is_news(&mut self, epoch: Epoch, reason: &str, now: Instant) -> bool {
+        let known = self.told.as_ref().is_some_and(|told| {
+            let pause = Duration::from_secs(if told.reason == reason { 10 } else { 1 });
+            told.epoch == epoch && now < told.at + pause
+        });
+        if !known {
+            self.told = Some(Told { epoch, reason: reason.to_owned(), at: now });
+        }
+        !known
     }
 }
 
@@ -448,6 +475,23 @@ mod tests {
         let reports = [report(1, 1, 90, (0, 0)), report(2, 2, 50, (0, 0)), report(3, 2, 50, (0, 0))];
         assert_eq!(decide(&reports, id(3)).unwrap().node, id(3));
         assert_eq!(decide(&reports, id(1)).unwrap().node, id(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_round_in_vain_is_told_once_in_a_while() {
+        let mut reign = Reign::begin(Instant::now());
+        let mut told = 0;
+        // A minute without a majority, ten rounds a second, and one of them for another reason.
+        for round in 0..600 {
+            let reason = if round == 5 { "the lease is held" } else { "one of two voters answered" };
+            told += u32::from(reign.is_news(3, reason, Instant::now()));
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+        assert_eq!(told, 6);
+        assert!(reign.is_news(4, "one of two voters answered", Instant::now()), "of another office");
+        assert!(!reign.is_news(4, "the lease is held", Instant::now()), "in the same second");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(reign.is_news(4, "the lease is held", Instant::now()));
     }
 
     #[test]
