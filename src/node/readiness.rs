@@ -56,7 +56,9 @@ pub(super) fn cut_off(this: &ThisNode, timing: Timing) -> Vec<String> {
     }
     // Whoever writes is still in office when it is cut off: nobody is left to say otherwise.
     let (who, heard) = match this.replica.tenure() {
-        Some(tenure) => ("a majority of voters", tenure.acks().confirmed(Instant::now())),
+        Some(tenure) => {
+            ("a majority of voters", tenure.acks().confirmed(Instant::now()).max(Some(tenure.since)))
+        }
         None => ("the writer", this.replica.watch_contact().borrow().map(|contact| contact.heard)),
     };
     if heard.is_none_or(|at| at.elapsed() > 3 * timing.election_max) {

@@ -90,6 +90,8 @@ pub struct Tenure {
     pub epoch: Epoch,
     /// Seq of its `EpochStart`.
     pub start: u64,
+    /// When this process took it: a majority had sealed for it a moment before.
+    pub since: Instant,
     acks: Mutex<Acks>,
     membership: watch::Sender<MembershipId>,
     pulse: watch::Sender<u64>,
@@ -226,6 +228,7 @@ impl Replica {
         let tenure = Arc::new(Tenure {
             epoch,
             start,
+            since: Instant::now(),
             acks: Mutex::new(Acks::new(epoch, start, self.node, voters)),
             membership: watch::Sender::new(membership),
             pulse: watch::Sender::new(0),
