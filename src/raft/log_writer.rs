@@ -191,6 +191,13 @@ impl LogWriter {
                         Some(refusal) => Err(refusal),
                         None => self.rewrite(all).await,
                     };
+                    #[cfg(feature = "testing")]
+                    let result = match result {
+                        Err(_) if crate::types::planted::is("old_log_after_rename") => {
+                            Err(io::ErrorKind::StorageFull.into())
+                        }
+                        result => result,
+                    };
                     match result {
                         Err(error) if is_full(&error) => self.group(vec![instead], vec![done]).await,
                         result => self.settle(result, vec![done], "log"),

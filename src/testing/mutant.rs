@@ -126,6 +126,16 @@ pub const MUTANTS: &[Mutant] = &[
         "raft::control::tests::what_came_before_a_leader_is_in_its_own_term_or_its_own_log",
     ),
     test(
+        "old_log_after_rename",
+        "raft goes on in its old log when the new one has its name already and something failed behind that",
+        "raft::log_store::tests::faults::a_full_disk_at_any_call_loses_nothing",
+    ),
+    test(
+        "believe_the_page_cache",
+        "an engine tells of a checkpoint whose name a power cut can still take back",
+        "testing::engine_suite::tests::the_reference_engine_passes",
+    ),
+    test(
         "membership_gate_dropped",
         "the next change of voters does not wait for the mark of the last",
         "raft::membership::tests::the_gate_stays_shut_until_the_mark_is_committed",
