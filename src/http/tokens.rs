@@ -60,6 +60,9 @@ impl CreateToken {
         }
         for seed in &wanted.seeds {
             seed.parse::<Seed>().map_err(|e| ApiError::invalid(format!("seeds: {e}")))?;
+            if !seed.contains(':') {
+                return Err(ApiError::invalid(format!("seeds: want HOST:PORT, not {seed:?}")));
+            }
         }
         Ok((wanted, ttl))
     }
@@ -127,6 +130,7 @@ mod tests {
             br#"{"uses":0}"#,
             br#"{"seeds":["a"]}"#,
             br#"{"seeds":"a:1"}"#,
+            br#"{"seeds":["_skein._udp.example.org"]}"#,
             br#"{"secret":"x"}"#,
             b"[",
         ] {
