@@ -114,7 +114,8 @@ pub async fn replace_file(disk: &dyn Disk, path: &Path, bytes: Bytes) -> io::Res
 }
 
 /// The error of a call after which it is too late to go on as before: never [`is_full`], which callers
-/// take for leave to.
+/// take for leave to. A directory that cannot be synced for want of space ends a node as any other failed
+/// sync does.
 pub(crate) fn past_undoing(error: io::Error) -> io::Error {
     if is_full(&error) { io::Error::other(format!("too late to undo: {error}")) } else { error }
 }

@@ -183,19 +183,17 @@ fn of_two_survivors_the_one_with_the_higher_log_carries_on() {
 
     // Each is asked while the other runs. The lower one is sent to the higher, whatever is agreed to.
     cluster[high].start(&[]);
+    let survey = both_answer(&cluster[low]);
+    assert_eq!((&survey["highest"], &survey["majority"]), (&cluster[high].id.as_str().into(), &false.into()));
     let there = recover(&cluster[low], &["--accept-loss"]);
     let name = cluster[high].name.clone();
     assert!(there.code == Some(1) && there.said.contains(&format!("{name} (")), "{there:?}");
     assert!(there.said.contains("holds more than this node"), "{there:?}");
     assert!(there.said.contains("stop it and run `skein recover` there"), "{there:?}");
-    let survey: Value = serde_json::from_str(json_line(&recover(&cluster[low], &["--json"]).said)).unwrap();
-    assert_eq!((&survey["highest"], &survey["majority"]), (&cluster[high].id.as_str().into(), &false.into()));
-    let members = survey["members"].as_array().unwrap();
-    let reachable = members.iter().filter(|member| member["reachable"] == true);
-    assert_eq!(reachable.count(), 2, "{survey:#}");
     cluster[high].kill();
 
     cluster[low].start(&[]);
+    assert_eq!(both_answer(&cluster[high])["highest"], cluster[high].id.as_str());
     let shown = recover(&cluster[high], &[]);
     assert!(shown.code == Some(1) && shown.said.contains("has the highest log"), "{shown:?}");
     let here = recover(&cluster[high], &["--accept-loss"]);
@@ -214,6 +212,16 @@ fn of_two_survivors_the_one_with_the_higher_log_carries_on() {
     for node in [low, high] {
         sent.must_be_at(&cluster[node]);
     }
+}
+
+/// What is shown on a node's directory once another survivor is reached.
+fn both_answer(node: &Process) -> Value {
+    eventually("the other survivor answers", || {
+        let survey: Value = serde_json::from_str(json_line(&recover(node, &["--json"]).said)).unwrap();
+        let members = survey["members"].as_array().unwrap();
+        let reachable = members.iter().filter(|member| member["reachable"] == true);
+        (reachable.count() == 2).then_some(survey)
+    })
 }
 
 /// `skein recover` on a node's directory; what it printed, on both outputs.
