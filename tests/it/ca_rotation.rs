@@ -236,3 +236,29 @@ fn a_voter_that_slept_through_a_rotation_votes_again() {
     cluster[joiner].start(&["--join", &token, "--seed", &seed]);
     assert_eq!(cluster[joiner].numbers("SELECT n FROM feed ORDER BY n"), [1, 2]);
 }
+
+/// The leader makes the new root; when it dies first, or in the middle, the next one goes on.
+#[test]
+fn a_leader_that_dies_in_the_middle_is_carried_on_from() {
+    let mut cluster = Cluster::of(3);
+    let old = root(&cluster[0]);
+    let leads = |cluster: &Cluster| {
+        let leader =
+            cluster.running().find_map(|node| cluster[node].status()?["leader"].as_str().map(str::to_owned));
+        cluster.running().find(|node| leader.as_ref() == Some(&cluster[*node].id))
+    };
+    let leader = eventually("a leader", || leads(&cluster));
+    cluster[leader].skein_says(&["ca", "rotate"]);
+    cluster[leader].kill();
+    eventually("another leader", || leads(&cluster));
+    let (id, others) = (cluster[leader].id.clone(), cluster.others(leader));
+    waits_for(&cluster[others[0]], &[&id]);
+    cluster[leader].start(&[]);
+    for node in 0..3 {
+        is_over(&cluster[node], &old);
+    }
+    cluster.settled();
+    let new = root(&cluster[0]);
+    assert!((1..3).all(|node| root(&cluster[node]) == new));
+    cluster[leader].write("rotated v=1u 1");
+}

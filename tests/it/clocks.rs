@@ -78,3 +78,34 @@ fn an_hour_is_borne_and_more_is_named_and_mended_by_setting_the_clock() {
     }
     assert_eq!(cluster[wrong].numbers("SELECT n FROM clocks ORDER BY n"), [1, 2, 3, 4]);
 }
+
+/// All of them, a reader too, were off until after their certificates had ended.
+#[test]
+fn a_cluster_whose_certificates_have_all_ended_comes_home() {
+    let Some(library) = faketime() else {
+        println!("SKIPPED: expired certificates: libfaketime is not installed");
+        return;
+    };
+    let mut cluster = Cluster::of(3);
+    let token = cluster[0].skein_says(&["token", "create", "--role", "reader"]).trim().to_owned();
+    let (seed, reader) = (cluster[0].mesh.clone(), cluster.add());
+    cluster[reader].start(&["--join", &token, "--seed", &seed]);
+    cluster[reader].write("home n=1u 1");
+    for node in 0..4 {
+        cluster[node].kill();
+        set_clock(&mut cluster[node], &library, "+400d");
+    }
+    let lines: Vec<_> = cluster.processes().iter_mut().map(|node| node.launch(&[])).collect();
+    for (node, lines) in cluster.processes().iter_mut().zip(&lines) {
+        node.wait_ready(lines).unwrap_or_else(|ended| panic!("{}: {ended:?}", node.name));
+    }
+    within(Duration::from_secs(60), "all are linked and ready", || {
+        (0..4).all(|node| links(&cluster[node]) == 3 && is_ready(&cluster[node])).then_some(())
+    });
+    cluster[reader].write("home n=2u 2");
+    for node in 0..4 {
+        eventually("both rows", || {
+            (cluster[node].numbers("SELECT n FROM home ORDER BY n") == [1, 2]).then_some(())
+        });
+    }
+}

@@ -64,13 +64,17 @@ fn removed_members_are_cut_off_by_gateways_and_voters_and_stay_out() {
     let mut cluster = Cluster::of(3);
     let gateway = with(&mut cluster, "gateway", "127.0.0.1:0");
     follows(&cluster[gateway]);
+    let reader_token = cluster[0].skein_says(&["token", "create", "--role", "reader", "--uses", "2"]);
+    let door = cluster[0].mesh.clone();
+    let reader = cluster.add();
+    cluster[reader].start(&["--join", reader_token.trim(), "--seed", &door]);
     let writer = cluster.writer();
     let voters: Vec<usize> = (0..3).filter(|node| *node != writer).collect();
     let (stays, goes) = (voters[0], voters[1]);
     let token = cluster[writer].token(1);
     let seed = cluster[writer].mesh.clone();
     eventually("all are linked", || {
-        [writer, stays, goes, gateway].iter().all(|node| links(&cluster[*node]) == 3).then_some(())
+        [writer, stays, goes, gateway, reader].iter().all(|node| links(&cluster[*node]) == 4).then_some(())
     });
 
     // A voter that cannot do anything about it: what is seen is what the others do.
@@ -80,7 +84,7 @@ fn removed_members_are_cut_off_by_gateways_and_voters_and_stay_out() {
     cluster[goes].signal(Signal::STOP);
     cluster[stays].skein_says(&["node", "remove", &id]);
     let removed = Instant::now();
-    cut_off(&cluster, &[writer, stays, gateway], 2, "a voter", removed);
+    cut_off(&cluster, &[writer, stays, gateway, reader], 3, "a voter", removed);
     assert!(shown(&cluster[gateway], &cluster[goes]).is_none(), "it is no member by the gateway's word");
     feed.more(20);
     let sent = feed.finish();
@@ -90,7 +94,26 @@ fn removed_members_are_cut_off_by_gateways_and_voters_and_stay_out() {
     is_refused_at_the_door(&mut cluster[goes], &[]);
     // A token does not help a key that was put out.
     is_refused_at_the_door(&mut cluster[goes], &["--join", &token, "--seed", &seed]);
-    assert!([writer, stays, gateway].iter().all(|node| links(&cluster[*node]) == 2), "a link to it");
+    let left = [writer, stays, gateway, reader];
+    assert!(left.iter().all(|node| links(&cluster[*node]) == 3), "a link to it");
+
+    // A reader, whose machine is then used again: with nothing left and a new token it is a new node.
+    let id = cluster[reader].id.clone();
+    cluster[stays].skein_says(&["node", "remove", &id]);
+    let removed = Instant::now();
+    cut_off(&cluster, &[writer, stays, gateway], 2, "a reader", removed);
+    is_put_out(&mut cluster[reader], removed);
+    is_refused_at_the_door(&mut cluster[reader], &[]);
+    fs::remove_dir_all(&cluster[reader].dir).unwrap();
+    cluster[reader].start(&["--join", reader_token.trim(), "--seed", &door]);
+    assert_ne!(cluster[reader].id, id);
+    let again = cluster[reader].id.clone();
+    sent.must_be_at(&cluster[reader]);
+    cluster[stays].skein_says(&["node", "remove", &again]);
+    is_put_out(&mut cluster[reader], Instant::now());
+    eventually("the links of before", || {
+        [writer, stays, gateway].iter().all(|node| links(&cluster[*node]) == 2).then_some(())
+    });
 
     // The gateway itself, while a client writes through it.
     let feed = Feed::at([&cluster[gateway]], 2);

@@ -29,6 +29,8 @@ mod clocks;
 mod clones;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod cluster;
+#[cfg(all(feature = "server", feature = "sql", feature = "mdns"))]
+mod cut_off;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod damage;
 #[cfg(all(feature = "server", feature = "sql"))]
@@ -99,4 +101,5 @@ mod telegraf;
 mod tls;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod tokens_and_removal;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod upgrade;

@@ -84,6 +84,18 @@ impl Net {
         }
     }
 
+    /// Nothing comes in or out of that namespace any more, and nobody is told.
+    #[track_caller]
+    pub fn cut(&self, n: usize) {
+        must(&["-n", &self.namespaces[n], "link", "set", "veth0", "down"]);
+    }
+
+    /// Ends a cut.
+    #[track_caller]
+    pub fn mend(&self, n: usize) {
+        must(&["-n", &self.namespaces[n], "link", "set", "veth0", "up"]);
+    }
+
     /// What stands before a program that is to run in that namespace.
     pub fn inside(&self, n: usize) -> Vec<String> {
         ["ip", "netns", "exec", &self.namespaces[n]].map(str::to_owned).to_vec()
