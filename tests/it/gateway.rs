@@ -144,6 +144,31 @@ fn a_gateway_holds_nothing_and_does_everything() {
     assert!(edge.skein_says(&["status"]).contains("gateway"));
 }
 
+/// Two readers have the queries between them, whichever way a gateway goes by.
+#[test]
+fn queries_are_spread_over_the_readers() {
+    let (mut cluster, reader, gateway) = world();
+    let other = with(&mut cluster, "reader", "127.0.0.1:0");
+    let token = cluster[0].skein_says(&["token", "create", "--role", "gateway"]).trim().to_owned();
+    let (seed, least) = (cluster[0].mesh.clone(), cluster.add());
+    cluster[least].env.push(("SKEIN_HTTP_BALANCE".into(), "least-connections".into()));
+    cluster[least].start(&["--join", &token, "--seed", &seed]);
+    cluster[gateway].write("cpu v=1i 1");
+    for through in [gateway, least] {
+        follows(&cluster[through]);
+        // It may have to hear of the second one first.
+        within(SOON, "both readers answer, and nobody else", || {
+            let mut answered = std::collections::BTreeMap::<String, u32>::new();
+            for _ in 0..12 {
+                let answer = cluster[through].ask("SELECT 1", &[]).expect(200);
+                *answered.entry(answer.header("x-skein-node").unwrap().to_owned()).or_default() += 1;
+            }
+            let share = |node: usize| answered.get(&cluster[node].id).copied().unwrap_or(0);
+            (answered.len() == 2 && share(reader) >= 4 && share(other) >= 4).then_some(())
+        });
+    }
+}
+
 #[test]
 fn nodes_die_and_the_gateway_moves_on() {
     let (mut cluster, reader, gateway) = world();
