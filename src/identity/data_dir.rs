@@ -68,10 +68,11 @@ impl DataDir {
         let missing: Vec<&Path> = path.ancestors().take_while(|dir| is_missing(dir)).collect();
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at(path))?;
         // Its name is as durable as what comes into it, also where a process before this one made it and
-        // came no further. A directory above that was there and may not be read is the owner's affair.
+        // came no further. A directory above that was there, and may not be read or knows no sync, is the
+        // owner's affair.
         for dir in missing.iter().copied().chain([path]) {
             match sync_name(dir) {
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !missing.contains(&dir) => {}
+                Err(error) if is_not_ours(&error) && !missing.contains(&dir) => {}
                 synced => synced.map_err(at(dir))?,
             }
         }
@@ -122,6 +123,10 @@ impl DataDir {
         write!(file, "{}", std::process::id()).map_err(io)?;
         Ok(file)
     }
+}
+
+fn is_not_ours(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput)
 }
 
 fn is_missing(dir: &Path) -> bool {

@@ -389,6 +389,31 @@ mod tests {
         assert!(matches!(store.pledge(token).await, Err(StoreError::Damaged { .. })));
     }
 
+    /// A process was killed anywhere in a pledge. What the next one finds, and acts on, no power cut takes back.
+    #[cfg(feature = "testing")]
+    #[tokio::test]
+    async fn what_a_start_finds_is_durable() {
+        use crate::testing::{Fault, SimDisk};
+        let (dir, token, to) = (Path::new("/node"), TokenId(7), NodeId([3; 16]));
+        let store = |disk: &SimDisk| Store::new(Arc::new(disk.boot()), dir);
+        for (call, seed) in (1..9).flat_map(|call| (0..8).map(move |seed| (call, seed))) {
+            let disk = SimDisk::new();
+            disk.create_dir(dir).await.unwrap();
+            disk.fail_at(disk.calls() + call, Fault::PowerCut, false);
+            let _ = store(&disk).set_pledge(token, to).await;
+            disk.kill();
+            let next = store(&disk);
+            next.settle().await.unwrap();
+            let found = next.pledge(token).await.unwrap();
+            disk.crash(seed);
+            assert_eq!(
+                store(&disk).pledge(token).await.unwrap(),
+                found,
+                "killed at call {call}, seed {seed}"
+            );
+        }
+    }
+
     #[tokio::test]
     async fn place_view_and_tombstone_survive() {
         let dir = tempfile::tempdir().unwrap();
