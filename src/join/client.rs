@@ -30,7 +30,8 @@ const AT_A_TIME: usize = 32;
 /// Where something was announced that does not answer, more is waited for so long before the next round: the
 /// true ones answer a question of mDNS within an eighth of a second.
 const GATHER: Duration = Duration::from_millis(250);
-/// Addresses without an answer that are named in a round: whoever announces many does not fill the log.
+/// Addresses of a round that are named when they do not answer, the first ones: whoever announces many neither
+/// fills the log nor hides a seed.
 const NAMED: usize = 8;
 /// Between rounds: doubles from the first to the last, plus up to a half at random.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
@@ -180,6 +181,8 @@ pub async fn join(
             let interfaces = sources.interfaces.as_ref().map(|names| names.borrow().clone());
             round.push(Waiting::NobodyInSight { interfaces: interfaces.unwrap_or_default() });
         }
+        // Seeds come first.
+        let named: BTreeSet<SocketAddr> = addresses.iter().copied().take(NAMED).collect();
         let dials = addresses.into_iter().map(|address| async move { (address, joiner.dial(address).await) });
         let mut dials = stream::iter(dials).buffer_unordered(AT_A_TIME);
         while let Some((address, dialled)) = dials.next().await {
@@ -197,14 +200,13 @@ pub async fn join(
         if let Some(refusal) = unanimous(&round) {
             return Err(JoinError::Refused(refusal));
         }
-        let mut unanswered = 0;
-        round.retain(|waiting| {
-            unanswered += usize::from(matches!(waiting, Waiting::Unreachable { .. }));
-            !matches!(waiting, Waiting::Unreachable { .. }) || unanswered <= NAMED
-        });
+        let is_silent = |waiting: &Waiting| matches!(waiting, Waiting::Unreachable { .. });
+        let in_vain = round.iter().any(is_silent);
+        let beyond = |waiting: &Waiting| matches!(waiting, Waiting::Unreachable { address, .. } if !named.contains(address));
+        round.retain(|waiting| !beyond(waiting));
         said.say("still outside", &round, joiner);
         sources.pause(pause.mul_f64(1.0 + (joiner.jitter)().clamp(0.0, 1.0) / 2.0)).await;
-        if unanswered > 0 {
+        if in_vain {
             tokio::time::sleep(GATHER).await;
         }
         pause = (pause * 2).min(PAUSE.1);
