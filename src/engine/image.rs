@@ -42,11 +42,11 @@ impl ImageFile {
             Err(EngineError::Io(e)) if e.kind() == io::ErrorKind::NotFound => T::default(),
             read => {
                 let saved = read?;
-                // A process that was killed may have renamed it and not synced that.
                 #[cfg(feature = "testing")]
                 if crate::types::planted::is("believe_the_page_cache") {
                     return Ok((Self { disk, dir }, saved));
                 }
+                // A process that was killed may have renamed it and not synced that.
                 disk.sync_dir(&dir).await?;
                 saved
             }

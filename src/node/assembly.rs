@@ -381,6 +381,7 @@ async fn start_raft(
     };
     let (control, driver): (Control, ControlDriver) =
         Control::start(config, surroundings.disk.clone(), slot).await?;
+    NodeError::if_older(&control.view().borrow())?;
     control.bear_warrants(warrants);
     tasks.spawn("raft", async move {
         driver.run().await;

@@ -9,7 +9,7 @@ use crate::{
     raft::{ControlError, LogError},
     replication::{catch_up::CatchUpError, fence::FenceError, receiver::FollowError},
     transport::MeshError,
-    types::{NodeId, Recovery},
+    types::{ClusterView, NodeId, Recovery},
     wal::{ReadError, WalError},
     write_path::apply::ApplyError,
 };
@@ -95,7 +95,7 @@ pub enum NodeError {
     /// The cluster has done what this version does not know.
     #[error(
         "the cluster has used features that skein {version} does not know (bits {missing:#x}): a node cannot go back \
-         to it. Start the newer version again; nothing was changed",
+         to it. Start the newer version again",
         version = super::local::VERSION
     )]
     Older {
@@ -131,6 +131,12 @@ pub enum NodeError {
 }
 
 impl NodeError {
+    /// An error if the cluster of this view has done what this version does not know.
+    pub(super) fn if_older(view: &ClusterView) -> Result<(), Self> {
+        let missing = crate::raft::missing(view.feature_level, super::local::features());
+        missing.map_or(Ok(()), |missing| Err(Self::Older { missing }))
+    }
+
     /// True when the disk is to blame: the process exits 74.
     pub fn is_disk(&self) -> bool {
         match self {

@@ -184,6 +184,7 @@ impl Gateway {
             Ok(())
         });
         tasks.spawn("addresses", tell_addresses(this.clone()));
+        tasks.spawn("version", upkeep::knows_the_cluster(view.clone()));
         tasks.spawn("removal", upkeep::notice_removal(me, mesh.clone(), view.clone(), store.clone()));
         tasks.spawn("recovery", upkeep::notice_recovery(mesh.clone(), store));
 

@@ -131,14 +131,15 @@ pub(super) fn spawn(
     tasks.spawn("scrub", scrub::scrub(this.clone(), scrubbing));
 }
 
-/// Ends this node once the cluster has done what this version does not know. What says so may be in a
-/// snapshot, in the log, or still to come from the others.
-async fn knows_the_cluster(mut view: watch::Receiver<Arc<ClusterView>>) -> Result<(), NodeError> {
-    let unknown = |view: &ClusterView| crate::raft::missing(view.feature_level, features());
-    match view.wait_for(|view| unknown(view).is_some()).await.map(|view| unknown(&view)) {
-        Ok(Some(missing)) => Err(NodeError::Older { missing }),
-        // Raft has stopped, and says why itself.
-        _ => std::future::pending().await,
+/// Ends this node once the cluster has done what this version does not know. What says so may be in the log,
+/// or still to come from the others.
+pub(super) async fn knows_the_cluster(mut view: watch::Receiver<Arc<ClusterView>>) -> Result<(), NodeError> {
+    // The guard that it returns must not live across the wait below.
+    let seen = view.wait_for(|view| NodeError::if_older(view).is_err()).await.map(|view| view.clone());
+    match seen {
+        Ok(view) => NodeError::if_older(&view),
+        // Whoever showed it has stopped, and says why himself.
+        Err(_) => std::future::pending().await,
     }
 }
 
