@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt;
 use tokio::{
     sync::Notify,
     time::{Instant, timeout},
@@ -20,7 +21,7 @@ use super::{
     endpoint::widen,
     mesh::Inner,
     pool::{Key, Offer},
-    stream::{Stream, StreamError},
+    stream::{SendStream, Stream, StreamError},
 };
 use crate::{
     identity::{PeerClass, SERVER_NAME},
@@ -175,7 +176,7 @@ impl Inner {
             }
         };
         let own = self.identity.node();
-        self.register(contact, reply, own, false).map_err(|code| match code {
+        self.register(contact, reply, own, false, None).map_err(|code| match code {
             CloseCode::Duplicate => DialError::AlreadyLinked(peer),
             code => DialError::Hello(code.to_string()),
         })
@@ -218,22 +219,10 @@ impl Inner {
             let _ = timeout(HELLO_TIMEOUT, told).await;
             return Err(refuse(CloseCode::OtherGeneration));
         }
-        // The link is in the pool before the dialer can know that it is: the dialer then never
-        // holds a link that its peer has not.
         let renews = theirs.renews;
-        let link = self
-            .register(contact.clone(), theirs, contact.node(), renews)
-            .map_err(|code| io::Error::other(code.to_string()))?;
-        let answered = match stream.send.write_message(&self.hello()).await {
-            Ok(()) => stream.send.finish(),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = answered {
-            self.unregister(&link);
-            contact.close(CloseCode::Protocol);
-            return Err(io::Error::other(error));
-        }
-        Ok(link)
+        let answer = Some(&mut stream.send);
+        self.register(contact.clone(), theirs, contact.node(), renews, answer)
+            .map_err(|code| io::Error::other(code.to_string()))
     }
 
     fn hello(&self) -> Hello {
@@ -249,13 +238,15 @@ impl Inner {
         }
     }
 
-    /// Judges a hello and lets the pool decide; the connection is closed unless it is the link.
+    /// Judges a hello and lets the pool decide; the connection is closed unless it is the link. The acceptor
+    /// gives the stream to `answer` on.
     pub(super) fn register(
         &self,
         contact: Arc<Contact>,
         hello: Hello,
         dialer: NodeId,
         renews: bool,
+        answer: Option<&mut SendStream>,
     ) -> Result<Arc<Link>, CloseCode> {
         let peer = contact.node();
         let refuse = |code: CloseCode| {
@@ -280,7 +271,17 @@ impl Inner {
         let now = Instant::now();
         let link =
             Arc::new(Link { contact: contact.clone(), hello, number, since: now, drain: Notify::new() });
-        let offer = self.pool().offer(peer, key, link.clone(), now);
+        let own = self.hello();
+        let (offer, answered) = {
+            let mut pool = self.pool();
+            let offer = pool.offer(peer, key, link.clone(), now);
+            // The link is in the pool before the dialer can know that it is: the dialer then never holds a link
+            // that its peer has not. And nobody opens a stream on it before the answer is written: until the
+            // dialer has read it, it gives a connection little room, which what goes first could take.
+            let is_link = matches!(offer, Offer::Up | Offer::UpDrain(_) | Offer::UpReplace(_));
+            let answered = !is_link || answer.is_none_or(|stream| answer_at_once(stream, &own).is_ok());
+            (offer, answered)
+        };
         match offer {
             Offer::Up => {}
             Offer::UpDrain(loser) => loser.drain.notify_one(),
@@ -299,6 +300,10 @@ impl Inner {
                 self.publish();
                 return refuse(CloseCode::Cloned);
             }
+        }
+        if !answered {
+            self.unregister(&link);
+            return refuse(CloseCode::Protocol);
         }
         self.doubted.send_if_modified(|doubted| doubted.remove(&peer));
         info!(peer = %peer, remote = %key.remote, boot = %key.boot, dialed = dialer != peer, "link up");
@@ -400,4 +405,10 @@ impl Drop for Greeting {
     fn drop(&mut self) {
         self.inner.pool().end_hello(self.peer);
     }
+}
+
+/// Writes a hello without waiting: on a connection that carried nothing yet there is room for it.
+fn answer_at_once(stream: &mut SendStream, hello: &Hello) -> Result<(), StreamError> {
+    stream.write_message(hello).now_or_never().unwrap_or(Err(StreamError::Abandoned))?;
+    stream.finish()
 }

@@ -86,5 +86,5 @@ async fn renew(inner: &Arc<Inner>, link: &Link) -> Result<Arc<Link>, DialError> 
         }
     };
     let own = inner.identity.node();
-    inner.register(contact, reply, own, true).map_err(|code| DialError::Hello(code.to_string()))
+    inner.register(contact, reply, own, true, None).map_err(|code| DialError::Hello(code.to_string()))
 }

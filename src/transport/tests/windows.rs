@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, task::yield_now};
 
 use super::{super::endpoint, *};
 use crate::protocol::frame::MAX_CHUNK;
@@ -67,4 +67,32 @@ async fn a_stream_that_is_not_read_takes_its_window_and_holds_up_no_other() {
         }
     };
     timeout(Duration::from_secs(10), all).await.expect("what was sent is read");
+}
+
+/// A link that is used as soon as it is there, for more than a connection carries before its hello: the
+/// answer to the hello goes first, or the dialer would wait for it behind what it does not read yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_answer_to_a_hello_is_not_behind_what_the_link_carries() {
+    for round in 1..=64 {
+        let (a, b) = (Node::start(member(1), 1), Node::start(member(2), 2));
+        let (here, there) = (listed(&a.identity, Some(a.addr())), listed(&b.identity, None));
+        a.view.send_replace(view_of([here.clone(), there.clone()].into_iter()));
+        b.view.send_replace(view_of([here, there].into_iter()));
+        let (peer, mesh) = (b.id(), a.mesh.clone());
+        let at_once = async {
+            // Asked without pause: whoever waits to be told of the link comes too late.
+            let mut stream = loop {
+                match mesh.open(peer, StreamKind::Append, Lane::Live).await {
+                    Ok(stream) => break stream,
+                    Err(_) => yield_now().await,
+                }
+            };
+            let _ = stream.send.write_frame(Bytes::from(vec![7; 2 * FRAME])).await;
+        };
+        let linked = async {
+            b.linked(a.id()).await;
+        };
+        let both = timeout(Duration::from_secs(4), async { tokio::join!(linked, at_once) });
+        both.await.unwrap_or_else(|_| panic!("round {round}: no answer to the hello"));
+    }
 }
