@@ -67,6 +67,9 @@ struct RevokeArgs {
     id: String,
     #[command(flatten)]
     target: TargetArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) async fn run(args: AuthArgs) -> Result<(), Failure> {
@@ -76,7 +79,8 @@ pub(super) async fn run(args: AuthArgs) -> Result<(), Failure> {
         AuthCommand::Revoke(args) => {
             let client = Client::from_env(args.target.resolve()?);
             client.send(Method::DELETE, &format!("/api/v1/auth/tokens/{}", path_part(&args.id)?), "").await?;
-            output::print(&format!("API token {} is taken back\n", args.id))
+            let value = json!({ "id": args.id, "done": "revoked" });
+            output::done(args.json, &value, &format!("API token {} is taken back\n", args.id))
         }
     }
 }

@@ -35,6 +35,9 @@ struct RotateArgs {
     drop: Vec<String>,
     #[command(flatten)]
     target: TargetArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -67,6 +70,10 @@ async fn rotate(args: RotateArgs) -> Result<(), Failure> {
         }
     }
     client.send(Method::POST, "/api/v1/ca/rotate", json!({ "drop": dropped }).to_string()).await?;
+    if args.json {
+        let status: ClusterStatus = client.get("/api/v1/cluster").await?;
+        return output::json(&status.ca);
+    }
     if dropped.is_empty() {
         output::print(
             "the CA is being rotated; it goes on by itself, see skein ca status. Join tokens made before it end with \

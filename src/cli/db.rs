@@ -43,6 +43,9 @@ struct DropArgs {
     name: String,
     #[command(flatten)]
     target: TargetArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -84,7 +87,8 @@ pub(super) async fn run(args: DbArgs) -> Result<(), Failure> {
         DbCommand::Drop(args) => {
             let path = format!("/api/v1/databases/{}", path_part(&args.name)?);
             Client::from_env(args.target.resolve()?).send(Method::DELETE, &path, "").await?;
-            output::print(&format!("database {} is dropped\n", args.name))
+            let value = json!({ "name": args.name, "done": "dropped" });
+            output::done(args.json, &value, &format!("database {} is dropped\n", args.name))
         }
         DbCommand::Retention(args) => retention(args).await,
     }

@@ -2,6 +2,7 @@
 
 use clap::{Args, Subcommand};
 use hyper::Method;
+use serde_json::json;
 
 use super::{
     Answer, Client, Failure, TargetArgs, client::query_string, output, status::node_table, token::path_part,
@@ -49,6 +50,9 @@ struct MemberArgs {
     node: String,
     #[command(flatten)]
     target: TargetArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) async fn run(args: NodeArgs) -> Result<(), Failure> {
@@ -60,26 +64,35 @@ pub(super) async fn run(args: NodeArgs) -> Result<(), Failure> {
         }
         NodeCommand::Demote(args) => {
             let node = change(&args, Method::POST, "/demote").await?;
-            output::print(&format!("node {} ({}) is a reader now\n", node.name, node.id))
+            told(&args, &node, "demoted", "is a reader now")
         }
         NodeCommand::Promote(args) => {
             let node = change(&args, Method::POST, "/promote").await?;
-            output::print(&format!(
-                "node {} ({}) becomes a voter when it is level and linked with the others; from three voters on \
-                 only together with another one, for an even number tolerates no more (see skein status)\n",
-                node.name, node.id
-            ))
+            told(
+                &args,
+                &node,
+                "promoted",
+                "becomes a voter when it is level and linked with the others; from three voters on only together with \
+                 another one, for an even number tolerates no more (see skein status)",
+            )
         }
         NodeCommand::Drain(args) => drain(&args).await,
         NodeCommand::Undrain(args) => {
             let node = change(&args, Method::DELETE, "/drain").await?;
-            output::print(&format!("node {} ({}) may write and lead again\n", node.name, node.id))
+            told(&args, &node, "undrained", "may write and lead again")
         }
         NodeCommand::Remove(args) => {
             let node = change(&args, Method::DELETE, "").await?;
-            output::print(&format!("node {} ({}) is removed\n", node.name, node.id))
+            told(&args, &node, "removed", "is removed")
         }
     }
+}
+
+/// Says what became of a member, in a word for machines and in more for people.
+fn told(args: &MemberArgs, node: &NodeReport, word: &str, text: &str) -> Result<(), Failure> {
+    let (id, name) = (node.id.to_string(), &node.name);
+    let value = json!({ "id": id, "name": name, "done": word });
+    output::done(args.json, &value, &format!("node {name} ({id}) {text}\n"))
 }
 
 /// Drains, and says whether the node may be stopped.
@@ -87,11 +100,17 @@ async fn drain(args: &MemberArgs) -> Result<(), Failure> {
     let (node, answer) = ask(args, Method::POST, "/drain").await?;
     let report: DrainReport = answer.json().await?;
     let (name, id) = (&node.name, node.id);
+    if args.json {
+        let DrainReport { safe, waits_for } = &report;
+        let value = json!({ "id": id.to_string(), "name": name, "done": "drained", "safe": safe, "waits_for": waits_for });
+        output::json(&value)?;
+    }
     if report.safe {
-        return output::print(&format!(
+        let text = format!(
             "node {name} ({id}) is drained: it neither writes nor leads, and a majority stays without it.\nIt is safe to \
              stop. When it is back: skein node undrain {name}\n"
-        ));
+        );
+        return if args.json { Ok(()) } else { output::print(&text) };
     }
     Err(Failure::new(format!(
         "node {name} ({id}) is drained, but do not stop it yet:\n  - {}\nGive the command again to look again, or skein \
@@ -121,6 +140,9 @@ pub(super) struct TransferArgs {
     node: Option<String>,
     #[command(flatten)]
     target: TargetArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// `skein transfer`: moves office and leadership away from the writer.
@@ -141,7 +163,10 @@ pub(super) async fn transfer(args: TransferArgs) -> Result<(), Failure> {
         now.nodes.iter().find(|node| Some(node.id) == id).map_or("nobody", |node| node.name.as_str())
     };
     let epoch = now.epoch.unwrap_or_default();
-    output::print(&format!("{} handed over to {} (epoch {epoch})\n", name(Some(writer)), name(now.writer)))
+    let id = |node: Option<NodeId>| node.map(|node| node.to_string());
+    let value = json!({ "from": id(Some(writer)), "to": id(now.writer), "epoch": epoch });
+    let text = format!("{} handed over to {} (epoch {epoch})\n", name(Some(writer)), name(now.writer));
+    output::done(args.json, &value, &text)
 }
 
 /// The one node that is meant.

@@ -16,6 +16,11 @@ pub(super) fn json(value: &impl serde::Serialize) -> Result<(), Failure> {
     print(&format!("{text}\n"))
 }
 
+/// Writes what was done: as JSON if that is wanted, else as the text for people.
+pub(super) fn done(as_json: bool, value: &impl serde::Serialize, text: &str) -> Result<(), Failure> {
+    if as_json { json(value) } else { print(text) }
+}
+
 /// Writes bytes and flushes.
 pub(super) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();

@@ -67,6 +67,9 @@ struct GenerateArgs {
     /// How many nodes may join with it, besides the one that makes the cluster; 0 for any number
     #[arg(long, default_value_t = 0)]
     uses: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -84,17 +87,24 @@ struct RevokeArgs {
     id: String,
     #[command(flatten)]
     target: TargetArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) async fn run(args: TokenArgs) -> Result<(), Failure> {
     match args.command {
         TokenCommand::Create(args) => create(args).await,
-        TokenCommand::Generate(args) => output::print(&format!("{}\n", *generate(&args)?.reveal())),
+        TokenCommand::Generate(args) => {
+            let token = generate(&args)?.reveal();
+            output::done(args.json, &json!({ "token": *token }), &format!("{}\n", *token))
+        }
         TokenCommand::List(args) => list(args).await,
         TokenCommand::Revoke(args) => {
             let client = Client::from_env(args.target.resolve()?);
             client.send(Method::DELETE, &format!("/api/v1/tokens/{}", path_part(&args.id)?), "").await?;
-            output::print(&format!("token {} is taken back\n", args.id))
+            let value = json!({ "id": args.id, "done": "revoked" });
+            output::done(args.json, &value, &format!("token {} is taken back\n", args.id))
         }
     }
 }
@@ -269,6 +279,7 @@ mod tests {
             seed: vec![seed.into()],
             ttl: ttl.into(),
             uses,
+            json: false,
         };
         let token = generate(&args("reader", "db-1:7400", "never", 0)).unwrap();
         assert_eq!((token.role(), token.cluster(), token.expires()), (Role::Reader, None, None));

@@ -8,6 +8,7 @@ use std::{
 use bytes::Bytes;
 use clap::Args;
 use hyper::Method;
+use serde_json::json;
 
 use crate::node::AckLevel;
 
@@ -30,6 +31,9 @@ pub(super) struct WriteArgs {
     ack: Option<String>,
     #[command(flatten)]
     target: TargetArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Size from which on a piece is sent at the next end of a point, in bytes.
@@ -76,7 +80,7 @@ pub(super) async fn run(args: WriteArgs) -> Result<(), Failure> {
             }
         }
     }
-    done.report()
+    done.report(args.json)
 }
 
 /// What became of the pieces.
@@ -95,9 +99,16 @@ impl Done {
         }
     }
 
-    fn report(self) -> Result<(), Failure> {
+    fn report(self, as_json: bool) -> Result<(), Failure> {
         let Self { lines, bytes, last, bad } = self;
-        if let Some((lsn, ack)) = &last {
+        if as_json && (last.is_some() || !bad.is_empty()) {
+            let (lsn, ack) = last.clone().unzip();
+            let line = |(line, error): &(u64, String)| json!({ "line": line, "error": error });
+            let refused: Vec<_> = bad.iter().map(line).collect();
+            output::json(
+                &json!({ "lines": lines, "bytes": bytes, "lsn": lsn, "ack": ack, "refused": refused }),
+            )?;
+        } else if let Some((lsn, ack)) = &last {
             output::print(&format!("{lines} lines, {bytes} bytes sent; written up to {lsn} (ack {ack})\n"))?;
         }
         if bad.is_empty() {
