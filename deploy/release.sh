@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes what is handed out: one archive for this machine's kind with the stripped program, shell completions,
+# Makes what is handed out: one archive for this machine's kind with the stripped program, manual, shell completions,
 # the systemd unit, licences; and its checksum beside it.
 #
 #     deploy/release.sh [DIRECTORY]        (dist by default)
@@ -28,6 +28,7 @@ strip --strip-all "$tree/bin/skein"
 "$tree/bin/skein" completions bash >"$tree/completions/skein.bash"
 "$tree/bin/skein" completions zsh >"$tree/completions/_skein"
 "$tree/bin/skein" completions fish >"$tree/completions/skein.fish"
+"$tree/bin/skein" man "$tree/man/man1"
 "$tree/bin/skein" service print >"$tree/skein.service"
 install -m 0644 README.md CHANGELOG.md SECURITY.md LICENSE-MIT LICENSE-APACHE "$tree/"
 

@@ -12,6 +12,7 @@ pub mod demo;
 mod discover;
 mod doctor;
 mod failure;
+mod finalise;
 mod flags;
 mod inspect;
 mod logs;
@@ -72,6 +73,9 @@ enum Command {
     Discover(discover::DiscoverArgs),
     /// List, drain, promote, demote and remove nodes
     Node(node::NodeArgs),
+    /// End an upgrade: from now on no member goes back to an older version, and none joins
+    #[command(visible_alias = "finalize")]
+    Finalise(finalise::FinaliseArgs),
     /// Let another voter write and lead, before the one that does is stopped or moved
     Transfer(node::TransferArgs),
     /// List and drop databases, and say how long they keep their points
@@ -92,6 +96,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Print what makes a shell complete this command line
     Completions(CompletionsArgs),
+    /// Write the manual: a page for each command, for man(1)
+    Man(ManArgs),
     /// Look into a data directory while no node runs on it; mend a damaged log
     Inspect(inspect::InspectArgs),
 }
@@ -108,6 +114,20 @@ fn completions(args: CompletionsArgs) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "skein", &mut script);
     output::bytes(&script)
+}
+
+/// Flags of `skein man`.
+#[derive(Debug, clap::Args)]
+struct ManArgs {
+    /// Directory for the pages, such as /usr/local/share/man/man1; made if it is not there
+    dir: std::path::PathBuf,
+}
+
+/// `skein man`: skein.1, skein-start.1 and so on.
+fn manual(args: &ManArgs) -> Result<(), Failure> {
+    let failed = |e| Failure::new(format!("cannot write the manual to {}: {e}", args.dir.display()));
+    std::fs::create_dir_all(&args.dir).map_err(failed)?;
+    clap_mangen::generate_to(Cli::command(), &args.dir).map_err(failed)
 }
 
 /// The program: what `main` returns to the shell. 0 done, 1 failed, 2 wrong usage, 74 disk.
@@ -140,6 +160,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         #[cfg(feature = "mdns")]
         Command::Discover(args) => discover::run(args).await,
         Command::Node(args) => node::run(args).await,
+        Command::Finalise(args) => finalise::run(args).await,
         Command::Transfer(args) => node::transfer(args).await,
         Command::Db(args) => db::run(args).await,
         Command::Recover(args) => recover::run(args).await,
@@ -149,6 +170,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Query(args) => query::run(args).await,
         Command::Bench(args) => bench::run(args).await,
         Command::Completions(args) => completions(args),
+        Command::Man(args) => manual(&args),
         Command::Inspect(args) => inspect::run(args).await,
     }
 }
@@ -156,6 +178,49 @@ async fn run(command: Command) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Commands whose output is for nobody but the one it is made for.
+    const OWN_OUTPUT: [&str; 6] = [
+        "skein start",
+        "skein query",
+        "skein completions",
+        "skein service install",
+        "skein service print",
+        "skein man",
+    ];
+
+    #[test]
+    fn the_manual_has_a_page_for_each_command() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("man1");
+        manual(&ManArgs { dir: below.clone() }).unwrap();
+        let page = |name: &str| std::fs::read_to_string(below.join(name)).unwrap();
+        assert!(
+            page("skein.1").contains("skein\\-start(1)")
+                && page("skein-node-drain.1").contains("\\-\\-data\\-dir")
+        );
+        for name in ["skein-start.1", "skein-token-create.1", "skein-backup-verify.1"] {
+            assert!(page(name).starts_with(".ie") || page(name).contains(".TH "), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_command_has_json_for_machines() {
+        let mut left = vec![("skein".to_owned(), Cli::command())];
+        let mut seen = 0;
+        while let Some((path, command)) = left.pop() {
+            let below = command
+                .get_subcommands()
+                .map(|below| (format!("{path} {}", below.get_name()), below.clone()));
+            left.extend(below);
+            if command.get_subcommands().next().is_some() || OWN_OUTPUT.contains(&path.as_str()) {
+                continue;
+            }
+            seen += 1;
+            assert!(command.get_arguments().any(|flag| flag.get_id() == "json"), "{path} has no --json");
+        }
+        assert!(seen > 30, "{seen} commands");
+    }
 
     #[test]
     fn the_commands_hold_together() {
@@ -195,6 +260,8 @@ mod tests {
             "skein node remove aaaa --data-dir /d",
             "skein node demote b",
             "skein node promote b --url http://x:1",
+            "skein finalise",
+            "skein finalize --json --data-dir /d",
             "skein transfer",
             "skein transfer b --data-dir /d",
             "skein node drain b",
@@ -212,6 +279,7 @@ mod tests {
             "skein inspect wal --data-dir /d --json",
             "skein inspect wal --repair --accept-loss",
             "skein completions bash",
+            "skein man /tmp/man1",
             "skein inspect raft --json",
             "skein inspect manifest",
             "skein inspect snapshot --data-dir /d",

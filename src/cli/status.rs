@@ -8,7 +8,7 @@ use super::{
     watch,
 };
 use crate::{
-    node::{ClusterStatus, NodeReport, SnapshotReport},
+    node::{ClusterStatus, NodeReport, SnapshotReport, UpgradeReport},
     types::{NodeHealth, NodeId},
 };
 
@@ -49,13 +49,14 @@ pub(super) fn show(status: &ClusterStatus, widths: &mut Vec<usize>) -> String {
         recovered => format!(", generation {recovered}"),
     };
     let mut out = format!(
-        "cluster  {} ({}){generation}\nleader   {}\nwriter   {}, epoch {}\ncommit   {}\n\n",
+        "cluster  {} ({}){generation}\nleader   {}\nwriter   {}, epoch {}\ncommit   {}\n{}\n\n",
         status.cluster_name,
         status.cluster_id,
         node(status.leader),
         node(status.writer),
         or_dash(status.epoch),
         or_dash(status.commit),
+        upgrade(&status.upgrade),
     );
     out.push_str(&steady_table(&status.nodes, widths));
     for (fetcher, snapshot) in status.nodes.iter().filter_map(|n| Some((n, n.snapshot?))) {
@@ -74,6 +75,20 @@ pub(super) fn show(status: &ClusterStatus, widths: &mut Vec<usize>) -> String {
         out.push('\n');
     }
     out
+}
+
+/// What the cluster may rely on, or what an upgrade waits for.
+fn upgrade(report: &UpgradeReport) -> String {
+    let UpgradeReport { level, known, behind } = report;
+    if !behind.is_empty() {
+        format!("upgrade  under way, still to come: {}", behind.join(", "))
+    } else if report.to_finalise() {
+        format!(
+            "upgrade  every member has features {known}, the level is {level}: skein finalise when none goes back"
+        )
+    } else {
+        format!("features {level}")
+    }
 }
 
 /// How far a node is that fetches a snapshot.
@@ -211,6 +226,7 @@ mod tests {
             nodes: vec![writer, joining],
             terms: vec![],
             ca: Default::default(),
+            upgrade: UpgradeReport { level: 7, known: 7, behind: vec![] },
             warnings: vec!["Two voters: losing one stops writes.".into()],
         };
         let shown = show(&status, &mut Vec::new());
@@ -219,15 +235,20 @@ mod tests {
         assert_eq!(lines[1], format!("leader   north ({})", NodeId([1; 16]).short()));
         assert_eq!(lines[2], "writer   none, epoch 3");
         assert_eq!(lines[3], "commit   3.1042");
-        assert!(lines[5].starts_with("ID      NAME   ROLE                  STATE    IS"), "{shown}");
-        assert!(lines[6].contains("writer, leader") && lines[6].contains("  29d  "), "{shown}");
-        assert!(lines[7].contains("reader (wants voter)") && lines[7].contains("joining"), "{shown}");
-        assert_eq!(lines[5].find("MESH"), lines[6].find("192.0.2.1"));
+        assert_eq!(lines[4], "features 7");
+        assert!(lines[6].starts_with("ID      NAME   ROLE                  STATE    IS"), "{shown}");
+        assert!(lines[7].contains("writer, leader") && lines[7].contains("  29d  "), "{shown}");
+        assert!(lines[8].contains("reader (wants voter)") && lines[8].contains("joining"), "{shown}");
+        assert_eq!(lines[6].find("MESH"), lines[7].find("192.0.2.1"));
         let (north, south) = (NodeId([1; 16]).short(), NodeId([2; 16]).short());
         let fetches = format!(
             "snapshot  south ({south}) has 25% (3.0 of 12.0 MiB) of the snapshot at 2.900 from north ({north})"
         );
         assert!(lines.contains(&fetches.as_str()), "{shown}");
         assert_eq!(lines.last(), Some(&"warning: Two voters: losing one stops writes."));
+
+        let report = UpgradeReport { known: 15, level: 7, behind: vec!["south".into()] };
+        assert!(upgrade(&report).ends_with("still to come: south"));
+        assert!(upgrade(&UpgradeReport { behind: vec![], ..report }).contains("skein finalise"));
     }
 }

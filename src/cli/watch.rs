@@ -139,6 +139,7 @@ mod tests {
             nodes: vec![],
             terms: vec![],
             ca: Default::default(),
+            upgrade: Default::default(),
             warnings: vec!["Two voters: losing either stops writes.".into()],
         }
     }

@@ -16,7 +16,7 @@ use super::{
     params::{self, Params},
 };
 use crate::{
-    node::{ClusterStatus, DrainReport},
+    node::{ClusterStatus, DrainReport, UpgradeReport},
     types::NodeId,
 };
 
@@ -26,6 +26,11 @@ const DRAIN: (Duration, Duration) = (Duration::from_secs(15), Duration::from_sec
 /// `GET /api/v1/cluster`.
 pub(super) async fn status(State(edge): State<Arc<Edge>>) -> Json<ClusterStatus> {
     Json(edge.app.node.status().await)
+}
+
+/// `POST /api/v1/cluster/finalise`: an upgrade is complete, and no member goes back to a version before.
+pub(super) async fn finalise(State(edge): State<Arc<Edge>>) -> Result<Json<UpgradeReport>, ApiError> {
+    Ok(Json(edge.app.node.finalise_upgrade().await?))
 }
 
 /// `GET /api/v1/nodes`.

@@ -24,7 +24,8 @@ use super::{
 use crate::node::Errand;
 
 /// Below these paths everything that changes something is a voter's to propose.
-const OF_VOTERS: [&str; 4] = ["/api/v1/nodes/", "/api/v1/tokens", "/api/v1/auth/tokens", "/api/v1/ca/"];
+const OF_VOTERS: [&str; 5] =
+    ["/api/v1/cluster/", "/api/v1/nodes/", "/api/v1/tokens", "/api/v1/auth/tokens", "/api/v1/ca/"];
 
 /// True for the routes that [`hand_over`] stands in front of.
 pub(super) fn is_for_voters(method: &Method, path: &str) -> bool {
@@ -70,7 +71,7 @@ mod tests {
         let all = routes();
         let (handed, kept): (Vec<_>, Vec<_>) =
             all.iter().partition(|route| is_for_voters(&route.method, route.path));
-        assert!(handed.iter().all(|route| route.access == Access::Admin) && handed.len() == 11);
+        assert!(handed.iter().all(|route| route.access == Access::Admin) && handed.len() == 12);
         // Data and its policy go to the writer, from every node.
         let changes =
             kept.iter().filter(|route| route.access == Access::Admin && route.method != Method::GET);

@@ -219,6 +219,7 @@ fn routes() -> Vec<Route<Handler>> {
         get("/metrics", Read, on(MethodFilter::GET, health::metrics)),
         get("/api/v1/cluster", Read, on(MethodFilter::GET, cluster::status)),
         get("/api/v1/cluster/events", Read, on(MethodFilter::GET, events::stream)),
+        post("/api/v1/cluster/finalise", Admin, on(MethodFilter::POST, cluster::finalise)),
         get("/api/v1/nodes", Read, on(MethodFilter::GET, cluster::nodes)),
         post("/api/v1/nodes/{id}/demote", Admin, on(MethodFilter::POST, cluster::demote)),
         post("/api/v1/nodes/{id}/promote", Admin, on(MethodFilter::POST, cluster::promote)),

@@ -114,6 +114,7 @@ fn tries() -> Vec<Try> {
         line("GET /metrics", "/metrics", "", Asks::Status, 200),
         line("GET /api/v1/cluster", "/api/v1/cluster", "", Asks::Status, 200),
         line("GET /api/v1/cluster/events", "/api/v1/cluster/events", "", Asks::Status, 200),
+        line("POST /api/v1/cluster/finalise", "/api/v1/cluster/finalise", "", Asks::Admin, 200),
         line("GET /api/v1/nodes", "/api/v1/nodes", "", Asks::Status, 200),
         line("POST /api/v1/nodes/{id}/demote", "/api/v1/nodes/x/demote", "", Asks::Admin, 400),
         line("POST /api/v1/nodes/{id}/promote", "/api/v1/nodes/x/promote", "", Asks::Admin, 400),

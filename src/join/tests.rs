@@ -140,6 +140,7 @@ impl Node {
                 ..ApiToken::default()
             },
             after: 0,
+            level: 0,
         };
         assert_eq!(self.control.propose(found, SOON).await, Ok(Outcome::Done));
         self.sees(|view| view.is_voter(self.id())).await;

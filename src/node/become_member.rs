@@ -300,6 +300,7 @@ impl Newcomer<'_> {
             token: token_record(&token, verifier, limits),
             api_token,
             after,
+            level: super::local::features(),
         };
         self.keep_admin_token(&admin_token).await?;
         match control.propose(command, Duration::from_secs(30)).await {

@@ -94,7 +94,7 @@ pub enum NodeError {
     },
     /// The cluster has done what this version does not know.
     #[error(
-        "the cluster has used features that skein {version} does not know (bits {missing:#x}): a node cannot go back \
+        "the cluster relies on features that skein {version} does not know (bits {missing:#x}): a node cannot go back \
          to it. Start the newer version again",
         version = super::local::VERSION
     )]

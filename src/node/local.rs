@@ -41,7 +41,8 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub(super) fn features() -> u64 {
     let all = crate::protocol::forward::KEYS_BY_DATABASE
         | crate::raft::OPERATOR_COMMANDS
-        | crate::protocol::http::LONG_BODIES;
+        | crate::protocol::http::LONG_BODIES
+        | crate::raft::FINALISE;
     #[cfg(feature = "testing")]
     let all = {
         static WITHOUT: std::sync::OnceLock<u64> = std::sync::OnceLock::new();

@@ -34,6 +34,7 @@ mod status_report;
 mod surroundings;
 mod tasks;
 mod traffic;
+mod upgrade;
 mod upkeep;
 mod view_source;
 
@@ -54,6 +55,7 @@ pub use restored::{RESTORED_FILE, Restored};
 pub use scrub::ScrubConfig;
 pub use status_report::{
     CaReport, ClusterStatus, LinkReport, NodeReport, RootReport, RotationReport, SnapshotReport, TermReport,
+    UpgradeReport,
 };
 pub use surroundings::{Clock, Entropy, EntropyRng, Surroundings};
 pub use traffic::Traffic;

@@ -23,6 +23,7 @@ use super::{
     local::ThisNode,
     rotation,
     status_report::{ClusterStatus, LinkReport, NodeReport, SnapshotReport, TermReport},
+    upgrade,
 };
 
 /// Who does not answer in that time is shown without positions.
@@ -96,6 +97,7 @@ pub(super) async fn gather(this: &Arc<ThisNode>) -> ClusterStatus {
         nodes,
         terms: view.terms.iter().map(TermReport::from).collect(),
         ca: rotation::report(&view, this.surroundings.unix_seconds()),
+        upgrade: upgrade::report(&view),
         warnings: {
             let mut warnings = warnings(&view, &heard, &this.mesh.foreign().borrow());
             let answers = |id: &NodeId| heard.contains_key(id);

@@ -41,9 +41,30 @@ pub struct ClusterStatus {
     /// The cluster's certificate authority.
     #[serde(default)]
     pub ca: CaReport,
+    /// Which features of this software the cluster may rely on.
+    #[serde(default)]
+    pub upgrade: UpgradeReport,
     /// What an operator should know, in full sentences.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+/// How far an upgrade is, in feature bits (docs/wire.md, "Versions").
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeReport {
+    /// What a node has to know to be, come or stay a member.
+    pub level: u64,
+    /// What every member knows: the level after `skein finalise`.
+    pub known: u64,
+    /// Names of the members that lack what another one knows.
+    pub behind: Vec<String>,
+}
+
+impl UpgradeReport {
+    /// True when every member knows what one knows, and the level does not say so yet.
+    pub fn to_finalise(&self) -> bool {
+        self.behind.is_empty() && self.level != self.known
+    }
 }
 
 /// The cluster's certificate authority.
@@ -298,6 +319,7 @@ mod tests {
             }],
             terms: vec![],
             ca: CaReport::default(),
+            upgrade: UpgradeReport::default(),
             warnings: vec![],
         };
         let json = serde_json::to_value(&status).unwrap();

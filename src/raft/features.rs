@@ -1,6 +1,7 @@
-//! Commands that older versions do not know. Such a member would stop at their entry, so while there is one
+//! What older versions do not know. A command that one does not know is a case of its own. Such a member would stop at their entry, so while there is one
 //! no entry is made; and once there is one, no such node is let in, and no member goes back to such a version:
-//! it would come to the entry, or miss what it did.
+//! it would come to the entry, or miss what it did. `Finalise` draws that line without using anything, and a
+//! cluster begins with it drawn at what its first node knows.
 
 use super::types::Command;
 use crate::types::{ClusterView, Member};
@@ -8,6 +9,8 @@ use crate::types::{ClusterView, Member};
 /// Feature bit of a member: it knows the commands of a CA's rotation and of draining, and that a founding
 /// may begin behind the epochs of restored data.
 pub const OPERATOR_COMMANDS: u64 = 2;
+/// Feature bit of a member: it knows the command that finalises an upgrade.
+pub const FINALISE: u64 = 8;
 
 /// Features that a member needs to apply this command.
 pub(super) const fn needed(command: &Command) -> u64 {
@@ -18,9 +21,10 @@ pub(super) const fn needed(command: &Command) -> u64 {
         | Command::ShowsRoot { .. }
         | Command::DropFromRotation { .. }
         | Command::RetireRoot { .. } => OPERATOR_COMMANDS,
-        Command::Found { after, .. } if *after > 0 => OPERATOR_COMMANDS,
-        Command::Found { .. }
-        | Command::Admit { .. }
+        Command::Found { after, level, .. } if *after > 0 => OPERATOR_COMMANDS | *level,
+        Command::Found { level, .. } => *level,
+        Command::Finalise { features } => FINALISE | *features,
+        Command::Admit { .. }
         | Command::Update { .. }
         | Command::Retire { .. }
         | Command::Enlist { .. }
@@ -64,16 +68,21 @@ pub(super) fn barred(view: &ClusterView, command: &Command) -> Option<String> {
             versions(view.members.values())
         ));
     }
-    let needed = needed(command);
-    let without: Vec<&Member> = view.members.values().filter(|member| !has(member, needed)).collect();
+    lacking(view.members.values(), needed(command))
+}
+
+/// Why the members do not all have these, as a command's rejection says it.
+pub(super) fn lacking<'a>(members: impl Iterator<Item = &'a Member>, features: u64) -> Option<String> {
+    let without: Vec<String> = members
+        .filter(|member| !has(member, features))
+        .map(|member| format!("{} (skein {})", member.name, member.version))
+        .collect();
     (!without.is_empty()).then(|| {
-        let names: Vec<String> =
-            without.iter().map(|member| format!("{} (skein {})", member.name, member.version)).collect();
         format!(
             "{} of the members would not understand this and stop: {}. Upgrade every member first, then ask again; \
              nothing was changed",
             without.len(),
-            names.join(", ")
+            without.join(", ")
         )
     })
 }
@@ -134,6 +143,12 @@ mod tests {
             let why = barred(&view(&[3, 1, 7], 0), &command).unwrap_or_else(|| panic!("{command} may go"));
             assert!(why.starts_with("1 of the members") && why.contains("n2 (skein 0.2.0)"), "{why}");
             assert_eq!(barred(&view(&[3, 2, 7], 0), &command), None, "{command}");
+        }
+        // An upgrade is finalised when every member has what one has, and knows what finalising is.
+        let all = FINALISE | 7;
+        let finalise = Command::Finalise { features: all };
+        for (second, may) in [(3, false), (7, false), (FINALISE | 3, false), (all, true), (all | 16, true)] {
+            assert_eq!(barred(&view(&[all, second], 0), &finalise).is_none(), may, "{second}");
         }
         let known = Command::Remove { node, at_ms: 1 };
         assert_eq!(barred(&view(&[0, 0, 0], 0), &known), None, "every version knows it");

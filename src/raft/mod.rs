@@ -27,7 +27,7 @@ mod vote;
 
 pub use control::{Control, ControlDriver, ControlError, RaftConfig};
 pub use electorate::{Warranted, Warrants, held_cas};
-pub use features::{OPERATOR_COMMANDS, missing};
+pub use features::{FINALISE, OPERATOR_COMMANDS, missing};
 pub use log_store::LogError;
 pub use network::MeshSlot;
 pub use propose::{ProposeError, forward_command};

@@ -257,6 +257,7 @@ mod tests {
             Command::ShowsRoot { node, root: root() },
             Command::DropFromRotation { nodes: [node].into() },
             Command::RetireRoot { root: root() },
+            Command::Finalise { features: 0 },
         ]
     }
 
@@ -281,6 +282,7 @@ mod tests {
             Command::ShowsRoot { .. } => 15,
             Command::DropFromRotation { .. } => 16,
             Command::RetireRoot { .. } => 17,
+            Command::Finalise { .. } => 18,
         }
     }
 
@@ -290,7 +292,7 @@ mod tests {
         let view = ClusterView { voters: vec![BTreeSet::from([id(1)])], ..Default::default() };
         for about in [id(1), id(2), id(3)] {
             let commands = commands(about);
-            assert!(commands.iter().map(place).eq(0..18), "one of each");
+            assert!(commands.iter().map(place).eq(0..19), "one of each");
             for command in commands {
                 assert!(allowed(&view, id(1), &command), "of a voter: {command}");
                 let own = matches!(command, Command::Update { .. } | Command::ShowsRoot { .. });

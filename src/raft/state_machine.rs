@@ -111,7 +111,18 @@ fn apply(state: &mut State, membership: &StoredMembership, command: Command) -> 
 
 fn carry_out(state: &mut State, membership: &StoredMembership, command: Command) -> Outcome {
     match command {
-        Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token, after } => {
+        Command::Found {
+            cluster,
+            name,
+            root,
+            member,
+            sealed_ca,
+            profile,
+            token,
+            api_token,
+            after,
+            level: _,
+        } => {
             if state.cluster.is_some() {
                 return rejected("the cluster has been founded before");
             }
@@ -168,6 +179,11 @@ fn carry_out(state: &mut State, membership: &StoredMembership, command: Command)
             Outcome::Done
         }
         Command::Drain { node, drained } => drain(state, membership, node, drained),
+        Command::Finalise { .. } => {
+            // Looked at again here: a member may have gone back to an older version meanwhile.
+            features::lacking(state.members.values(), features::needed(&command))
+                .map_or(Outcome::Done, Outcome::Rejected)
+        }
         Command::Remove { node, at_ms } => {
             if state.removed.contains_key(&node) {
                 return Outcome::Done;

@@ -44,6 +44,9 @@ pub enum Command {
         /// epochs begin behind it.
         #[serde(default, skip_serializing_if = "is_none_yet")]
         after: Epoch,
+        /// Feature bits that whoever comes has to have: a new cluster begins with those of its first node.
+        #[serde(default, skip_serializing_if = "is_none_yet")]
+        level: u64,
     },
     /// Admit a node and spend a use of its token. Idempotent per node id.
     Admit {
@@ -85,6 +88,12 @@ pub enum Command {
         node: NodeId,
         /// Whether it shall not.
         drained: bool,
+    },
+    /// Every member knows these feature bits, and none comes, or comes back, without them from now on.
+    /// Rejected while one lacks any of them.
+    Finalise {
+        /// Which.
+        features: u64,
     },
     /// Take a member out for ever: peers cut it off at once. Rejected while it is a voter: the others
     /// might not be able to commit its leaving without it.
@@ -170,6 +179,7 @@ impl fmt::Display for Command {
             Self::Enlist { node } => write!(f, "enlist {node}"),
             Self::Drain { node, drained: true } => write!(f, "drain {node}"),
             Self::Drain { node, drained: false } => write!(f, "undrain {node}"),
+            Self::Finalise { features } => write!(f, "finalise features {features}"),
             Self::Remove { node, .. } => write!(f, "remove {node}"),
             Self::SetWriter(office) => write!(f, "writer {} epoch {}", office.node, office.epoch),
             Self::CreateToken(token) => write!(f, "create token {}", token.id),
@@ -347,7 +357,8 @@ pub struct State {
     pub api_tokens: BTreeMap<String, ApiToken>,
     /// Timeouts.
     pub profile: TimingProfile,
-    /// Feature bits that whoever comes has to have: commands were carried out that others do not know.
+    /// Feature bits that whoever comes has to have: the cluster began with them, or an upgrade was finalised,
+    /// or commands were carried out that others do not know.
     pub feature_level: u64,
     /// The newest recovery: no command sets it, see `recover.rs`.
     #[serde(default)]

@@ -271,6 +271,7 @@ def release():
         names = [str(path.relative_to(home)) for path in pathlib.Path(home).rglob("*") if path.is_file() and path.name != made]
         names.remove("SHA256SUMS")
         for name in ("bin/skein", "skein.service", "completions/skein.bash", "completions/_skein", "completions/skein.fish",
+                     "man/man1/skein.1", "man/man1/skein-node-drain.1",
                      "LICENSE-MIT", "LICENSE-APACHE", "README.md"):
             need(any(there.endswith(f"/{name}") for there in names), f"{name} is not in the release: {names}")
         [top] = {name.split("/")[0] for name in names}

@@ -1,5 +1,5 @@
 //! Nodes of two versions in one cluster: an older one, which lacks a feature, and this one. They work
-//! together, are replaced one after the other under load, and none goes back once the feature was used.
+//! together, are replaced one after the other under load, and none goes back once the upgrade is finalised.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use crate::{
     process::Process,
 };
 
-/// The bit of the commands of draining and of rotating the CA (docs/wire.md).
-const OLDER: (&str, &str) = ("SKEIN_WITHOUT_FEATURES", "2");
+/// The bits of the commands of draining and of rotating the CA, and of finalising (docs/wire.md).
+const OLDER: (&str, &str) = ("SKEIN_WITHOUT_FEATURES", "10");
 const SOON: Duration = Duration::from_secs(20);
 
 fn is_older(node: &mut Process, older: bool) {
@@ -49,6 +49,13 @@ fn node_after_node_is_replaced_under_load_and_none_goes_back() {
         is_older(&mut cluster[node], false);
         cluster[node].start(&[]);
         cluster.settled();
+        if node < 2 {
+            within(SOON, "nobody finalises while one lacks what another has", || {
+                let early = cluster[2].skein(&["finalise"]);
+                let said = String::from_utf8_lossy(&early.stderr).into_owned();
+                (!early.status.success() && said.contains("Upgrade every member first")).then_some(())
+            });
+        }
         feed.more(30);
         let part = feed.finish();
         part.must_be_whole();
@@ -58,12 +65,29 @@ fn node_after_node_is_replaced_under_load_and_none_goes_back() {
         sent.must_be_at(&cluster[node]);
     }
 
-    // All of them know it, and have said so: it may be used, and is in the log from then on.
-    let name = cluster[1].name.clone();
+    // All of them know it, and have said so. Before anything of it is used one may still go back, and after
+    // that is ruled out none: nothing else was done in between.
     within(SOON, "every member has said what it knows", || {
-        cluster[0].skein(&["node", "drain", &name]).status.success().then_some(())
+        cluster[0].skein_says(&["status"]).contains("skein finalise").then_some(())
     });
-    cluster[0].skein_says(&["node", "undrain", &name]);
+    for older in [true, false] {
+        cluster[2].stop();
+        is_older(&mut cluster[2], older);
+        cluster[2].start(&[]);
+        cluster.settled();
+    }
+    let doubt = cluster[1].skein(&["doctor"]);
+    assert!(String::from_utf8_lossy(&doubt.stdout).contains("skein finalise"), "{doubt:?}");
+    within(SOON, "the upgrade is finalised", || {
+        cluster[1].skein(&["finalise"]).status.success().then_some(())
+    });
+    for node in 0..3 {
+        within(SOON, "every member has heard", || {
+            let status = cluster[node].skein_says(&["status"]);
+            (status.contains("features 15") && !status.contains("finalise")).then_some(())
+        });
+    }
+    assert_eq!(cluster[2].skein_says(&["finalise", "--json"]), "{\"level\":15,\"known\":15,\"behind\":[]}\n");
 
     // An older one neither comes back nor comes in, and says why. The others go on, and it does as well
     // with the newer version.

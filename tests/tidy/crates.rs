@@ -7,7 +7,7 @@ use super::{
 };
 
 /// A crate (or the beginning of its name, if it ends in `*`) and the only places that may name it.
-const CONFINED: [(&str, &[&str]); 18] = [
+const CONFINED: [(&str, &[&str]); 19] = [
     ("arrow_flight", &["http/flight"]),
     ("arrow", &["engine/columnar/", "http/query"]),
     ("arrow_*", &["engine/columnar/", "http/query", "http/flight"]),
@@ -21,6 +21,7 @@ const CONFINED: [(&str, &[&str]); 18] = [
     ("http_body_util", &["http/", "cli/", "chaos/"]),
     ("clap", &["cli/", "chaos/"]),
     ("clap_complete", &["cli/"]),
+    ("clap_mangen", &["cli/"]),
     ("quinn", &["transport/", "testing/"]),
     ("quinn_*", &["transport/", "testing/"]),
     ("openraft", &["raft/"]),

@@ -180,6 +180,12 @@ fn versions(status: &ClusterStatus) -> Finding {
     let listed: Vec<String> =
         by_version.iter().map(|(version, nodes)| format!("{version}: {}", nodes.join(", "))).collect();
     match by_version.len() {
+        0 | 1 if status.upgrade.to_finalise() => Finding::warn(
+            CHECK,
+            listed.join(""),
+            "Every member runs it, and one could still go back to the version before.",
+            "when none shall: skein finalise",
+        ),
         0 | 1 => Finding::ok(CHECK, listed.join("")),
         _ => Finding::warn(
             CHECK,
@@ -278,6 +284,7 @@ mod tests {
             nodes,
             terms: vec![],
             ca: Default::default(),
+            upgrade: Default::default(),
             warnings: vec![],
         }
     }
@@ -350,6 +357,8 @@ mod tests {
             assert_eq!(found(&with(&|s| s.nodes[1].cert_days_left = Some(days)), "certificates").0, level);
         }
         assert_eq!(found(&with(&|s| s.nodes[1].version = Some("0.2.0".into())), "versions").0, Level::Warn);
+        let not_final = |s: &mut ClusterStatus| (s.upgrade.level, s.upgrade.known) = (3, 7);
+        assert_eq!(found(&with(&not_final), "versions").0, Level::Warn);
         assert_eq!(found(&with(&|s| s.nodes[1].lag_records = Some(10_001)), "lag").0, Level::Warn);
         assert_eq!(found(&with(&|s| s.nodes[1].lag_ms = Some(10_001)), "lag").0, Level::Warn);
         assert_eq!(found(&with(&|s| s.leader = None), "writer").0, Level::Fail);

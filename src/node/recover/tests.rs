@@ -91,6 +91,7 @@ async fn lay_down(disk: &SimDisk, dir: &Path, role: Role) {
             ..ApiToken::default()
         },
         after: 0,
+        level: 0,
     };
     control.propose(found, SOON).await.unwrap();
     control.shutdown().await;

@@ -57,14 +57,15 @@ fn ca(seed: u8) -> ClusterCa {
 
 /// The founding by this node, which holds the key of the CA.
 fn founded_by(node: &Node) -> Command {
-    let Command::Found { cluster, name, member, profile, token, api_token, after, .. } = found() else {
+    let Command::Found { cluster, name, member, profile, token, api_token, after, level, .. } = found()
+    else {
         panic!("a founding");
     };
     let (ca, public) = (ca(9), seal::seal_key_public(&node.seal_key).unwrap());
     let sealed = seal::seal(ca.private_key(), &public, cluster, node.id(), &mut StdRng::seed_from_u64(1));
     let (root, sealed_ca) = (ca.certificate().to_vec().into(), sealed.unwrap().into());
     let member = Member { id: node.id(), seal_key: public, ..member };
-    Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token, after }
+    Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token, after, level }
 }
 
 /// Nodes that know each other as members, each with raft started and none initialized.

@@ -54,6 +54,7 @@ pub(in crate::raft) fn found() -> Command {
             ..ApiToken::default()
         },
         after: 0,
+        level: 0,
     }
 }
 

@@ -83,6 +83,7 @@ fn entries() -> Vec<Entry> {
             ..ApiToken::default()
         },
         after: 0,
+        level: 0,
     };
     let admit = |n| Command::Admit { member: member(n), token: TokenId(1), at_ms: 0 };
     let office = Office {

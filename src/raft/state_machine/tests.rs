@@ -61,6 +61,7 @@ fn found(n: u8) -> Command {
             ..ApiToken::default()
         },
         after: 0,
+        level: 0,
     }
 }
 
@@ -130,8 +131,18 @@ fn epochs_of_a_restored_cluster_begin_behind_those_of_its_data() {
     else {
         panic!("a founding");
     };
-    let restored =
-        Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token, after: 7 };
+    let restored = Command::Found {
+        cluster,
+        name,
+        root,
+        member,
+        sealed_ca,
+        profile,
+        token,
+        api_token,
+        after: 7,
+        level: 0,
+    };
     assert_eq!(apply(&mut state, &m, restored), Outcome::Done);
     assert_eq!(state.feature_level, features::OPERATOR_COMMANDS, "who does not know this would go astray");
     let office = |epoch| Command::SetWriter(Office { epoch, boot: BootId(5), ..state.writer.unwrap() });

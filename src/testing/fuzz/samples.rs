@@ -280,7 +280,7 @@ fn messages() -> Vec<Vec<u8>> {
         timeout_ms: 9,
     };
     let progress = Progress { at, asked: AckLevel::All, reached: AckLevel::Local };
-    let of: [(u8, Vec<u8>); 32] = [
+    let of: [(u8, Vec<u8>); 33] = [
         (0, bytes(&hello)),
         (1, bytes(&subscribe)),
         (2, bytes(&resume)),
@@ -322,6 +322,7 @@ fn messages() -> Vec<Vec<u8>> {
                 features: 3,
             }),
         ),
+        (21, bytes(&Command::Finalise { features: 15 })),
     ];
     of.into_iter().map(|(kind, message)| [&[kind], &message[..]].concat()).collect()
 }
