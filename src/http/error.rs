@@ -291,6 +291,11 @@ pub(super) fn health(pass: bool, body: serde_json::Value) -> Response {
     (status, Json(body)).into_response()
 }
 
+/// HTTP's number of a status, for logs.
+pub(super) fn number(response: &Response) -> u16 {
+    response.status().as_u16()
+}
+
 /// Class of a status (`2xx`) for metrics. gRPC has a status of its own, and HTTP's is then 200.
 pub(super) fn class(response: &Response) -> &'static str {
     if let Some(status) = response.headers().get("grpc-status") {

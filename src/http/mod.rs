@@ -27,6 +27,7 @@ mod params;
 #[cfg(feature = "sql")]
 mod query;
 mod relay;
+mod request_id;
 mod serve;
 mod tls;
 mod tokens;
@@ -63,6 +64,7 @@ use body::Budget;
 use error::{ApiError, Fault};
 use events::Live;
 use intake::{Intake, Taker};
+use request_id::Names;
 
 /// What the edge works with.
 #[derive(Clone)]
@@ -294,7 +296,7 @@ fn mount<S: Clone + Send + Sync + 'static>(
         .layer(middleware::from_fn_with_state(gate, check_source));
     #[cfg(feature = "sql")]
     let router = router.layer(middleware::from_fn(flight::answer_in_grpc));
-    router
+    router.layer(middleware::from_fn_with_state(Names::new(), request_id::name))
 }
 
 async fn check_source(

@@ -24,7 +24,7 @@ use crate::{
         schema::Schemas,
     },
     node::{AckLevel, ClientKey, Receipt, SubmitError, Write},
-    protocol::frame::MAX_PAYLOAD,
+    protocol::{frame::MAX_PAYLOAD, request_id::RequestId},
     types::Scope,
 };
 
@@ -80,7 +80,14 @@ async fn write(
             intake.lines_rejected.add(points.rejected_total as u64);
             return Err(points.into_error(HeaderMap::new()));
         };
-        let write = Write { encoding: batch::ENCODING, payload, ack: asked.ack, timeout: asked.timeout, key };
+        let write = Write {
+            encoding: batch::ENCODING,
+            payload,
+            ack: asked.ack,
+            timeout: asked.timeout,
+            key,
+            request: head.extensions.get::<RequestId>().cloned(),
+        };
         match intake.submit(write).await {
             Ok(receipt) => {
                 intake.rows_written.add(points.rows as u64);

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::request_id::RequestId;
 use crate::types::{BootId, Epoch, Lsn, NodeId};
 
 /// When a write is acknowledged. Ordered: a higher level claims more.
@@ -93,7 +94,7 @@ pub enum DedupKey {
 }
 
 /// Message of a forwarded batch; the payload follows as a frame of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForwardRequest {
     /// The office the edge believes in; another one answers `NotWriter`.
     pub epoch: Epoch,
@@ -108,6 +109,9 @@ pub struct ForwardRequest {
     pub encoding: u8,
     /// How long the edge is going to wait.
     pub timeout_ms: u32,
+    /// What the request is called in logs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<RequestId>,
 }
 
 /// The writer's answer.
@@ -184,7 +188,15 @@ mod tests {
         }
         let request = |ack| {
             let key = DedupKey::Client { key: [1; 16], body: [2; 16] };
-            encode(&ForwardRequest { epoch: 3, key, also: Some(key), ack, encoding: 1, timeout_ms: 4_000 })
+            encode(&ForwardRequest {
+                epoch: 3,
+                key,
+                also: Some(key),
+                ack,
+                encoding: 1,
+                timeout_ms: 4_000,
+                request: None,
+            })
         };
         let read = |ack| decode::<OlderRequest>(&request(ack), MAX_MESSAGE);
         assert_eq!(read(None).unwrap().ack, None);

@@ -8,6 +8,7 @@ pub mod hello;
 pub mod http;
 pub mod join;
 pub mod replication;
+pub mod request_id;
 pub mod status;
 pub mod view;
 

@@ -18,6 +18,7 @@ use crate::{
         forward::{AckLevel, Progress},
         frame::MAX_PAYLOAD,
         replication::Mark,
+        request_id::RequestId,
     },
     replication::{Replica, Tenure, fence::FenceError},
     types::{Epoch, Lsn, MembershipId, Office},
@@ -52,6 +53,8 @@ pub struct Batch {
     pub ack: Option<AckLevel>,
     /// When whoever asked gives up.
     pub deadline: Instant,
+    /// What the request is called in logs.
+    pub request: Option<RequestId>,
 }
 
 /// Why the writer did not acknowledge.

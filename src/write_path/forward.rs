@@ -48,6 +48,7 @@ impl Forwarding {
             ack: batch.ack,
             encoding: batch.encoding,
             timeout_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
+            request: batch.request.clone(),
         };
         self.stream.send.write_message(&request).await?;
         self.stream.send.write_frame(batch.payload.clone()).await?;

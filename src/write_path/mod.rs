@@ -29,6 +29,7 @@ use crate::{
     protocol::{
         forward::{AckLevel, BatchId, KEYS_BY_DATABASE, Progress},
         frame::MAX_PAYLOAD,
+        request_id::RequestId,
     },
     replication::Replica,
     transport::Mesh,
@@ -72,12 +73,14 @@ pub struct Write {
     pub timeout: Duration,
     /// The client's idempotency key, if it sent one.
     pub key: Option<ClientKey>,
+    /// What the request is called in the logs of this node and of the writer, if it has a name.
+    pub request: Option<RequestId>,
 }
 
 impl Write {
     /// A write at the cluster's default level, without an idempotency key of its own.
     pub fn new(encoding: u8, payload: impl Into<Bytes>, timeout: Duration) -> Self {
-        Self { encoding, payload: payload.into(), ack: None, timeout, key: None }
+        Self { encoding, payload: payload.into(), ack: None, timeout, key: None, request: None }
     }
 }
 
@@ -282,6 +285,7 @@ impl Submitter {
             payload: write.payload.clone(),
             ack: write.ack,
             deadline,
+            request: write.request.clone(),
         }
     }
 }

@@ -8,11 +8,13 @@ use tokio::time::Instant;
 
 use crate::{
     protocol::{
-        forward::{ForwardRequest, ForwardResponse},
+        forward::{AckLevel, ForwardRequest, ForwardResponse},
         frame::{MAX_MESSAGE, MAX_PAYLOAD},
+        request_id::RequestId,
     },
     replication::Replica,
     transport::{Handler, Peer, Stream, StreamError},
+    types::Lsn,
     wal::DedupKey,
 };
 
@@ -81,8 +83,13 @@ impl ForwardHandler {
             payload,
             ack: request.ack,
             deadline: Instant::now() + wait,
+            request: None,
         };
-        match self.writer.commit(request.epoch, batch).await {
+        let done = self.writer.commit(request.epoch, batch).await;
+        if let Some(id) = &request.request {
+            log(id, peer, &done);
+        }
+        match done {
             Ok((at, ack)) => ForwardResponse::Written { at, ack },
             Err(error) => self.refusal(error),
         }
@@ -100,6 +107,21 @@ impl ForwardHandler {
             CommitError::Unknown(None) => ForwardResponse::Unknown,
             CommitError::Unknown(Some(progress)) => ForwardResponse::Unreached(progress),
         }
+    }
+}
+
+/// The writer's line of a request that another edge took.
+fn log(id: &RequestId, edge: &Peer, done: &Result<(Lsn, AckLevel), CommitError>) {
+    let (edge, by_client) = (edge.node(), id.is_by_client());
+    match done {
+        Ok((at, ack)) if by_client => {
+            tracing::info!(request = %id, %edge, %at, %ack, "wrote what was forwarded")
+        }
+        Ok((at, ack)) => tracing::debug!(request = %id, %edge, %at, %ack, "wrote what was forwarded"),
+        Err(error) if by_client => {
+            tracing::info!(request = %id, %edge, %error, "did not write what was forwarded")
+        }
+        Err(error) => tracing::debug!(request = %id, %edge, %error, "did not write what was forwarded"),
     }
 }
 

@@ -144,6 +144,7 @@ fn batch(counter: u64, ack: AckLevel) -> Batch {
         payload: Bytes::from(format!("batch {counter}")),
         ack: Some(ack),
         deadline: Instant::now() + PATIENCE,
+        request: None,
     }
 }
 

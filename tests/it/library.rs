@@ -67,6 +67,7 @@ async fn write(node: &Node, payload: &str) -> skeinmesh::node::Receipt {
         ack: None,
         timeout: Duration::from_secs(10),
         key: None,
+        request: None,
     };
     node.submit(write).await.unwrap()
 }

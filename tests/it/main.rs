@@ -90,6 +90,8 @@ mod recover;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod repair;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod request_id;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod roles;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod single_node;

@@ -38,7 +38,8 @@ pub(crate) async fn serve(host: Arc<Host>, node: Node, engine: Arc<MemoryEngine>
                 let write = &ledger.writes[number];
                 (write.payload.clone(), write.ack, write.key)
             };
-            let answer = node.submit(Write { encoding: 9, payload, ack, timeout: PATIENCE, key }).await;
+            let answer =
+                node.submit(Write { encoding: 9, payload, ack, timeout: PATIENCE, key, request: None }).await;
             host.common.ledger.lock().unwrap().end(number, attempt, answer);
         }
         Order::Read(consistency, lasting) => {

@@ -95,8 +95,15 @@ async fn a_readers_key_asks_in_vain_for_what_is_a_voters() {
         let key = DedupKey::Batch(BatchId { edge: node, boot: BootId(1), counter: 1 });
         let own = DedupKey::Batch(BatchId { edge: reader.id(), boot: BootId(1), counter: 1 });
         for (key, also) in [(key, None), (own, Some(key))] {
-            let request =
-                ForwardRequest { epoch: office.epoch, key, also, ack: None, encoding: 9, timeout_ms: 1_000 };
+            let request = ForwardRequest {
+                epoch: office.epoch,
+                key,
+                also,
+                ack: None,
+                encoding: 9,
+                timeout_ms: 1_000,
+                request: None,
+            };
             let mut stream = mesh.open(of, StreamKind::Forward, StreamKind::Forward.lane()).await.unwrap();
             stream.send.write_message(&request).await.unwrap();
             stream.send.write_frame(bytes::Bytes::from_static(b"point")).await.unwrap();

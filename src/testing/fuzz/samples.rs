@@ -18,6 +18,7 @@ use crate::{
             Ack, Append, Mark, ReadRequest, ReadResponse, Report, Seal, Sealed, SnapshotOffer,
             SnapshotRequest, SnapshotWanted, Subscribe, Subscribed,
         },
+        request_id::RequestId,
         status::{Following, NodeStatus, SnapshotProgress, StatusRequest},
         view::{ViewFrame, ViewRequest},
     },
@@ -278,9 +279,11 @@ fn messages() -> Vec<Vec<u8>> {
         ack: Some(AckLevel::All),
         encoding: 1,
         timeout_ms: 9,
+        request: None,
     };
+    let named = ForwardRequest { request: RequestId::by_client("a-1"), ..forward.clone() };
     let progress = Progress { at, asked: AckLevel::All, reached: AckLevel::Local };
-    let of: [(u8, Vec<u8>); 33] = [
+    let of: [(u8, Vec<u8>); 34] = [
         (0, bytes(&hello)),
         (1, bytes(&subscribe)),
         (2, bytes(&resume)),
@@ -323,6 +326,7 @@ fn messages() -> Vec<Vec<u8>> {
             }),
         ),
         (21, bytes(&Command::Finalise { features: 15 })),
+        (13, bytes(&named)),
     ];
     of.into_iter().map(|(kind, message)| [&[kind], &message[..]].concat()).collect()
 }

@@ -1,0 +1,108 @@
+//! Every request has a name: the client's (`x-request-id`), or one that is made here. It is in the answer, in a line
+//! of the log of each node that the request passes, and goes along where it is passed on or forwarded.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue},
+    middleware::Next,
+    response::Response,
+};
+
+use super::{auth::Peer, error};
+use crate::protocol::request_id::RequestId;
+
+/// The name that a client gave, and of every answer.
+const BY_CLIENT: &str = "x-request-id";
+/// A name that a node made, on its way to another.
+const MADE: &str = "x-skein-request-id";
+
+/// Makes names: no two edges, nor one edge after a restart, make the same.
+pub(super) struct Names {
+    start: u32,
+    made: AtomicU64,
+}
+
+impl Names {
+    pub(super) fn new() -> Arc<Self> {
+        // Names need not be hard to guess, only different.
+        let start = RandomState::new().hash_one(std::process::id()) as u32;
+        Arc::new(Self { start, made: AtomicU64::new(0) })
+    }
+
+    fn of(&self, headers: &HeaderMap, peer: Peer) -> Option<RequestId> {
+        let said = |name: &str| headers.get(name)?.to_str().ok();
+        if let Some(id) = said(BY_CLIENT).and_then(RequestId::by_client) {
+            return Some(id);
+        }
+        let passed_on = matches!(peer, Peer::Gateway { .. }).then(|| said(MADE)).flatten();
+        passed_on.and_then(RequestId::made).or_else(|| {
+            let count = self.made.fetch_add(1, Ordering::Relaxed) + 1;
+            RequestId::made(&format!("{:08x}-{count}", self.start))
+        })
+    }
+}
+
+/// Names a request before anything else is done with it, and says what became of it: where the client wants to
+/// find it again at level `info`, else at `debug`.
+pub(super) async fn name(State(names): State<Arc<Names>>, mut request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let peer = Peer::of(request.extensions());
+    let Some(id) = names.of(request.headers(), peer) else { return next.run(request).await };
+    request.headers_mut().remove(MADE);
+    let Ok(value) = HeaderValue::from_str(id.as_str()) else { return next.run(request).await };
+    if !id.is_by_client() {
+        request.headers_mut().insert(MADE, value.clone());
+    }
+    // The query string may hold a token.
+    let told = (id.is_by_client() || tracing::enabled!(tracing::Level::DEBUG))
+        .then(|| (request.method().clone(), request.uri().path().to_owned()));
+    request.extensions_mut().insert(id.clone());
+    let mut response = next.run(request).await;
+    response.headers_mut().insert(BY_CLIENT, value);
+    if let Some((method, path)) = told {
+        let ms = began.elapsed().as_millis();
+        let status = error::number(&response);
+        let said = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let (at, elsewhere) = (said("x-skein-lsn"), said("x-skein-forwarded") == Some("true"));
+        if id.is_by_client() {
+            tracing::info!(request = %id, %method, %path, status, at, elsewhere, ms, "answered");
+        } else {
+            tracing::debug!(request = %id, %method, %path, status, at, elsewhere, ms, "answered");
+        }
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_names_a_request_and_else_the_first_node() {
+        let names = Names::new();
+        let tcp = Peer::Tcp([127, 0, 0, 1].into());
+        let gateway = Peer::Gateway { at: [127, 0, 0, 1].into(), vouched: false };
+        let headers = |pairs: &[(&'static str, &str)]| -> HeaderMap {
+            pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+        };
+        let given = names.of(&headers(&[(BY_CLIENT, "mine"), (MADE, "theirs")]), gateway).unwrap();
+        assert_eq!((given.as_str(), given.is_by_client()), ("mine", true));
+        let passed = names.of(&headers(&[(MADE, "theirs")]), gateway).unwrap();
+        assert_eq!((passed.as_str(), passed.is_by_client()), ("theirs", false));
+        // Neither what is no name nor what a client says of other nodes.
+        for odd in [headers(&[(BY_CLIENT, "a b")]), headers(&[(MADE, "theirs")]), headers(&[])] {
+            let one = names.of(&odd, tcp).unwrap();
+            let other = names.of(&odd, tcp).unwrap();
+            assert!(one != other && one.as_str() != "theirs" && !one.is_by_client(), "{one} {other}");
+        }
+    }
+}
