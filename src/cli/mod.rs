@@ -11,6 +11,8 @@ pub mod demo;
 #[cfg(feature = "mdns")]
 mod discover;
 mod doctor;
+#[cfg(test)]
+mod documented;
 mod failure;
 mod finalise;
 mod flags;
