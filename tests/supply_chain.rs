@@ -265,6 +265,33 @@ fn tests_do_not_change_the_features_of_what_the_program_uses() {
     );
 }
 
+/// An embedder of the mesh builds the mesh.
+#[test]
+fn without_features_there_is_no_edge_no_sql_and_no_command_line() {
+    let tree = |features: &[&str]| {
+        let asked = ["tree", "--offline", "--locked", "-e", "normal,build", "--prefix", "none", "-f", "{p}"];
+        let tree = cargo(&[&asked[..], features].concat());
+        tree.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let alone = tree(&["--no-default-features"]);
+    assert!(alone.contains("quinn") && alone.contains("openraft") && alone.len() > 100, "{}", alone.len());
+    let apart = |name: &&String| {
+        ["axum", "hyper", "tower", "tonic", "datafusion", "arrow", "parquet", "sqlparser"]
+            .iter()
+            .any(|family| name.split('-').next() == Some(family))
+            || ["mdns-sd", "zstd", "flate2", "sysinfo", "toml", "tracing-subscriber"].contains(&name.as_str())
+    };
+    assert_eq!(alone.iter().filter(apart).collect::<Vec<_>>(), Vec::<&String>::new());
+    // openraft reads its own configuration with clap, whatever its features; this package does not.
+    let direct = tree(&["--no-default-features", "--depth", "1"]);
+    assert!(direct.contains("quinn") && !direct.contains("clap"), "{direct:?}");
+    if cfg!(all(feature = "server", feature = "sql", feature = "mdns")) {
+        let all = tree(&[]);
+        assert!(["axum", "clap", "datafusion", "mdns-sd"].iter().all(|name| all.contains(*name)));
+        assert!(alone.len() * 2 < all.len(), "{} of {} packages", alone.len(), all.len());
+    }
+}
+
 #[test]
 fn a_changed_feature_is_seen() {
     let program = parse_tree("a v1.0.0 std\nb v1.0.0 (proc-macro) \nc v0.4.0 \n");
