@@ -414,14 +414,40 @@ mod tests {
         }
     }
 
+    /// Format 1 of the small files, as a node of version 0.1.0 left them: they are read, and still written so.
+    #[cfg(feature = "testing")]
     #[tokio::test]
-    async fn place_view_and_tombstone_survive() {
+    async fn the_files_of_format_1_are_read() {
+        use crate::testing::{fixture, read_fixture};
         let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path());
-        assert_eq!(store.cluster().await.unwrap(), None);
-        assert_eq!(store.view().await.unwrap(), None);
-        assert_eq!(store.tombstone().await.unwrap(), None);
-        let record = ClusterRecord {
+        let (store, token, to) = (store(dir.path()), TokenId(7), NodeId([3; 16]));
+        let record = record();
+        store.set_cluster(&record).await.unwrap();
+        store.set_pledge(token, to).await.unwrap();
+        store.set_superseded(record.recovery.as_ref().unwrap()).await.unwrap();
+        for name in [CLUSTER, PLEDGE, SUPERSEDED] {
+            let path = dir.path().join(name);
+            let kept = format!("identity/{name}");
+            fixture(&kept, &std::fs::read(&path).unwrap());
+            std::fs::write(&path, read_fixture(&kept)).unwrap();
+        }
+        assert_eq!(store.cluster().await.unwrap(), Some(record.clone()));
+        assert_eq!(store.pledge(token).await.unwrap(), Some(to));
+        assert_eq!(store.superseded().await.unwrap(), record.recovery);
+        // Of a later format nothing is guessed.
+        for name in [CLUSTER, PLEDGE] {
+            let path = dir.path().join(name);
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, text.replacen("1", "2", 1)).unwrap();
+        }
+        assert!(
+            matches!(store.cluster().await, Err(StoreError::Damaged { reason, .. }) if reason.contains("version 2"))
+        );
+        assert!(matches!(store.pledge(token).await, Err(StoreError::Damaged { .. })));
+    }
+
+    fn record() -> ClusterRecord {
+        ClusterRecord {
             cluster: ClusterId([4; 16]),
             name: "home".to_owned(),
             roots: vec![vec![1, 2, 3], vec![255; 700]],
@@ -429,13 +455,23 @@ mod tests {
             peers: vec!["10.0.0.1:7400".parse().unwrap(), "[fe80::1]:7400".parse().unwrap()],
             recovery: Some(Recovery {
                 generation: 2,
-                by: crate::types::NodeId([5; 16]),
+                by: NodeId([5; 16]),
                 nonce: u64::MAX,
                 kept: crate::types::Lsn::new(3, 1 << 60),
                 signature: vec![7; 64],
             }),
             gateway: true,
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn place_view_and_tombstone_survive() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        assert_eq!(store.cluster().await.unwrap(), None);
+        assert_eq!(store.view().await.unwrap(), None);
+        assert_eq!(store.tombstone().await.unwrap(), None);
+        let record = record();
         assert_eq!(store.superseded().await.unwrap(), None);
         store.set_superseded(record.recovery.as_ref().unwrap()).await.unwrap();
         assert_eq!(store.superseded().await.unwrap(), record.recovery);
