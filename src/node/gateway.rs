@@ -348,6 +348,7 @@ impl ThisGateway {
             repairing: None,
             quarantined: 0,
             rtt_us: links.iter().map(|(peer, link)| (*peer, micros(link.rtt()))).collect(),
+            sent: links.iter().map(|(peer, link)| (*peer, link.sent().all())).collect(),
             stale_ms: None,
             unix_ms: self.surroundings.unix_ms(),
             points: self.traffic.points.get(),

@@ -53,7 +53,7 @@ const FAREWELL: Duration = Duration::from_millis(200);
 /// A running node; clones are the same node.
 #[derive(Clone)]
 pub struct Node {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 pub(super) struct Inner {

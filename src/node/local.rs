@@ -186,6 +186,7 @@ impl Local for ThisNode {
             repairing: debt.map(|debt| debt.lost_from),
             quarantined: self.replica.wal.quarantined(),
             rtt_us: links.iter().map(|(peer, link)| (*peer, micros(link.rtt()))).collect(),
+            sent: links.iter().map(|(peer, link)| (*peer, link.sent().all())).collect(),
             stale_ms: stale.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             unix_ms: self.surroundings.unix_ms(),
             points: self.traffic.points.get(),

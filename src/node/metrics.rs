@@ -3,7 +3,14 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::{raft::failover::Local, replication::snapshot_meter::SnapshotMeter, telemetry::Registry};
+use crate::{
+    protocol::{Lane, StreamKind},
+    raft::failover::Local,
+    replication::snapshot_meter::SnapshotMeter,
+    telemetry::{Counter, Registry},
+    transport::Mesh,
+    write_path::Submitter,
+};
 
 use super::Node;
 
@@ -135,6 +142,21 @@ impl Node {
             "Bytes of the engine snapshot this node fetches, 0 if it fetches none.",
             Box::new(|node| node.own_status().fetching.map_or(0.0, |progress| progress.total as f64)),
         );
+        registry.show_histogram(
+            "skein_wal_group_seconds",
+            "Time to write and sync a group of records of the log.",
+            &[],
+            self.this().replica.wal.group_seconds(),
+        );
+        for (level, waits) in self.this().writer.waits().by_level() {
+            registry.show_histogram(
+                "skein_commit_seconds",
+                "Time from letting a batch in to acknowledging it at this writer, by the level asked for.",
+                &[("ack", level.as_str())],
+                waits,
+            );
+        }
+        show_mesh(&self.this().mesh, &self.inner.submitter, registry);
         let counter = |name: &'static str, help: &'static str, read: fn(&SnapshotMeter) -> u64| {
             let replica = self.this().replica.clone();
             registry.read_counter(name, help, &[], move || read(&replica.meter));
@@ -155,4 +177,33 @@ impl Node {
             Box::new(|node| f64::from(u8::from(node.readiness().ready))),
         );
     }
+}
+
+/// What nodes with data and gateways have alike.
+pub(super) fn show_mesh(mesh: &Mesh, submitter: &Submitter, registry: &Registry) {
+    registry.show_histogram(
+        "skein_forward_seconds",
+        "Time from sending a write to the writer to its answer.",
+        &[],
+        submitter.answers(),
+    );
+    for lane in Lane::ALL {
+        let traffic = mesh.traffic().clone();
+        registry.read_counter(
+            "skein_mesh_sent_bytes_total",
+            "Bytes of frames that were written to other nodes, by lane.",
+            &[("lane", lane.as_str())],
+            move || traffic.sent.get(lane),
+        );
+    }
+    let streams = |by: &'static str, kind: StreamKind, count: &Counter| {
+        registry.show_counter(
+            "skein_mesh_streams_total",
+            "Streams with other members, by kind and by who opened them.",
+            &[("kind", kind.as_str()), ("opened", by)],
+            count,
+        );
+    };
+    mesh.traffic().opened().for_each(|(kind, count)| streams("here", kind, count));
+    mesh.traffic().accepted().for_each(|(kind, count)| streams("there", kind, count));
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::{
     protocol::{
-        StreamKind,
+        Lane, StreamKind,
         status::{NodeStatus, StatusRequest},
     },
     raft::failover::Local,
@@ -131,7 +131,14 @@ fn skew(theirs: u64, own: u64) -> Option<i64> {
 }
 
 fn links_of(status: &NodeStatus) -> Vec<LinkReport> {
-    status.rtt_us.iter().map(|(to, rtt)| LinkReport { to: *to, rtt_ms: *rtt as f64 / 1e3 }).collect()
+    let report = |(to, rtt): &(NodeId, u64)| {
+        let sent = status.sent.iter().find(|(peer, _)| peer == to).map(|(_, sent)| sent);
+        let sent = sent.map(|bytes| {
+            Lane::ALL.map(Lane::as_str).map(str::to_owned).into_iter().zip(bytes.clone()).collect()
+        });
+        LinkReport { to: *to, rtt_ms: *rtt as f64 / 1e3, sent_bytes: sent.unwrap_or_default() }
+    };
+    status.rtt_us.iter().map(report).collect()
 }
 
 fn millis(time: Duration) -> u64 {
@@ -277,6 +284,7 @@ mod tests {
             quarantined: 0,
             fetching: None,
             rtt_us: vec![],
+            sent: vec![],
             stale_ms: None,
             unix_ms: 0,
             points: 0,

@@ -1,5 +1,7 @@
 //! What `GET /api/v1/cluster` and `skein status --json` say: one struct for server and client.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -175,6 +177,9 @@ pub struct LinkReport {
     pub to: NodeId,
     /// Smoothed round trip, in milliseconds.
     pub rtt_ms: f64,
+    /// Bytes of frames that this end has written since the link came up, by lane.
+    #[serde(default)]
+    pub sent_bytes: BTreeMap<String, u64>,
 }
 
 /// A term of office: who wrote in an epoch.

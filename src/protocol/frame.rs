@@ -78,6 +78,25 @@ impl StreamKind {
         Self::Custom,
     ];
 
+    /// Its name, as in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hello => "hello",
+            Self::Raft => "raft",
+            Self::Append => "append",
+            Self::Forward => "forward",
+            Self::Join => "join",
+            Self::View => "view",
+            Self::Snapshot => "snapshot",
+            Self::Status => "status",
+            Self::Seal => "seal",
+            Self::Read => "read",
+            Self::Control => "control",
+            Self::Http => "http",
+            Self::Custom => "custom",
+        }
+    }
+
     /// The kind with this number on the wire.
     pub fn from_wire(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == number)
@@ -113,6 +132,20 @@ pub enum Lane {
 }
 
 impl Lane {
+    /// Every lane, the most urgent first.
+    pub const ALL: [Self; 5] = [Self::Consensus, Self::Request, Self::Live, Self::CatchUp, Self::Bulk];
+
+    /// Its name, as in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Consensus => "consensus",
+            Self::Request => "request",
+            Self::Live => "live",
+            Self::CatchUp => "catch-up",
+            Self::Bulk => "bulk",
+        }
+    }
+
     /// The QUIC stream priority of the lane.
     pub const fn priority(self) -> i32 {
         match self {

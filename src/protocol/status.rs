@@ -65,6 +65,10 @@ pub struct NodeStatus {
     /// Round trips to the peers it is linked to, in microseconds.
     #[serde(default)]
     pub rtt_us: Vec<(NodeId, u64)>,
+    /// Bytes of frames written to them since their links came up, by lane in the order of
+    /// [`Lane::ALL`](crate::protocol::Lane::ALL).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sent: Vec<(NodeId, Vec<u64>)>,
     /// How old what it has applied may be, in milliseconds; unknown while it is behind or no majority has
     /// confirmed a writer.
     #[serde(default)]

@@ -522,6 +522,7 @@ mod tests {
             repairing: None,
             quarantined: 0,
             rtt_us: Vec::new(),
+            sent: Vec::new(),
             stale_ms: None,
             unix_ms: 0,
             points: 0,

@@ -12,7 +12,7 @@ use rustls::pki_types::CertificateDer;
 use serde_bytes::ByteBuf;
 use tokio::time::Instant;
 
-use super::{close::CloseCode, generation::removal_reason, lanes::Pacer, stream::Stream};
+use super::{close::CloseCode, generation::removal_reason, lanes::Pacer, stream::Stream, traffic::LaneBytes};
 use crate::{
     identity::{PeerCertificate, PeerClass, classify},
     types::{ClusterView, NodeId},
@@ -34,13 +34,19 @@ pub(super) struct Contact {
     /// Which root signed the certificate, for the roots it was last looked up among.
     signer: Mutex<(Vec<ByteBuf>, Option<ByteBuf>)>,
     pacer: Arc<Pacer>,
+    /// Frames written on it, and of the mesh that it is of.
+    pub(super) sent: [LaneBytes; 2],
     /// Counts live stream handles (and this one).
     used: Arc<()>,
 }
 
 impl Contact {
     /// `None` for a peer without readable certificate; TLS lets none through.
-    pub(super) fn new(conn: quinn::Connection, shown: Arc<PeerCertificate>) -> Option<Self> {
+    pub(super) fn new(
+        conn: quinn::Connection,
+        shown: Arc<PeerCertificate>,
+        mesh: &LaneBytes,
+    ) -> Option<Self> {
         let chain = *conn.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
         let certificate = PeerCertificate::parse(chain.first()?).ok()?;
         Some(Self {
@@ -51,6 +57,7 @@ impl Contact {
             promoted: AtomicBool::new(false),
             signer: Mutex::default(),
             pacer: Arc::new(Pacer::new(Instant::now())),
+            sent: [LaneBytes::default(), mesh.clone()],
             used: Arc::new(()),
         })
     }
@@ -136,7 +143,7 @@ impl Contact {
     }
 
     pub(super) fn stream(&self, ends: (quinn::SendStream, quinn::RecvStream)) -> Stream {
-        Stream::new(ends, &self.conn, &self.pacer, &self.used)
+        Stream::new(ends, &self.conn, &self.pacer, &self.sent, &self.used)
     }
 
     /// True while some handle to one of its streams lives.

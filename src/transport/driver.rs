@@ -87,7 +87,7 @@ async fn accept(inner: Arc<Inner>, door: Arc<Doorkeeper>, incoming: quinn::Incom
     let Ok(connecting) = incoming.accept() else { return };
     let Ok(Ok(conn)) = timeout(HANDSHAKE_TIMEOUT, connecting).await else { return };
     drop(handshake);
-    let Some(contact) = Contact::new(conn, shown) else { return };
+    let Some(contact) = Contact::new(conn, shown, &inner.traffic.sent) else { return };
     if let Some(link) = gate::receive(&inner, &door, Arc::new(contact)).await {
         gate::serve(&inner, link).await;
     }

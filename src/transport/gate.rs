@@ -202,6 +202,7 @@ async fn serve_stream(
         return;
     };
     let mut stream = contact.stream((send, recv));
+    inner.traffic.note_accepted(kind);
     stream.send.set_lane(kind.lane());
     if kind == StreamKind::Join {
         stream.recv.limit_to(MAX_JOIN);

@@ -22,6 +22,7 @@ use super::{
     mesh::Inner,
     pool::{Key, Offer},
     stream::{SendStream, Stream, StreamError},
+    traffic::LaneBytes,
 };
 use crate::{
     identity::{PeerClass, SERVER_NAME},
@@ -108,6 +109,12 @@ impl LinkInfo {
         addresses
     }
 
+    /// Bytes of frames written on it since it came up.
+    pub fn sent(&self) -> &LaneBytes {
+        let [of_link, _of_mesh] = &self.contact.sent;
+        of_link
+    }
+
     /// Smoothed round-trip time.
     pub fn rtt(&self) -> Duration {
         self.contact.conn.rtt()
@@ -128,7 +135,7 @@ impl Inner {
         let connecting = self.endpoint.connect_with(self.client.clone(), address, SERVER_NAME);
         let connecting = connecting.map_err(|e| DialError::Address { address, reason: e.to_string() })?;
         match timeout(DIAL_TIMEOUT, connecting).await {
-            Ok(Ok(conn)) => Contact::new(conn, shown)
+            Ok(Ok(conn)) => Contact::new(conn, shown, &self.traffic.sent)
                 .map(Arc::new)
                 .ok_or_else(|| DialError::Hello("no certificate".to_owned())),
             Ok(Err(error)) => Err(Closed::from(error).into()),
@@ -191,6 +198,7 @@ impl Inner {
     pub(super) async fn exchange_hello(&self, contact: &Contact, renews: bool) -> Result<Hello, StreamError> {
         let ends = contact.conn.open_bi().await.map_err(Closed::from)?;
         let mut stream = contact.stream(ends);
+        self.traffic.note_opened(StreamKind::Hello);
         stream.send.set_lane(Lane::Consensus);
         stream.send.write_header(StreamHeader { kind: StreamKind::Hello, version: VERSION }).await?;
         stream.exchange(&Hello { renews, ..self.hello() }, MAX_MESSAGE).await

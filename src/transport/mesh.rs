@@ -25,6 +25,7 @@ use super::{
     router::Router,
     stranger::StrangerLink,
     stream::{Stream, StreamError},
+    traffic::MeshTraffic,
 };
 use crate::{
     identity::Identity,
@@ -125,6 +126,7 @@ pub(super) struct Inner {
     pub(super) next_number: AtomicU64,
     /// Incoming ones that run.
     pub(super) handshakes: Handshakes,
+    pub(super) traffic: Arc<MeshTraffic>,
     pool: Mutex<Pool<Arc<Link>>>,
 }
 
@@ -170,9 +172,15 @@ impl Mesh {
             adopt,
             next_number: AtomicU64::new(1),
             handshakes: Handshakes::default(),
+            traffic: Arc::default(),
             pool: Mutex::default(),
         });
         Ok((Self { inner: inner.clone() }, MeshDriver::new(inner, adopted)))
+    }
+
+    /// What went over it since it was bound.
+    pub fn traffic(&self) -> &Arc<MeshTraffic> {
+        &self.inner.traffic
     }
 
     /// The UDP address the endpoint listens on.
@@ -190,6 +198,7 @@ impl Mesh {
         }
         let ends = contact.conn.open_bi().await.map_err(|e| StreamError::from(Closed::from(e)))?;
         let mut stream = contact.stream(ends);
+        self.inner.traffic.note_opened(kind);
         stream.send.set_lane(lane);
         stream.send.write_header(StreamHeader { kind, version: VERSION }).await?;
         Ok(stream)

@@ -22,6 +22,7 @@ mod stranger;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
 pub use close::{CloseCode, Closed};
 pub use driver::MeshDriver;
@@ -32,3 +33,4 @@ pub use mesh::{CallError, MAX_CANDIDATES, Mesh, MeshConfig, OpenError};
 pub use router::{Handler, Peer, PromoteError, Router};
 pub use stranger::StrangerLink;
 pub use stream::{RecvStream, SendStream, Stream, StreamError};
+pub use traffic::{LaneBytes, MeshTraffic};

@@ -9,6 +9,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     close::Closed,
     lanes::{PIECE, Pacer, Sample, paced},
+    traffic::LaneBytes,
 };
 use crate::protocol::{
     DecodeError, Lane,
@@ -19,6 +20,9 @@ use crate::protocol::{
 const ABANDONED: VarInt = VarInt::from_u32(1);
 /// Code a stream of a kind nobody here serves is refused with.
 pub(super) const NOT_SERVED: VarInt = VarInt::from_u32(2);
+
+/// The length before a frame.
+const FRAME_HEAD: usize = 4;
 
 /// A stream that did not carry what it should.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -67,6 +71,7 @@ impl Stream {
         (send, recv): (quinn::SendStream, quinn::RecvStream),
         conn: &quinn::Connection,
         pacer: &Arc<Pacer>,
+        sent: &[LaneBytes; 2],
         used: &Arc<()>,
     ) -> Self {
         let send = SendStream {
@@ -74,6 +79,7 @@ impl Stream {
             conn: conn.clone(),
             pacer: pacer.clone(),
             lane: Lane::Request,
+            sent: sent.clone(),
             _used: used.clone(),
         };
         let recv = RecvStream { inner: recv, budget: None, partial: Partial::default(), _used: used.clone() };
@@ -106,6 +112,8 @@ pub struct SendStream {
     conn: quinn::Connection,
     pacer: Arc<Pacer>,
     lane: Lane,
+    /// Counters of the connection and of the mesh.
+    sent: [LaneBytes; 2],
     _used: Arc<()>,
 }
 
@@ -133,6 +141,7 @@ impl SendStream {
             return Err(DecodeError::TooLong(len, frame::MAX_RECORDS).into());
         }
         parts.insert(0, Bytes::copy_from_slice(&(len as u32).to_be_bytes()));
+        self.sent.iter().for_each(|sent| sent.add(self.lane, len + FRAME_HEAD));
         if !paced(self.lane) {
             return self.inner.write_all_chunks(&mut parts).await.map_err(write_error);
         }

@@ -44,6 +44,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     disk::Disk,
+    telemetry::Histogram,
     types::{ClusterId, Epoch, EpochTable, Lsn},
 };
 
@@ -198,6 +199,11 @@ impl Wal {
     /// Bytes under `quarantine/`: found at start, and put there since.
     pub fn quarantined(&self) -> u64 {
         self.shared.quarantined()
+    }
+
+    /// How long writing and syncing a group of records takes.
+    pub fn group_seconds(&self) -> &Histogram {
+        &self.shared.group_seconds
     }
 
     /// The debt is paid: this log holds, on disk, all that a writer's log held when this node

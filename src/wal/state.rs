@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use super::{
     DamagedRecord, Debt, WalError,
@@ -16,7 +19,10 @@ use super::{
     record::{Record, RecordKind},
     segment::Segment,
 };
-use crate::types::{Epoch, EpochTable, Lsn};
+use crate::{
+    telemetry::Histogram,
+    types::{Epoch, EpochTable, Lsn},
+};
 
 /// One log's state and the channels on which it is announced.
 #[derive(Debug)]
@@ -36,6 +42,8 @@ pub(super) struct Shared {
     /// Bytes under `quarantine/`: found at start, and put there since.
     quarantined: AtomicU64,
     tail_limit: usize,
+    /// How long writing and syncing a group takes.
+    pub(super) group_seconds: Histogram,
 }
 
 /// The log in memory. Invariant: `tail` ends with the record at `end` and holds at least every
@@ -78,6 +86,7 @@ impl Shared {
             work: Notify::new(),
             damage: watch::Sender::new(None),
             quarantined: AtomicU64::new(quarantined),
+            group_seconds: Histogram::new(Histogram::FINE_SECONDS),
             tail_limit,
             state: Mutex::new(state),
         }
@@ -107,6 +116,14 @@ impl Shared {
     pub(super) fn forget_damage(&self, state: &State) {
         let there = state.first_seq()..=state.end.seq;
         self.damage.send_if_modified(|known| known.take_if(|known| !there.contains(&known.seq)).is_some());
+    }
+
+    /// Notes how long writing and syncing a group took.
+    pub(super) async fn timed<T>(&self, written: impl Future<Output = T>) -> T {
+        let began = Instant::now();
+        let done = written.await;
+        self.group_seconds.observe_duration(began.elapsed());
+        done
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {

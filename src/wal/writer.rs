@@ -258,7 +258,7 @@ impl WalDriver {
         }
         // Model: ack_after_fsync
         // Model: own_vote_after_fsync
-        let written = file.write(offset, parts, Durability::Now).await;
+        let written = self.shared.timed(file.write(offset, parts, Durability::Now)).await;
         #[cfg(feature = "testing")]
         let written = if written.is_err() && crate::types::planted::is("retry_fsync") {
             file.write(offset, Vec::new(), Durability::Now).await

@@ -30,6 +30,7 @@ use super::{
     dedup::Seen,
     levels::Wait,
     policy::{self, Change},
+    waits::CommitWaits,
 };
 
 /// Wall clock for record timestamps: nanoseconds since 1970. Never used for an order.
@@ -96,6 +97,7 @@ pub struct Writer {
     engine: Arc<dyn StorageEngine>,
     clock: ClockBox,
     draining: Mutex<Option<Instant>>,
+    waits: CommitWaits,
 }
 
 struct ClockBox(WallClock);
@@ -119,7 +121,19 @@ impl Writer {
         engine: Arc<dyn StorageEngine>,
         clock: WallClock,
     ) -> Arc<Self> {
-        Arc::new(Self { replica, apply, engine, clock: ClockBox(clock), draining: Mutex::new(None) })
+        Arc::new(Self {
+            replica,
+            apply,
+            engine,
+            clock: ClockBox(clock),
+            draining: Mutex::new(None),
+            waits: CommitWaits::default(),
+        })
+    }
+
+    /// How long batches that were acknowledged had waited.
+    pub const fn waits(&self) -> &CommitWaits {
+        &self.waits
     }
 
     /// Commits one batch in the office of `epoch`.
@@ -136,6 +150,7 @@ impl Writer {
         let default = if crate::types::planted::is("default_is_local") { AckLevel::Local } else { default };
         let wanted = batch.ack.unwrap_or(default);
         let wait = |at| Wait { at, asked: wanted, deadline: batch.deadline };
+        let admitted = Instant::now();
         let at = match self.admit(&tenure, &batch)? {
             // Committed, whatever was asked for when it was let in; `all` is more than that.
             Admission::Applied(at) => at,
@@ -154,6 +169,7 @@ impl Writer {
         if wanted == AckLevel::All {
             self.until_everywhere(&tenure, wait(at)).await?;
         }
+        self.waits.note(wanted, admitted);
         Ok((at, wanted))
     }
 

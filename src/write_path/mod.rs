@@ -10,6 +10,7 @@ pub mod policy;
 pub mod serve;
 #[cfg(all(test, feature = "testing"))]
 mod tests;
+mod waits;
 
 use std::{
     sync::{
@@ -32,6 +33,7 @@ use crate::{
         request_id::RequestId,
     },
     replication::Replica,
+    telemetry::Histogram,
     transport::Mesh,
     types::{BootId, ClusterView, Epoch, Lsn, NodeId, Office},
     wal::DedupKey,
@@ -39,6 +41,7 @@ use crate::{
 
 use commit::{Batch, CommitError, Writer};
 use forward::Forwarding;
+pub use waits::CommitWaits;
 
 /// Bytes of writes an edge holds at a time while they wait for a writer or an answer.
 const HELD_BYTES: usize = 64 * 1024 * 1024;
@@ -56,6 +59,8 @@ pub struct Submitter {
     writer: Option<Arc<Writer>>,
     mesh: Mesh,
     counter: AtomicU64,
+    /// How long the writer's answer to what was forwarded takes.
+    answers: Histogram,
     held: Arc<Semaphore>,
     stopping: watch::Receiver<bool>,
 }
@@ -176,7 +181,13 @@ impl Submitter {
         stopping: watch::Receiver<bool>,
     ) -> Arc<Self> {
         let held = Arc::new(Semaphore::new(HELD_BYTES));
-        Arc::new(Self { edge, view, writer, mesh, counter: AtomicU64::new(0), held, stopping })
+        let answers = Histogram::new(Histogram::FINE_SECONDS);
+        Arc::new(Self { edge, view, writer, mesh, counter: AtomicU64::new(0), answers, held, stopping })
+    }
+
+    /// How long the writer's answers to what was forwarded took.
+    pub const fn answers(&self) -> &Histogram {
+        &self.answers
     }
 
     /// Brings a write to whoever holds office, wherever that is, until it is acknowledged or
@@ -247,7 +258,10 @@ impl Submitter {
                 return Err(CommitError::NotWriter);
             };
             *sent = Some(office.epoch);
-            forwarding.exchange(batch).await.unwrap_or_else(|reason| {
+            let began = Instant::now();
+            let answer = forwarding.exchange(batch).await;
+            self.answers.observe_duration(began.elapsed());
+            answer.unwrap_or_else(|reason| {
                 tracing::debug!(writer = %office.node, %reason, "forwarded write unanswered");
                 Err(CommitError::LostOffice)
             })

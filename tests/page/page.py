@@ -80,8 +80,8 @@ class Node:
     def status(self):
         return json.loads(self.ask("/api/v1/cluster"))
 
-    def token(self, uses):
-        command = [self.skein, "token", "create", "--uses", str(uses), "--data-dir", str(self.dir)]
+    def token(self, uses, role="voter"):
+        command = [self.skein, "token", "create", "--uses", str(uses), "--role", role, "--data-dir", str(self.dir)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     def end(self, how):
@@ -91,7 +91,8 @@ class Node:
 
 
 class Feed(threading.Thread):
-    """Writes three series to a node, ten times a second, until it is told to stop."""
+    """Writes three series to a node, ten times a second, until it is told to stop; and as much beside them as
+    makes the links work."""
 
     def __init__(self, node):
         super().__init__(daemon=True)
@@ -105,8 +106,15 @@ class Feed(threading.Thread):
                      for i, h in enumerate(("north", "south", "west"))]
             try:
                 self.node.ask("/api/v3/write_lp?db=home", "\n".join(lines).encode())
+                load = [f"load,n={n} value={beat * n}" for n in range(200)]
+                self.node.ask("/api/v3/write_lp?db=load", "\n".join(load).encode())
             except OSError:
                 pass
+
+
+def page_rgb(colour):
+    parts = [float(part) for part in colour[colour.index("(") + 1:-1].split(",")[:3]]
+    return sum(parts) / len(parts)
 
 
 class Page:
@@ -130,6 +138,10 @@ class Page:
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         time.sleep(1.2)
+
+    def paper(self):
+        """How bright the ground is, of 255."""
+        return page_rgb(self.js("return getComputedStyle(document.body).backgroundColor"))
 
     def open(self, url):
         self.driver.get(url)
@@ -170,18 +182,25 @@ def loads(page, node):
     until("a graph of three nodes", lambda: len(page.all("#graph .node")) == 3)
     trips = until("a round trip on each line", lambda: [t for t in page.all("#graph .edge text") if t.endswith(" ms")])
     assert len(trips) == 3, trips
+    until("a lane on a line", lambda: [t for t in page.all("#graph .edge .flow") if t.endswith("kB/s live")])
     roles = page.all("#graph .node .role")
     assert sorted(roles) == ["voter", "voter", "writer"], roles
-    until("a rate of ingest", lambda: float(page.text("#ingest-now").split()[0]) > 5)
+    until("a rate of ingest", lambda: float(page.text("#ingest-now").split()[0].replace(",", "")) > 5)
     assert page.js("return document.querySelectorAll('#ingest canvas, #queries canvas').length") == 2
     # Every field has a name for those who do not see it.
     nameless = page.js("""return [...document.querySelectorAll('input, select, textarea')]
         .filter((field) => !field.labels?.length).map((field) => field.id)""")
     assert nameless == [], nameless
     # The switch stands over what the system says, and by the keyboard too.
+    paper = {}
     for theme in ("light", "dark", ""):
         page.find("#theme").send_keys(Keys.ENTER)
         assert page.js("return document.documentElement.dataset.theme ?? ''") == theme
+        paper[theme] = page.paper()
+    assert paper["dark"] < 60 < 200 < paper["light"], paper
+    for scheme, dark in (("dark", True), ("light", False)):
+        page.colours(scheme)
+        assert (page.paper() < 60) == dark, (scheme, page.paper())
 
 
 def runs_a_query(page):
@@ -220,7 +239,7 @@ def updates_while_the_writer_dies(page, nodes, own):
     first = page.all("#terms tbody tr:first-child td")
     assert first[0] == str(epoch + 1) and first[1] != writer and "silent" in first[4], first
     until("a dead node in the graph", lambda: len(page.all("#graph .node.down")) == 1)
-    until("ingest that goes on", lambda: float(page.text("#ingest-now").split()[0]) > 5)
+    until("ingest that goes on", lambda: float(page.text("#ingest-now").split()[0].replace(",", "")) > 5)
     assert page.js("return window.loadedOnce"), "without loading it again"
     return writer
 
@@ -246,13 +265,21 @@ def makes_a_token(page, nodes, own, home, skein, founder):
     until("the fourth node", lambda: len(page.all("#graph .node")) == 4)
 
 
+def shows_a_gateway(page, nodes, home, skein, own):
+    nodes["e"] = Node(skein, home, "e")
+    nodes["e"].start(("start",), "--join", own.token(1, "gateway"), "--seed", own.mesh)
+    until("the gateway", lambda: page.all("#graph .node.gateway .role") == ["gateway"])
+    until("whom it hears", lambda: "view" in page.text("#graph .node.gateway .state"))
+    assert page.text("#graph .node.gateway .name") == "e"
+
+
 def asks_for_a_token_elsewhere(page, guarded, founder):
     page.open(guarded.url)
     until("the question for a token", lambda: page.find("#ask").is_displayed())
     # Another address is another origin: nothing was kept for it.
     assert "API token" in page.text("#ask-title")
     page.find("#ask-token").send_keys((founder.dir / "admin.token").read_text().strip(), Keys.ENTER)
-    until("the cluster", lambda: page.text("#live-text") == "live" and len(page.all("#graph .node")) == 4)
+    until("the cluster", lambda: page.text("#live-text") == "live" and len(page.all("#graph .node")) == 5)
     page.driver.refresh()
     until("the cluster again, without being asked", lambda: page.text("#live-text") == "live")
     assert not page.find("#ask").is_displayed()
@@ -305,6 +332,7 @@ def main():
         died = updates_while_the_writer_dies(page, nodes, own)
         page.shot(shots, "page-node-down", whole=False)
         makes_a_token(page, nodes, own, home, skein, nodes["a"])
+        shows_a_gateway(page, nodes, home, skein, own)
         page.colours("light")
         page.size(390, 844, phone=True)
         time.sleep(1.2)
@@ -320,7 +348,7 @@ def main():
         guarded.start()
         asks_for_a_token_elsewhere(page, guarded, nodes["a"])
         says_that_its_node_is_gone(page, own)
-        print("the page: loads, updates while the writer dies, runs a query, makes a token that lets a node in, asks for a token elsewhere")
+        print("the page: loads, updates while the writer dies, runs a query, makes a token that lets a node in, shows a gateway, asks for a token elsewhere")
     except BaseException:
         if page and shots:
             page.shot(shots, "failed")

@@ -267,7 +267,10 @@ mod tests {
             clock_skew_ms: (n != 1).then_some(-2),
             points: None,
             queries: None,
-            links: linked.iter().map(|to| LinkReport { to: NodeId([*to; 16]), rtt_ms: 0.2 }).collect(),
+            links: linked
+                .iter()
+                .map(|to| LinkReport { to: NodeId([*to; 16]), rtt_ms: 0.2, sent_bytes: Default::default() })
+                .collect(),
         }
     }
 

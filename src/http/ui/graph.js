@@ -1,8 +1,10 @@
 // The topology: nodes on an ellipse in the order of their ids, so that nobody moves when the writer does.
-import { lag, millis, nameOf, roles, span } from './say.js';
+import { lag, millis, nameOf, roles, span, throughput } from './say.js';
 
 const SVG = 'http://www.w3.org/2000/svg';
 const [WIDTH, HEIGHT, RADIUS] = [640, 380, 34];
+/** Bytes per second of a lane that are worth a word: below is what an idle cluster says to itself. */
+const WORTH = 5e3;
 /** With more nodes, only the writer's lines carry their round trip. */
 const LABELLED = 5;
 
@@ -47,9 +49,42 @@ function places(ids) {
   return new Map(ids.map((id, index) => [id, [x + spread * Math.cos(at(index)), y - 118 * Math.sin(at(index)) + (ids.length === 3 ? 14 : 0)]]));
 }
 
+/** Bytes that one end of a link has written since the last look, by lane; nothing of a new link. */
+class Flows {
+  constructor() {
+    this.before = new Map();
+  }
+
+  /** What each link carries in bytes per second, by `from to`. */
+  look(nodes, now) {
+    const seen = new Map();
+    const flows = new Map();
+    for (const node of nodes) {
+      for (const link of node.links) {
+        const key = `${node.id} ${link.to}`;
+        const last = this.before.get(key);
+        const sent = link.sent_bytes ?? {};
+        // Several looks within a moment would show noise.
+        if (last && now - last.at < 500) {
+          seen.set(key, last);
+          flows.set(key, last.flow);
+          continue;
+        }
+        const lanes = Object.entries(sent).map(([lane, bytes]) => [lane, last ? ((bytes - (last.sent[lane] ?? 0)) * 1000) / (now - last.at) : 0]);
+        const flow = Object.fromEntries(lanes.filter(([, value]) => value > 0));
+        seen.set(key, { at: now, sent, flow });
+        flows.set(key, flow);
+      }
+    }
+    this.before = seen;
+    return flows;
+  }
+}
+
 export class Graph {
   constructor(svg) {
     this.svg = svg;
+    this.flows = new Flows();
     this.edges = new Layer(svg);
     this.nodes = new Layer(svg);
   }
@@ -57,30 +92,48 @@ export class Graph {
   show(status, busy) {
     const nodes = [...status.nodes].sort((a, b) => (a.id < b.id ? -1 : 1));
     const at = places(nodes.map((node) => node.id));
-    this.showEdges(nodes, at, busy);
+    this.showEdges(nodes, at, busy, this.flows.look(nodes, performance.now()));
     const find = this.nodes.draw(nodes.map((node) => node.id), makeNode);
     for (const node of nodes) showNode(find(node.id), node, at.get(node.id));
     this.svg.setAttribute('aria-label', nodes.map((node) => `${nameOf(node)}: ${roles(node).join(', ')}, ${node.state}, lag ${lag(node).text}`).join('. '));
   }
 
-  showEdges(nodes, at, busy) {
+  showEdges(nodes, at, busy, flows) {
     const pairs = [];
     for (const [index, a] of nodes.entries()) {
       for (const b of nodes.slice(index + 1)) pairs.push([`${a.id} ${b.id}`, a, b]);
     }
     const find = this.edges.draw(pairs.map(([key]) => key), makeEdge);
-    for (const [key, a, b] of pairs) showEdge(find(key), a, b, at, busy, nodes.length);
+    for (const [key, a, b] of pairs) showEdge(find(key), a, b, at, busy, nodes.length, flows);
   }
 }
 
 function makeEdge() {
   const group = element('g');
-  group.append(element('line'), element('text', { 'text-anchor': 'middle', dy: '.35em' }), element('title'));
+  group.append(
+    element('line'),
+    element('text', { 'text-anchor': 'middle', dy: '.35em' }),
+    element('text', { class: 'flow', 'text-anchor': 'middle', dy: '1.6em' }),
+    element('title'),
+  );
   return group;
 }
 
-function showEdge(group, a, b, at, busy, nodes) {
-  const [line, label, title] = group.children;
+/** The lanes of one direction in words, the fullest first. */
+function laneWords(flow) {
+  const lanes = Object.entries(flow ?? {}).sort((one, other) => other[1] - one[1]);
+  return lanes.map(([lane, value]) => `${lane} ${throughput(value)}`).join(', ');
+}
+
+/** What goes over a line, if it is worth a word: the fullest lane, whichever way. */
+function fullest(flows) {
+  const lanes = flows.flatMap((flow) => Object.entries(flow ?? {}));
+  const [lane, value] = lanes.reduce((best, one) => (one[1] > best[1] ? one : best), ['', 0]);
+  return value < WORTH ? '' : `${throughput(value)} ${lane}`;
+}
+
+function showEdge(group, a, b, at, busy, nodes, flows) {
+  const [line, label, flow, title] = group.children;
   const [[x1, y1], [x2, y2]] = [at.get(a.id), at.get(b.id)];
   const ends = [a.links.find((link) => link.to === b.id), b.links.find((link) => link.to === a.id)].filter(Boolean);
   const rtt = ends.length > 0 ? Math.min(...ends.map((link) => link.rtt_ms)) : null;
@@ -95,9 +148,15 @@ function showEdge(group, a, b, at, busy, nodes) {
   const share = nodes > 3 ? 0.36 : 0.5;
   label.setAttribute('x', fx + (tx - fx) * share);
   label.setAttribute('y', fy + (ty - fy) * share);
+  const [there, back] = [flows.get(`${a.id} ${b.id}`), flows.get(`${b.id} ${a.id}`)];
+  flow.setAttribute('x', label.getAttribute('x'));
+  flow.setAttribute('y', label.getAttribute('y'));
   const text = down ? '' : rtt == null ? 'no link' : millis(rtt);
   label.textContent = nodes <= LABELLED || fromWriter || kind === 'cut' ? text : '';
-  title.textContent = `${nameOf(a)} – ${nameOf(b)}: ${down ? 'one of them is down' : rtt == null ? 'both are up, but have no link: is UDP let through?' : `round trip ${millis(rtt)}`}`;
+  flow.textContent = (nodes <= 3 || fromWriter) && !down && rtt != null ? fullest([there, back]) : '';
+  const lanes = [[a, b, there], [b, a, back]].map(([from, to, sent]) => [`${nameOf(from)} to ${nameOf(to)}`, laneWords(sent)]);
+  const carried = down ? '' : lanes.filter(([, words]) => words).map(([way, words]) => `\n${way}: ${words}`).join('');
+  title.textContent = `${nameOf(a)} – ${nameOf(b)}: ${down ? 'one of them is down' : rtt == null ? 'both are up, but have no link: is UDP let through?' : `round trip ${millis(rtt)}`}${carried}`;
 }
 
 function makeNode() {

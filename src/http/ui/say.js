@@ -15,6 +15,13 @@ export const millis = (value) => {
   return value < 1000 ? `${whole.format(value)} ms` : span(value);
 };
 
+/** Bytes per second. */
+export function throughput(value) {
+  if (value == null) return DASH;
+  const [unit, size] = value < 1e3 ? ['B/s', 1] : value < 1e6 ? ['kB/s', 1e3] : ['MB/s', 1e6];
+  return `${rate(value / size)} ${unit}`;
+}
+
 /** A length of time, in its two largest units at most. */
 export function span(ms) {
   if (ms == null) return DASH;

@@ -1,7 +1,7 @@
 //! What a gateway counts of itself, for `/metrics`. Read when asked.
 
 use super::Gateway;
-use crate::telemetry::Registry;
+use crate::{node::metrics::show_mesh, telemetry::Registry};
 
 impl Gateway {
     /// Registers this gateway's gauges.
@@ -29,6 +29,7 @@ impl Gateway {
         gauge("skein_ready", "1 when /readyz says yes.", |gateway| {
             f64::from(u8::from(gateway.readiness().ready))
         });
+        show_mesh(&self.inner.this.mesh, &self.inner.submitter, registry);
         registry.show_counter(
             "skein_gateway_passed_over_total",
             "How often another node was asked because one did not answer, or not now.",

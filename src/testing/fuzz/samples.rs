@@ -216,6 +216,7 @@ fn status() -> NodeStatus {
         quarantined: 0,
         fetching: Some(SnapshotProgress { source: NODE, position: at, done: 1, total: 2 }),
         rtt_us: vec![(NODE, 300)],
+        sent: vec![],
         stale_ms: Some(1),
         unix_ms: 1,
         points: 2,
@@ -283,7 +284,7 @@ fn messages() -> Vec<Vec<u8>> {
     };
     let named = ForwardRequest { request: RequestId::by_client("a-1"), ..forward.clone() };
     let progress = Progress { at, asked: AckLevel::All, reached: AckLevel::Local };
-    let of: [(u8, Vec<u8>); 34] = [
+    let of: [(u8, Vec<u8>); 35] = [
         (0, bytes(&hello)),
         (1, bytes(&subscribe)),
         (2, bytes(&resume)),
@@ -327,6 +328,7 @@ fn messages() -> Vec<Vec<u8>> {
         ),
         (21, bytes(&Command::Finalise { features: 15 })),
         (13, bytes(&named)),
+        (20, bytes(&NodeStatus { sent: vec![(NODE, vec![1, 2, 3, 4, 5])], ..status() })),
     ];
     of.into_iter().map(|(kind, message)| [&[kind], &message[..]].concat()).collect()
 }

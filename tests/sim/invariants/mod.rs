@@ -91,6 +91,7 @@ pub(crate) mod sample {
             follows: None,
             successor: None,
             rtt_us: Vec::new(),
+            sent: Vec::new(),
             stale_ms: None,
             unix_ms: 0,
             points: 0,
