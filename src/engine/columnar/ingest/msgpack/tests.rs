@@ -1,5 +1,7 @@
 //! Bodies as Arc's clients make them, and as nobody should.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 use rmp_serde::encode::to_vec;
 use serde::Serialize;
@@ -87,6 +89,51 @@ fn columns() {
     ] {
         let error = bad(&json!({ "m": "cpu", "columns": columns }));
         assert!(error.contains(why), "{columns}: {error}");
+    }
+}
+
+/// What JSON has no words for.
+#[test]
+fn a_float_that_is_not_finite_is_refused_by_name_in_every_shape() {
+    #[derive(Serialize)]
+    struct Columns {
+        m: &'static str,
+        columns: BTreeMap<&'static str, Vec<f64>>,
+    }
+    #[derive(Serialize)]
+    struct Row {
+        m: &'static str,
+        fields: BTreeMap<&'static str, f64>,
+    }
+    #[derive(Serialize)]
+    struct Compact {
+        m: &'static str,
+        f: Vec<f64>,
+    }
+    fn named(body: &impl Serialize) -> Parsed {
+        read_with(&rmp_serde::to_vec_named(body).unwrap(), &Schemas::default()).unwrap()
+    }
+    let largest = [f64::MAX, f64::MIN, f64::MIN_POSITIVE, -0.0, 5e-324];
+    let fine = named(&Columns { m: "m", columns: [("v", largest.to_vec())].into() });
+    assert_eq!((fine.rows, fine.rejected_total), (largest.len(), 0));
+    for (odd, word) in
+        [(f64::NAN, "NaN"), (f64::INFINITY, "inf"), (f64::NEG_INFINITY, "-inf"), (-f64::NAN, "NaN")]
+    {
+        // Alone, first and last of many, and between integers: short and long runs are read differently.
+        let columns = [vec![odd], vec![odd, 1.0, 2.0], [vec![1.0; 700], vec![odd]].concat()];
+        let mut said: Vec<Parsed> =
+            columns.into_iter().map(|v| named(&Columns { m: "m", columns: [("v", v)].into() })).collect();
+        said.push(named(&Row { m: "m", fields: [("v", odd)].into() }));
+        said.push(named(&Compact { m: "m", f: vec![1.0, odd] }));
+        for parsed in said {
+            assert_eq!((parsed.rows, parsed.rejected_total), (0, 1), "{odd}");
+            let error = &parsed.rejected[0].error;
+            assert!(
+                error.contains(&format!("has {word}, which cannot be stored: a float must be finite")),
+                "{error}"
+            );
+            assert!(error.contains("\"v\"") || error.contains("\"field_1\""), "{error}");
+        }
     }
 }
 

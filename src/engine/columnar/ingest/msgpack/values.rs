@@ -26,8 +26,11 @@ impl Holds {
         let (mut holds, mut left) = (Self::default(), len);
         while left > 0 {
             match values.run(left) {
-                Some(run @ Run::Floats(_)) => {
+                Some(run @ Run::Floats(floats)) => {
                     holds.float = true;
+                    if let Some(odd) = floats.iter().find(|float| !is_finite(float)) {
+                        return Err(not_finite(f64::from_be_bytes(eight(odd))));
+                    }
                     left -= run.len();
                 }
                 Some(run @ Run::Ints(ints)) => {
@@ -53,6 +56,7 @@ impl Holds {
                 self.negative |= value < 0;
             }
             Item::UInt(_) => self.large = true,
+            Item::Float(value) if !value.is_finite() => return Err(not_finite(value)),
             Item::Float(_) => self.float = true,
             Item::Text(text) => {
                 if std::str::from_utf8(text).is_err() {
@@ -97,6 +101,16 @@ impl Holds {
         };
         Ok(Some(ColumnKind::Field(of)))
     }
+}
+
+/// By its exponent alone: this looks at every float that is written.
+#[inline]
+fn is_finite([_mark, high, low, ..]: &[u8; 9]) -> bool {
+    high & 0x7f != 0x7f || low & 0xf0 != 0xf0
+}
+
+fn not_finite(value: f64) -> String {
+    format!("has {value}, which cannot be stored: a float must be finite")
 }
 
 /// A value as its column takes it; `None` for nil, and for an empty tag, which is no tag.
