@@ -148,6 +148,12 @@ impl Node {
             &[],
             self.this().replica.wal.group_seconds(),
         );
+        registry.show_histogram(
+            "skein_raft_group_seconds",
+            "Time to write and sync a group of entries of raft's log.",
+            &[],
+            self.this().control.log_seconds(),
+        );
         for (level, waits) in self.this().writer.waits().by_level() {
             registry.show_histogram(
                 "skein_commit_seconds",

@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     disk::Disk,
+    telemetry::Histogram,
     transport::Handler,
     types::{ClusterView, NodeId, Timing},
 };
@@ -95,6 +96,7 @@ pub(super) struct Inner {
     electorate: Electorate,
     mesh: MeshSlot,
     room: watch::Receiver<Room>,
+    log_seconds: Histogram,
     /// The last entry of its log when it was opened.
     opened: Option<LogId>,
     failed: watch::Sender<Option<String>>,
@@ -121,7 +123,7 @@ impl Control {
     ) -> Result<(Self, ControlDriver), ControlError> {
         let failed = watch::Sender::new(None);
         let (log, writer) = LogStore::open(disk.clone(), &config.dir, failed.clone()).await?;
-        let room = log.room();
+        let (room, log_seconds) = (log.room(), log.group_seconds());
         let opened = log.content().2;
         let snapshot = config.dir.join("snapshot");
         let (snapshots, applied) = Snapshots::open(disk, snapshot).await.map_err(ControlError::Snapshot)?;
@@ -150,7 +152,8 @@ impl Control {
             reachable: peers,
         };
         let (id, timing) = (config.id, config.timing);
-        let inner = Inner { id, timing, raft, board, electorate, mesh, room, opened, failed, reachable };
+        let inner =
+            Inner { id, timing, raft, board, electorate, mesh, room, log_seconds, opened, failed, reachable };
         Ok((Self { inner: Arc::new(inner) }, driver))
     }
 
@@ -180,7 +183,9 @@ impl Control {
     pub async fn propose(&self, command: Command, timeout: Duration) -> Result<Outcome, ProposeError> {
         propose::check_length(&command)?;
         // Before a leader of an older version is sent what it cannot read.
-        if let Some(why) = features::barred(&self.view().borrow(), &command) {
+        if let Some(why) =
+            features::barred(&self.view().borrow(), &features::running(self.inner.mesh.get()), &command)
+        {
             return Ok(Outcome::Rejected(why));
         }
         let deadline = Instant::now() + timeout;
@@ -295,10 +300,15 @@ impl Control {
         Arc::new(move |node| electorate.has_shown(node))
     }
 
+    /// How long writing and syncing a group of raft's log takes.
+    pub fn log_seconds(&self) -> &Histogram {
+        &self.inner.log_seconds
+    }
+
     /// Serves `Control` streams.
     pub fn control_handler(&self) -> Arc<dyn Handler> {
         let (raft, room) = (self.inner.raft.clone(), self.inner.room.clone());
-        Arc::new(ControlHandler { raft, room, view: self.view() })
+        Arc::new(ControlHandler { raft, room, view: self.view(), mesh: self.inner.mesh.clone() })
     }
 
     /// Tells raft that a peer is linked again, so that it does not wait before it tries.

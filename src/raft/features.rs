@@ -1,10 +1,15 @@
-//! What older versions do not know. A command that one does not know is a case of its own. Such a member would stop at their entry, so while there is one
+//! Commands that older versions do not know. Such a member would stop at their entry, so while there is one
 //! no entry is made; and once there is one, no such node is let in, and no member goes back to such a version:
 //! it would come to the entry, or miss what it did. `Finalise` draws that line without using anything, and a
 //! cluster begins with it drawn at what its first node knows.
 
+use std::collections::BTreeMap;
+
 use super::types::Command;
-use crate::types::{ClusterView, Member};
+use crate::{
+    transport::Mesh,
+    types::{ClusterView, Member, NodeId},
+};
 
 /// Feature bit of a member: it knows the commands of a CA's rotation and of draining, and that a founding
 /// may begin behind the epochs of restored data.
@@ -46,8 +51,18 @@ pub const fn missing(level: u64, known: u64) -> Option<u64> {
     }
 }
 
+/// What the processes know that a node is linked to now: a member that was started again in an older version
+/// is listed with what it knew before, until it has said otherwise.
+pub(super) type Running = BTreeMap<NodeId, u64>;
+
+/// The features of those at the other ends of these links.
+pub(super) fn running(mesh: Option<&Mesh>) -> Running {
+    let links = mesh.map(|mesh| mesh.links().borrow().clone()).unwrap_or_default();
+    links.iter().map(|(peer, link)| (*peer, link.features)).collect()
+}
+
 /// Why this must not become an entry while the cluster is as in `view`; `None` if it may.
-pub(super) fn barred(view: &ClusterView, command: &Command) -> Option<String> {
+pub(super) fn barred(view: &ClusterView, running: &Running, command: &Command) -> Option<String> {
     if let Command::Admit { member, .. } = command {
         let known = view.members.contains_key(&member.id) || has(member, view.feature_level);
         return (!known).then(|| {
@@ -68,23 +83,36 @@ pub(super) fn barred(view: &ClusterView, command: &Command) -> Option<String> {
             versions(view.members.values())
         ));
     }
-    lacking(view.members.values(), needed(command))
+    let needed = needed(command);
+    let older = |member: &&Member| running.get(&member.id).is_some_and(|known| known & needed != needed);
+    lacking(view.members.values(), needed).or_else(|| {
+        let older: Vec<&Member> = view.members.values().filter(older).collect();
+        (!older.is_empty()).then(|| not_understood(&older))
+    })
+}
+
+/// True if whoever knows no more than `known` has no place in a cluster of that level any more. Judged when an
+/// entry is applied, too, for `Finalise` may have come in between; only where it has: every member then has
+/// this rule.
+pub(super) const fn is_behind(level: u64, known: u64) -> bool {
+    level & FINALISE != 0 && missing(level, known).is_some()
 }
 
 /// Why the members do not all have these, as a command's rejection says it.
 pub(super) fn lacking<'a>(members: impl Iterator<Item = &'a Member>, features: u64) -> Option<String> {
-    let without: Vec<String> = members
-        .filter(|member| !has(member, features))
-        .map(|member| format!("{} (skein {})", member.name, member.version))
-        .collect();
-    (!without.is_empty()).then(|| {
-        format!(
-            "{} of the members would not understand this and stop: {}. Upgrade every member first, then ask again; \
-             nothing was changed",
-            without.len(),
-            without.join(", ")
-        )
-    })
+    let without: Vec<&Member> = members.filter(|member| !has(member, features)).collect();
+    (!without.is_empty()).then(|| not_understood(&without))
+}
+
+fn not_understood(by: &[&Member]) -> String {
+    let names: Vec<String> =
+        by.iter().map(|member| format!("{} (skein {})", member.name, member.version)).collect();
+    format!(
+        "{} of the members would not understand this and stop: {}. Upgrade every member first, then ask again; nothing \
+         was changed",
+        by.len(),
+        names.join(", ")
+    )
 }
 
 const fn has(member: &Member, features: u64) -> bool {
@@ -101,7 +129,7 @@ fn versions<'a>(members: impl Iterator<Item = &'a Member>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Addresses, NodeId, Role, TokenId};
+    use crate::types::{Addresses, Role, TokenId};
 
     fn member(n: u8, features: u64) -> Member {
         Member {
@@ -140,27 +168,41 @@ mod tests {
             Command::RetireRoot { root: vec![1].into() },
         ];
         for command in commands {
-            let why = barred(&view(&[3, 1, 7], 0), &command).unwrap_or_else(|| panic!("{command} may go"));
+            let why = barred(&view(&[3, 1, 7], 0), &Running::new(), &command)
+                .unwrap_or_else(|| panic!("{command} may go"));
             assert!(why.starts_with("1 of the members") && why.contains("n2 (skein 0.2.0)"), "{why}");
-            assert_eq!(barred(&view(&[3, 2, 7], 0), &command), None, "{command}");
+            assert_eq!(barred(&view(&[3, 2, 7], 0), &Running::new(), &command), None, "{command}");
         }
         // An upgrade is finalised when every member has what one has, and knows what finalising is.
         let all = FINALISE | 7;
         let finalise = Command::Finalise { features: all };
         for (second, may) in [(3, false), (7, false), (FINALISE | 3, false), (all, true), (all | 16, true)] {
-            assert_eq!(barred(&view(&[all, second], 0), &finalise).is_none(), may, "{second}");
+            assert_eq!(
+                barred(&view(&[all, second], 0), &Running::new(), &finalise).is_none(),
+                may,
+                "{second}"
+            );
         }
+        // Listed as newer, and running as older: started again in another version a moment ago.
+        let back = Running::from([(NodeId([2; 16]), 7)]);
+        let why = barred(&view(&[all, all], 0), &back, &finalise).unwrap();
+        assert!(why.contains("n2 (skein 0.2.0)"), "{why}");
+        assert_eq!(barred(&view(&[all, all], 0), &Running::from([(NodeId([2; 16]), all)]), &finalise), None);
         let known = Command::Remove { node, at_ms: 1 };
-        assert_eq!(barred(&view(&[0, 0, 0], 0), &known), None, "every version knows it");
+        assert_eq!(barred(&view(&[0, 0, 0], 0), &Running::new(), &known), None, "every version knows it");
     }
 
     #[test]
     fn who_would_not_understand_the_log_is_not_let_in() {
         let admit = |n, features| Command::Admit { member: member(n, features), token: TokenId(1), at_ms: 1 };
-        assert_eq!(barred(&view(&[3, 3], 0), &admit(9, 1)), None, "nothing was done that it does not know");
-        let why = barred(&view(&[3, 3], OPERATOR_COMMANDS), &admit(9, 1)).unwrap();
+        assert_eq!(
+            barred(&view(&[3, 3], 0), &Running::new(), &admit(9, 1)),
+            None,
+            "nothing was done that it does not know"
+        );
+        let why = barred(&view(&[3, 3], OPERATOR_COMMANDS), &Running::new(), &admit(9, 1)).unwrap();
         assert!(why.starts_with("skein 0.9.0 does not know") && why.contains("0.1.0, 0.2.0"), "{why}");
-        assert_eq!(barred(&view(&[3, 3], OPERATOR_COMMANDS), &admit(9, 3)), None);
+        assert_eq!(barred(&view(&[3, 3], OPERATOR_COMMANDS), &Running::new(), &admit(9, 3)), None);
         // Nor does a member go back to such a version.
         let update = |features| Command::Update {
             node: NodeId([2; 16]),
@@ -169,12 +211,12 @@ mod tests {
             version: "0.0.9".into(),
             features,
         };
-        let why = barred(&view(&[3, 3], OPERATOR_COMMANDS), &update(1)).unwrap();
+        let why = barred(&view(&[3, 3], OPERATOR_COMMANDS), &Running::new(), &update(1)).unwrap();
         assert!(why.starts_with("skein 0.0.9 does not know"), "{why}");
-        assert_eq!(barred(&view(&[3, 3], OPERATOR_COMMANDS), &update(2)), None);
-        assert_eq!(barred(&view(&[3, 3], 0), &update(1)), None);
+        assert_eq!(barred(&view(&[3, 3], OPERATOR_COMMANDS), &Running::new(), &update(2)), None);
+        assert_eq!(barred(&view(&[3, 3], 0), &Running::new(), &update(1)), None);
         assert_eq!((missing(6, 7), missing(6, 3), missing(0, 0)), (None, Some(4), None));
         // It is a member already and has lost its answer: that changes nothing.
-        assert_eq!(barred(&view(&[3, 3], OPERATOR_COMMANDS), &admit(2, 1)), None);
+        assert_eq!(barred(&view(&[3, 3], OPERATOR_COMMANDS), &Running::new(), &admit(2, 1)), None);
     }
 }

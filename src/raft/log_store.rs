@@ -31,6 +31,7 @@ use super::{
 use crate::{
     disk::{Create, Disk, Durability, read_file, replace_allocated, replace_file},
     protocol::frame,
+    telemetry::Histogram,
 };
 
 /// Longest log file that is read: far more than rewriting ever lets it become.
@@ -81,6 +82,7 @@ pub(super) struct LogStore {
     memory: Arc<Mutex<Memory>>,
     jobs: mpsc::UnboundedSender<Job>,
     room: watch::Receiver<Room>,
+    group_seconds: Histogram,
 }
 
 #[derive(Default)]
@@ -149,7 +151,13 @@ impl LogStore {
         let (jobs, queue) = mpsc::unbounded_channel();
         let files = log_writer::Files { disk, log, file, vote };
         let writer = LogWriter::new(files, (end as u64, allocated), reserve, queue, failed);
-        Ok((Self { memory: Arc::new(Mutex::new(memory)), jobs, room: writer.room() }, writer))
+        let (room, group_seconds) = (writer.room(), writer.group_seconds.clone());
+        Ok((Self { memory: Arc::new(Mutex::new(memory)), jobs, room, group_seconds }, writer))
+    }
+
+    /// How long writing and syncing a group takes.
+    pub(super) fn group_seconds(&self) -> Histogram {
+        self.group_seconds.clone()
     }
 
     /// Follows the space that the log has.

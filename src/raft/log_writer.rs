@@ -24,7 +24,10 @@ use super::{
     type_config::{TypeConfig, Vote},
     vote::VoteFile,
 };
-use crate::disk::{Create, Disk, DiskFile, Durability, is_full, past_undoing, replace_allocated};
+use crate::{
+    disk::{Create, Disk, DiskFile, Durability, is_full, past_undoing, replace_allocated},
+    telemetry::Histogram,
+};
 
 /// Bytes allocated behind the end of the log at least, while the disk has space: thousands of
 /// entries. Elections and offices take two or three entries each.
@@ -108,6 +111,8 @@ pub(super) struct LogWriter {
     retry_at: Option<Instant>,
     jobs: mpsc::UnboundedReceiver<Job>,
     room: watch::Sender<Room>,
+    /// How long writing and syncing a group takes.
+    pub(super) group_seconds: Histogram,
     failed: watch::Sender<Option<String>>,
 }
 
@@ -120,7 +125,8 @@ impl LogWriter {
         failed: watch::Sender<Option<String>>,
     ) -> Self {
         let room = watch::Sender::new(Room { full: false, left: allocated - end, own: reserve / OWN });
-        Self { files, end, allocated, reserve, retry_at: None, jobs, room, failed }
+        let group_seconds = Histogram::new(Histogram::FINE_SECONDS);
+        Self { files, end, allocated, reserve, retry_at: None, jobs, room, group_seconds, failed }
     }
 
     /// Follows the space that is left.
@@ -231,7 +237,9 @@ impl LogWriter {
 
     async fn write(&mut self, parts: Vec<Bytes>, len: u64) -> io::Result<()> {
         self.make_room(len).await?;
+        let began = Instant::now();
         self.files.file.write(self.end, parts, Durability::Now).await?;
+        self.group_seconds.observe_duration(began.elapsed());
         self.end += len;
         self.tell_room();
         Ok(())

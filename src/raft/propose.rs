@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
-    Raft, features,
+    Raft,
+    features::{self, Running},
+    network::MeshSlot,
     room::Room,
     rpc::{ExchangeError, exchange},
     types::{Command, Outcome},
@@ -162,14 +164,16 @@ pub(super) struct ControlHandler {
     pub(super) raft: Raft,
     pub(super) room: watch::Receiver<Room>,
     pub(super) view: watch::Receiver<Arc<ClusterView>>,
+    pub(super) mesh: MeshSlot,
 }
 
 impl Handler for ControlHandler {
     fn handle(&self, peer: Peer, stream: Stream) -> BoxFuture<'static, ()> {
         let (raft, room, view) = (self.raft.clone(), self.room.clone(), self.view.borrow().clone());
+        let running = features::running(self.mesh.get());
         Box::pin(async move {
             let node = peer.node();
-            if let Err(error) = serve(&raft, &room, &view, node, stream).await {
+            if let Err(error) = serve(&raft, &room, (&view, &running), node, stream).await {
                 tracing::debug!(%node, %error, "control stream broke");
             }
         })
@@ -179,7 +183,7 @@ impl Handler for ControlHandler {
 async fn serve(
     raft: &Raft,
     room: &watch::Receiver<Room>,
-    view: &ClusterView,
+    (view, running): (&ClusterView, &Running),
     peer: NodeId,
     mut stream: Stream,
 ) -> Result<(), StreamError> {
@@ -187,7 +191,7 @@ async fn serve(
     let response = if check_length(&command).is_err() || !allowed(view, peer, &command) {
         tracing::warn!(%peer, %command, "refused a command");
         ControlResponse::NotAllowed
-    } else if let Some(why) = features::barred(view, &command) {
+    } else if let Some(why) = features::barred(view, running, &command) {
         tracing::warn!(%peer, %command, why, "refused a command");
         ControlResponse::Applied(Outcome::Rejected(why))
     } else {

@@ -151,7 +151,11 @@ fn carry_out(state: &mut State, membership: &StoredMembership, command: Command)
         }
         Command::Admit { member, token, at_ms } => admit(state, member, token, at_ms),
         Command::Update { node, addresses, certificate, version, features } => {
+            let level = state.feature_level;
             let Some(member) = state.members.get_mut(&node) else { return not_a_member(node) };
+            if features::is_behind(level, features) {
+                return rejected("the cluster was finalised at a newer version than this one");
+            }
             member.addresses = addresses;
             if let Some((serial, not_after)) = certificate {
                 (member.serial, member.not_after) = (serial, not_after);
@@ -180,7 +184,7 @@ fn carry_out(state: &mut State, membership: &StoredMembership, command: Command)
         }
         Command::Drain { node, drained } => drain(state, membership, node, drained),
         Command::Finalise { .. } => {
-            // Looked at again here: a member may have gone back to an older version meanwhile.
+            // Looked at again here: a member of an older version may have come meanwhile.
             features::lacking(state.members.values(), features::needed(&command))
                 .map_or(Outcome::Done, Outcome::Rejected)
         }
@@ -281,6 +285,9 @@ fn admit(state: &mut State, member: Member, token: crate::types::TokenId, at_ms:
     }
     if state.members.contains_key(&member.id) {
         return Outcome::Done;
+    }
+    if features::is_behind(state.feature_level, member.features) {
+        return rejected("the cluster was finalised at a newer version than this one");
     }
     let Some(record) = state.tokens.get_mut(&token) else {
         return Outcome::Refused(Refusal::UnknownToken);

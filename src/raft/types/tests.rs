@@ -82,3 +82,32 @@ fn the_bytes_of_a_drain_are_those_of_format_1() {
     let read: ([Command; 2], State) = rmp_serde::from_slice(&kept).unwrap();
     assert_eq!(read, (commands, state));
 }
+
+#[cfg(feature = "testing")]
+#[test]
+fn the_bytes_of_a_finalised_cluster_are_those_of_format_1() {
+    let Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token, after, .. } =
+        crate::raft::control::found()
+    else {
+        panic!("a founding")
+    };
+    let found = Command::Found {
+        cluster,
+        name,
+        root,
+        member,
+        sealed_ca,
+        profile,
+        token,
+        api_token,
+        after,
+        level: 15,
+    };
+    let commands = [found, Command::Finalise { features: 31 }];
+    let state = State { feature_level: 31, ..State::default() };
+    let bytes = crate::protocol::frame::encode(&(&commands, &state));
+    crate::testing::fixture("raft/finalised", &bytes);
+    let kept = crate::testing::read_fixture("raft/finalised");
+    let read: ([Command; 2], State) = rmp_serde::from_slice(&kept).unwrap();
+    assert_eq!(read, (commands, state));
+}
