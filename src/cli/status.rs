@@ -86,6 +86,9 @@ fn upgrade(report: &UpgradeReport) -> String {
         format!(
             "upgrade  every member has features {known}, the level is {level}: skein finalise when none goes back"
         )
+    } else if *level == 0 {
+        // Asked of a version that does not tell.
+        "features -".to_owned()
     } else {
         format!("features {level}")
     }

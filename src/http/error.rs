@@ -296,6 +296,14 @@ pub(super) fn number(response: &Response) -> u16 {
     response.status().as_u16()
 }
 
+/// True for the answer to whoever may not ask, or not now.
+pub(super) fn is_refusal(response: &Response) -> bool {
+    matches!(
+        response.status(),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS
+    )
+}
+
 /// Class of a status (`2xx`) for metrics. gRPC has a status of its own, and HTTP's is then 200.
 pub(super) fn class(response: &Response) -> &'static str {
     if let Some(status) = response.headers().get("grpc-status") {

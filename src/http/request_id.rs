@@ -25,6 +25,9 @@ const BY_CLIENT: &str = "x-request-id";
 /// A name that a node made, on its way to another.
 const MADE: &str = "x-skein-request-id";
 
+/// Of a path, this much is told.
+const PATH: usize = 100;
+
 /// Makes names: no two edges, nor one edge after a restart, make the same.
 pub(super) struct Names {
     start: u32,
@@ -52,7 +55,7 @@ impl Names {
 }
 
 /// Names a request before anything else is done with it, and says what became of it: where the client wants to
-/// find it again at level `info`, else at `debug`.
+/// find it again at level `info`, for so many in a second, else at `debug`.
 pub(super) async fn name(State(names): State<Arc<Names>>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let peer = Peer::of(request.extensions());
@@ -64,7 +67,7 @@ pub(super) async fn name(State(names): State<Arc<Names>>, mut request: Request, 
     }
     // The query string may hold a token.
     let told = (id.is_by_client() || tracing::enabled!(tracing::Level::DEBUG))
-        .then(|| (request.method().clone(), request.uri().path().to_owned()));
+        .then(|| (request.method().clone(), request.uri().path().chars().take(PATH).collect::<String>()));
     request.extensions_mut().insert(id.clone());
     let mut response = next.run(request).await;
     response.headers_mut().insert(BY_CLIENT, value);
@@ -72,11 +75,13 @@ pub(super) async fn name(State(names): State<Arc<Names>>, mut request: Request, 
         let ms = began.elapsed().as_millis();
         let status = error::number(&response);
         let said = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
-        let (at, elsewhere) = (said("x-skein-lsn"), said("x-skein-forwarded") == Some("true"));
-        if id.is_by_client() {
-            tracing::info!(request = %id, %method, %path, status, at, elsewhere, ms, "answered");
+        let (at, grpc) = (said("x-skein-lsn"), said("grpc-status"));
+        let elsewhere = said("x-skein-forwarded") == Some("true");
+        // Whoever may not come in spends no lines.
+        if !error::is_refusal(&response) && id.is_worth_a_line() {
+            tracing::info!(request = %id, %method, path, status, grpc, at, elsewhere, ms, "answered");
         } else {
-            tracing::debug!(request = %id, %method, %path, status, at, elsewhere, ms, "answered");
+            tracing::debug!(request = %id, %method, path, status, grpc, at, elsewhere, ms, "answered");
         }
     }
     response

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::request_id::RequestId;
+use super::request_id::{self, RequestId};
 use crate::types::{BootId, Epoch, Lsn, NodeId};
 
 /// When a write is acknowledged. Ordered: a higher level claims more.
@@ -110,7 +110,7 @@ pub struct ForwardRequest {
     /// How long the edge is going to wait.
     pub timeout_ms: u32,
     /// What the request is called in logs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "request_id::lenient")]
     pub request: Option<RequestId>,
 }
 

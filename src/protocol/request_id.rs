@@ -1,11 +1,18 @@
 //! What a client's request is called in the log of every node that it passes.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Longest name, in bytes.
 pub const LONGEST: usize = 64;
+
+/// Lines of the log in a second about requests that clients have named. Some proxies name all of them.
+const TOLD: u32 = 50;
 
 /// The name of a request: letters, digits and `-_.:`, at most [`LONGEST`] of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,9 +45,25 @@ impl RequestId {
         &self.name
     }
 
-    /// True if the client gave it: somebody wants to find this request again.
+    /// True if the client gave it: somebody may want to find this request again.
     pub const fn is_by_client(&self) -> bool {
         self.by_client
+    }
+
+    /// True if a line at the usual level may be spent on it: of those that clients named, some each second.
+    pub fn is_worth_a_line(&self) -> bool {
+        static SPENT: Mutex<Option<(Instant, u32)>> = Mutex::new(None);
+        if !self.by_client {
+            return false;
+        }
+        let mut spent = SPENT.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let (_, lines) = match &mut *spent {
+            Some(second) if now.duration_since(second.0) < Duration::from_secs(1) => second,
+            begun => begun.insert((now, 0)),
+        };
+        *lines = lines.saturating_add(1);
+        *lines <= TOLD
     }
 }
 
@@ -64,6 +87,11 @@ impl TryFrom<Told> for RequestId {
         }
         Ok(Self { name: told.name.into(), by_client: told.by_client })
     }
+}
+
+/// A name that this version does not take is none: no write fails for what it is called.
+pub(super) fn lenient<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RequestId>, D::Error> {
+    Ok(Option::<Told>::deserialize(deserializer)?.and_then(|told| told.try_into().ok()))
 }
 
 impl From<RequestId> for Told {

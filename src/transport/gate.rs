@@ -95,6 +95,7 @@ pub(super) async fn receive(inner: &Inner, door: &Doorkeeper, contact: Arc<Conta
             return None;
         };
         let (kind, mut stream) = first?;
+        inner.traffic.note_accepted(kind);
         let class = contact.live_class(&inner.view(), (inner.clock)());
         match kind {
             StreamKind::Hello if class.is_member() => {

@@ -75,6 +75,7 @@ impl StrangerLink {
         let contact = self.contact.as_ref().ok_or(StreamError::Closed(Closed::ByUs))?;
         let ends = contact.conn.open_bi().await.map_err(Closed::from)?;
         let mut stream = contact.stream(ends);
+        self.inner.traffic.note_opened(StreamKind::Join);
         stream.send.set_lane(StreamKind::Join.lane());
         stream.send.write_header(StreamHeader { kind: StreamKind::Join, version: VERSION }).await?;
         Ok(stream)

@@ -141,19 +141,26 @@ impl SendStream {
             return Err(DecodeError::TooLong(len, frame::MAX_RECORDS).into());
         }
         parts.insert(0, Bytes::copy_from_slice(&(len as u32).to_be_bytes()));
-        self.sent.iter().for_each(|sent| sent.add(self.lane, len + FRAME_HEAD));
         if !paced(self.lane) {
-            return self.inner.write_all_chunks(&mut parts).await.map_err(write_error);
+            self.inner.write_all_chunks(&mut parts).await.map_err(write_error)?;
+            self.note_sent(len + FRAME_HEAD);
+            return Ok(());
         }
         for mut part in parts {
             while !part.is_empty() {
                 let piece = part.split_to(part.len().min(PIECE));
                 let conn = &self.conn;
-                self.pacer.take(piece.len(), || sample(conn)).await;
+                let bytes = piece.len();
+                self.pacer.take(bytes, || sample(conn)).await;
                 self.inner.write_chunk(piece).await.map_err(write_error)?;
+                self.note_sent(bytes);
             }
         }
         Ok(())
+    }
+
+    fn note_sent(&self, bytes: usize) {
+        self.sent.iter().for_each(|sent| sent.add(self.lane, bytes));
     }
 
     pub(super) async fn write_header(&mut self, header: StreamHeader) -> Result<(), StreamError> {

@@ -151,7 +151,10 @@ impl Writer {
         let wanted = batch.ack.unwrap_or(default);
         let wait = |at| Wait { at, asked: wanted, deadline: batch.deadline };
         let admitted = Instant::now();
-        let at = match self.admit(&tenure, &batch)? {
+        let admission = self.admit(&tenure, &batch)?;
+        // What was there already says nothing of how long it took.
+        let is_new = matches!(admission, Admission::Pending { .. });
+        let at = match admission {
             // Committed, whatever was asked for when it was let in; `all` is more than that.
             Admission::Applied(at) => at,
             Admission::Pending { at, .. } if wanted == AckLevel::Memory => at,
@@ -169,7 +172,9 @@ impl Writer {
         if wanted == AckLevel::All {
             self.until_everywhere(&tenure, wait(at)).await?;
         }
-        self.waits.note(wanted, admitted);
+        if is_new {
+            self.waits.note(wanted, admitted);
+        }
         Ok((at, wanted))
     }
 

@@ -260,7 +260,9 @@ impl Submitter {
             *sent = Some(office.epoch);
             let began = Instant::now();
             let answer = forwarding.exchange(batch).await;
-            self.answers.observe_duration(began.elapsed());
+            if answer.is_ok() {
+                self.answers.observe_duration(began.elapsed());
+            }
             answer.unwrap_or_else(|reason| {
                 tracing::debug!(writer = %office.node, %reason, "forwarded write unanswered");
                 Err(CommitError::LostOffice)

@@ -112,13 +112,11 @@ impl ForwardHandler {
 
 /// The writer's line of a request that another edge took.
 fn log(id: &RequestId, edge: &Peer, done: &Result<(Lsn, AckLevel), CommitError>) {
-    let (edge, by_client) = (edge.node(), id.is_by_client());
+    let (edge, told) = (edge.node(), id.is_worth_a_line());
     match done {
-        Ok((at, ack)) if by_client => {
-            tracing::info!(request = %id, %edge, %at, %ack, "wrote what was forwarded")
-        }
+        Ok((at, ack)) if told => tracing::info!(request = %id, %edge, %at, %ack, "wrote what was forwarded"),
         Ok((at, ack)) => tracing::debug!(request = %id, %edge, %at, %ack, "wrote what was forwarded"),
-        Err(error) if by_client => {
+        Err(error) if told => {
             tracing::info!(request = %id, %edge, %error, "did not write what was forwarded")
         }
         Err(error) => tracing::debug!(request = %id, %edge, %error, "did not write what was forwarded"),

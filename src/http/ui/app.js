@@ -68,7 +68,7 @@ function show({ at_ms: at, status, rates }) {
   setText('cluster-name', status.cluster_name);
   document.title = `${said.level === 'ok' ? '' : '⚠ '}${status.cluster_name || 'Skein'}`;
   showVerdict(said);
-  graph.show(status, rates.points > 0);
+  graph.show(status, rates.points > 0, at);
   showFacts(status, rates, at);
   drawRates();
   setText('ingest-now', `${rate(rates.points)} points/s`);

@@ -5,6 +5,8 @@ const SVG = 'http://www.w3.org/2000/svg';
 const [WIDTH, HEIGHT, RADIUS] = [640, 380, 34];
 /** Bytes per second of a lane that are worth a word: below is what an idle cluster says to itself. */
 const WORTH = 5e3;
+/** Looks that are closer together are one, and over a longer time nothing is told, in milliseconds. */
+const [AGAIN, GAP] = [500, 10e3];
 /** With more nodes, only the writer's lines carry their round trip. */
 const LABELLED = 5;
 
@@ -49,6 +51,14 @@ function places(ids) {
   return new Map(ids.map((id, index) => [id, [x + spread * Math.cos(at(index)), y - 118 * Math.sin(at(index)) + (ids.length === 3 ? 14 : 0)]]));
 }
 
+/** Bytes per second by lane; nothing when that cannot be told: a new link, or a long time without a look. */
+function flowOf(last, sent, now) {
+  const lanes = Object.entries(sent);
+  if (!last || now - last.at > GAP || lanes.some(([lane, bytes]) => bytes < last.sent[lane])) return {};
+  const known = lanes.filter(([lane, bytes]) => bytes > (last.sent[lane] ?? bytes));
+  return Object.fromEntries(known.map(([lane, bytes]) => [lane, ((bytes - last.sent[lane]) * 1000) / (now - last.at)]));
+}
+
 /** Bytes that one end of a link has written since the last look, by lane; nothing of a new link. */
 class Flows {
   constructor() {
@@ -62,17 +72,11 @@ class Flows {
     for (const node of nodes) {
       for (const link of node.links) {
         const key = `${node.id} ${link.to}`;
-        const last = this.before.get(key);
-        const sent = link.sent_bytes ?? {};
-        // Several looks within a moment would show noise.
-        if (last && now - last.at < 500) {
-          seen.set(key, last);
-          flows.set(key, last.flow);
-          continue;
-        }
-        const lanes = Object.entries(sent).map(([lane, bytes]) => [lane, last ? ((bytes - (last.sent[lane] ?? 0)) * 1000) / (now - last.at) : 0]);
-        const flow = Object.fromEntries(lanes.filter(([, value]) => value > 0));
-        seen.set(key, { at: now, sent, flow });
+        const [last, sent] = [this.before.get(key), link.sent_bytes ?? {}];
+        // What two tabs ask for is one look.
+        const again = last && now - last.at < AGAIN;
+        const flow = again ? last.flow : flowOf(last, sent, now);
+        seen.set(key, again ? last : { at: now, sent, flow });
         flows.set(key, flow);
       }
     }
@@ -89,10 +93,10 @@ export class Graph {
     this.nodes = new Layer(svg);
   }
 
-  show(status, busy) {
+  show(status, busy, now) {
     const nodes = [...status.nodes].sort((a, b) => (a.id < b.id ? -1 : 1));
     const at = places(nodes.map((node) => node.id));
-    this.showEdges(nodes, at, busy, this.flows.look(nodes, performance.now()));
+    this.showEdges(nodes, at, busy, this.flows.look(nodes, now));
     const find = this.nodes.draw(nodes.map((node) => node.id), makeNode);
     for (const node of nodes) showNode(find(node.id), node, at.get(node.id));
     this.svg.setAttribute('aria-label', nodes.map((node) => `${nameOf(node)}: ${roles(node).join(', ')}, ${node.state}, lag ${lag(node).text}`).join('. '));
