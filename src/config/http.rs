@@ -54,6 +54,8 @@ section! {
         max_queries: usize = 16,
         /// Memory that one query may take to sort, join and group.
         query_memory: ByteSize = ByteSize::mib(256),
+        /// Memory that all queries at once may take for that.
+        queries_memory: ByteSize = ByteSize::mib(1024),
         /// Rows of one answer.
         query_rows: usize = 10_000_000,
         /// Bytes of one answer.
@@ -78,12 +80,13 @@ impl Http {
             ("query_timeout", !self.query_timeout.is_zero()),
             ("max_queries", self.max_queries > 0),
             ("query_memory", self.query_memory.0 > 0),
+            ("queries_memory", self.queries_memory >= self.query_memory),
             ("query_rows", self.query_rows > 0),
             ("query_bytes", self.query_bytes.0 > 0),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, good)| !good) {
             return Err(format!(
-                "http.{key} is too small: none may be 0, and max_body <= max_inflated <= max_bodies"
+                "http.{key} is too small: none may be 0, and max_body <= max_inflated <= max_bodies, query_memory <= queries_memory"
             ));
         }
         if self.cert.is_some() != self.key.is_some() {

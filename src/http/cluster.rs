@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 
 use super::{
     Edge, error,
-    error::ApiError,
+    error::{ApiError, Fault},
     params::{self, Params},
 };
 use crate::{
-    node::{ClusterStatus, DrainReport, UpgradeReport},
+    node::{ClusterStatus, DrainReport, NodeReport, UpgradeReport},
     types::NodeId,
 };
 
@@ -37,6 +37,16 @@ pub(super) async fn finalise(State(edge): State<Arc<Edge>>) -> Result<Json<Upgra
 pub(super) async fn nodes(State(edge): State<Arc<Edge>>) -> Json<Value> {
     let status = edge.app.node.status().await;
     Json(json!({ "total": status.nodes.len(), "nodes": status.nodes }))
+}
+
+/// `GET /api/v1/nodes/{id}`: one of them.
+pub(super) async fn node(
+    State(edge): State<Arc<Edge>>,
+    Path(id): Path<String>,
+) -> Result<Json<NodeReport>, ApiError> {
+    let id = node_id(&id)?;
+    let found = edge.app.node.status().await.nodes.into_iter().find(|node| node.id == id);
+    found.map(Json).ok_or_else(|| ApiError::new(Fault::NotFound, format!("{id} is no member")))
 }
 
 /// `POST /api/v1/nodes/{id}/demote`: a voter becomes a reader.

@@ -123,6 +123,9 @@ fn handled(
         "/startupz" => on(filter, health::startup),
         "/livez" => on(filter, async || health::plain("live\n")),
         "/health" => on(filter, healthy),
+        "/ready" => {
+            on(filter, async |State(edge): State<Arc<Edge>>| health::ready_or_not(&edge.gateway.readiness()))
+        }
         "/readyz" => on(filter, ready),
         "/metrics" => on(filter, metrics),
         "/write" => on(filter, write::influx1),

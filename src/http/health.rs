@@ -48,6 +48,20 @@ pub(super) fn pass_or_fail(readiness: &Readiness) -> Response {
     error::health(readiness.ready, body)
 }
 
+/// `/ready`, InfluxDB's and Arc's: the same in their other form.
+pub(super) async fn influx_ready(State(edge): State<Arc<Edge>>) -> Response {
+    ready_or_not(&edge.app.node.readiness())
+}
+
+pub(super) fn ready_or_not(readiness: &Readiness) -> Response {
+    let body = if readiness.ready {
+        json!({ "status": "ready" })
+    } else {
+        json!({ "status": "not ready", "message": readiness.reasons.join("; ") })
+    };
+    error::health(readiness.ready, body)
+}
+
 /// `/livez`: failing means that a restart may help.
 pub(super) async fn live(State(edge): State<Arc<Edge>>) -> Result<Response, ApiError> {
     if edge.app.node.live() {

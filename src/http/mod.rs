@@ -53,6 +53,8 @@ pub use gateway::{GatewayState, serve_gateway};
 pub use serve::{Listeners, bind_socket, serve};
 pub use tls::{CertificateFileError, CertificateFiles, EdgeTls};
 
+#[cfg(feature = "sql")]
+use crate::engine::columnar::sql::QueryMemory;
 use crate::{
     config,
     engine::columnar::{ColumnarEngine, CompactionTotals},
@@ -95,6 +97,8 @@ struct Edge {
     #[cfg(feature = "sql")]
     queries: Arc<Semaphore>,
     #[cfg(feature = "sql")]
+    query_memory: QueryMemory,
+    #[cfg(feature = "sql")]
     queries_answered: Counter,
     live: Arc<Live>,
 }
@@ -127,6 +131,8 @@ impl Edge {
         Arc::new(Self {
             #[cfg(feature = "sql")]
             queries: Arc::new(Semaphore::new(app.config.max_queries.min(Semaphore::MAX_PERMITS))),
+            #[cfg(feature = "sql")]
+            query_memory: query_memory(&app),
             app,
             bodies: Arc::clone(&intake.bodies),
             intake,
@@ -155,6 +161,20 @@ impl FromRef<Arc<Edge>> for Intake {
     fn from_ref(edge: &Arc<Edge>) -> Self {
         edge.intake.clone()
     }
+}
+
+/// What the queries of this edge share.
+#[cfg(feature = "sql")]
+fn query_memory(app: &AppState) -> QueryMemory {
+    let memory = QueryMemory::new(app.config.queries_memory.as_usize());
+    let watched = memory.clone();
+    app.metrics.read_gauge(
+        "skein_http_query_bytes",
+        "Memory that queries take to sort, join and group now.",
+        &[],
+        move || watched.taken() as f64,
+    );
+    memory
 }
 
 /// What compactions have done since the start.
@@ -214,6 +234,7 @@ fn routes() -> Vec<Route<Handler>> {
         post("/query", Data, on(MethodFilter::POST, influx::query)),
         get("/ping", Public, on(MethodFilter::GET, health::ping)),
         get("/health", Public, on(MethodFilter::GET, health::health)),
+        get("/ready", Public, on(MethodFilter::GET, health::influx_ready)),
         get("/livez", Public, on(MethodFilter::GET, health::live)),
         get("/readyz", Public, on(MethodFilter::GET, health::ready)),
         get("/startupz", Public, on(MethodFilter::GET, health::startup)),
@@ -228,6 +249,7 @@ fn routes() -> Vec<Route<Handler>> {
         post("/api/v1/nodes/{id}/transfer", Admin, on(MethodFilter::POST, cluster::transfer)),
         post("/api/v1/nodes/{id}/drain", Admin, on(MethodFilter::POST, cluster::drain)),
         delete("/api/v1/nodes/{id}/drain", Admin, on(MethodFilter::DELETE, cluster::undrain)),
+        get("/api/v1/nodes/{id}", Read, on(MethodFilter::GET, cluster::node)),
         delete("/api/v1/nodes/{id}", Admin, on(MethodFilter::DELETE, cluster::remove)),
         post("/api/v1/ca/rotate", Admin, on(MethodFilter::POST, ca::rotate)),
         get("/api/v1/tokens", Admin, on(MethodFilter::GET, tokens::list)),

@@ -237,6 +237,7 @@ impl Asked {
             timeout: self.left(),
             max_rows: Some(edge.app.config.query_rows),
             memory_limit: edge.app.config.query_memory.as_usize(),
+            memory: edge.query_memory.clone(),
         }
     }
 
@@ -285,6 +286,7 @@ impl From<QueryError> for ApiError {
             QueryError::Invalid(_) | QueryError::NotAllowed(_) => Fault::Invalid,
             QueryError::TimedOut(_) => Fault::Slow,
             QueryError::TooLarge(_) => Fault::Limit,
+            QueryError::Busy(_) => Fault::Busy,
             QueryError::Forbidden(_) => Fault::Forbidden,
             QueryError::UnknownDatabase(_) | QueryError::UnknownTable { .. } => Fault::NotFound,
             QueryError::Damaged { .. } | QueryError::Mending { .. } => Fault::Unavailable,
@@ -326,6 +328,7 @@ mod tests {
         assert_eq!(fault(QueryError::NotAllowed("x".into())), Fault::Invalid);
         assert_eq!(fault(QueryError::TimedOut(Duration::from_secs(1))), Fault::Slow);
         assert_eq!(fault(QueryError::TooLarge("x".into())), Fault::Limit);
+        assert_eq!(fault(QueryError::Busy("x".into())), Fault::Busy);
         assert_eq!(fault(QueryError::UnknownDatabase("x".into())), Fault::NotFound);
         assert_eq!(fault(QueryError::Forbidden("x".into())), Fault::Forbidden);
         assert_eq!(fault(QueryError::Damaged { file: "x".into() }), Fault::Unavailable);

@@ -121,6 +121,7 @@ fn tries() -> Vec<Try> {
         line("POST /api/v1/nodes/{id}/transfer", "/api/v1/nodes/x/transfer", "", Asks::Admin, 400),
         line("POST /api/v1/nodes/{id}/drain", "/api/v1/nodes/x/drain", "", Asks::Admin, 400),
         line("DELETE /api/v1/nodes/{id}/drain", "/api/v1/nodes/x/drain", "", Asks::Admin, 400),
+        line("GET /api/v1/nodes/{id}", "/api/v1/nodes/x", "", Asks::Status, 400),
         line("DELETE /api/v1/nodes/{id}", "/api/v1/nodes/x", "", Asks::Admin, 400),
         line("POST /api/v1/ca/rotate", "/api/v1/ca/rotate", "{\"drop\":[\"x\"]}", Asks::Admin, 400),
         line("GET /api/v1/tokens", "/api/v1/tokens", "", Asks::Admin, 200),
@@ -131,7 +132,7 @@ fn tries() -> Vec<Try> {
         line("POST /api/v1/auth/tokens", "/api/v1/auth/tokens", r#"{"scopes":["read"]}"#, Asks::Admin, 201),
         line("DELETE /api/v1/auth/tokens/{id}", "/api/v1/auth/tokens/ffffffffffffffff", "", Asks::Admin, 404),
         line("GET /ui/{file}", "/ui/app.js", "", Asks::Nothing, 200),
-        probe("GET /"), probe("GET /ping"), probe("GET /health"), probe("GET /livez"), probe("GET /readyz"), probe("GET /startupz"),
+        probe("GET /"), probe("GET /ping"), probe("GET /health"), probe("GET /ready"), probe("GET /livez"), probe("GET /readyz"), probe("GET /startupz"),
         probe("GET /api/v1/openapi.json"),
     ];
     #[cfg(feature = "sql")]

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use datafusion::error::DataFusionError;
 
+use super::memory::AllTaken;
+
 use crate::{engine::EngineError, types::Lsn};
 
 /// A query failed.
@@ -24,6 +26,9 @@ pub enum QueryError {
     /// The answer or the memory for it is over its limit.
     #[error("{0}")]
     TooLarge(String),
+    /// Other queries have the memory that it needs.
+    #[error("{0}")]
+    Busy(String),
     /// There is no such database.
     #[error("there is no database {0:?}")]
     UnknownDatabase(String),
@@ -71,6 +76,7 @@ impl From<DataFusionError> for QueryError {
             E::Execution(_) => Self::Invalid(plain("Execution error:")),
             E::NotImplemented(_) => Self::Invalid(plain("This feature is not implemented:")),
             E::ResourcesExhausted(_) => Self::TooLarge("the query needs more memory than it may take".into()),
+            E::External(cause) if cause.is::<AllTaken>() => Self::Busy(cause.to_string()),
             E::ArrowError(..) => Self::Invalid(plain("Arrow error:")),
             _ => Self::Internal(text),
         }

@@ -6,7 +6,7 @@ use datafusion::{
     execution::{
         SessionState, SessionStateBuilder,
         disk_manager::{DiskManagerBuilder, DiskManagerMode},
-        memory_pool::{GreedyMemoryPool, MemoryPool},
+        memory_pool::MemoryPool,
         runtime_env::RuntimeEnvBuilder,
     },
     logical_expr::LogicalPlan,
@@ -20,6 +20,7 @@ use super::{
     check_mended, check_visible,
     error::QueryError,
     functions,
+    memory::QueryPool,
     reader::only_ours,
     sandbox,
     text::{Concatenation, bound_functions},
@@ -49,7 +50,7 @@ pub(super) async fn plan(
     sandbox::check_statement(&statement)?;
     let (databases, files) = databases(engine, &statement, options)?;
     let applied = databases.applied();
-    let pool: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(options.memory_limit));
+    let pool: Arc<dyn MemoryPool> = Arc::new(QueryPool::new(options.memory_limit, options.memory.clone()));
     let state = session(databases, options, &pool)?;
     let plan = state.statement_to_plan(statement).await?;
     sandbox::check_plan(&plan)?;

@@ -29,6 +29,7 @@ mod expansion;
 mod functions;
 mod guard;
 mod logical;
+mod memory;
 pub mod output;
 mod overlap_exec;
 mod parameters;
@@ -46,6 +47,7 @@ mod tests;
 
 pub use catalog::CATALOG;
 pub use error::QueryError;
+pub use memory::QueryMemory;
 pub use parameters::{MAX_PARAMETERS, Parameter, Parameters};
 pub use prepared::{Prepared, parameter_names};
 
@@ -80,6 +82,8 @@ pub struct SqlOptions {
     pub max_rows: Option<usize>,
     /// Bytes that sorting, joining, grouping and making text may take; 256 MiB by default.
     pub memory_limit: usize,
+    /// What all queries that have this may take together; 1 GiB for this one alone by default.
+    pub memory: QueryMemory,
 }
 
 impl Default for SqlOptions {
@@ -91,6 +95,7 @@ impl Default for SqlOptions {
             timeout: Duration::from_secs(30),
             max_rows: None,
             memory_limit: 256 << 20,
+            memory: QueryMemory::new(1 << 30),
         }
     }
 }

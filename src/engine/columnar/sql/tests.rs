@@ -368,6 +368,17 @@ async fn statements_made_to_exhaust_are_refused_or_bounded() {
     let grouped =
         engine.query("select time, count(*) from cpu group by time order by 2", small).await.unwrap();
     assert!(matches!(grouped.collect().await, Err(QueryError::TooLarge(_))));
+    // What others hold is no fault of the query, and nothing of it stays when it has failed.
+    let memory = super::QueryMemory::new(1000);
+    let shared = SqlOptions { memory: memory.clone(), ..options() };
+    let grouped =
+        engine.query("select time, count(*) from cpu group by time order by 2", shared).await.unwrap();
+    let refused = grouped.collect().await;
+    assert!(
+        matches!(&refused, Err(QueryError::Busy(why)) if why.contains("http.queries_memory")),
+        "{refused:?}"
+    );
+    assert_eq!(memory.taken(), 0);
     let few = SqlOptions { max_rows: Some(132), ..options() };
     assert!(matches!(
         engine.query("select * from cpu", few.clone()).await.unwrap().collect().await,
