@@ -1,26 +1,17 @@
-"""The clients: how each writes points, and how each reads them back."""
+"""The clients that write: how each does it, and how each brings its API token."""
 
 import gzip
-import io
 import json
 import os
-import re
 import shutil
 import subprocess
 import time
 import urllib.parse
 
-import adbc_driver_flightsql.dbapi
-import adbc_driver_manager
-import duckdb
 import influxdb
 import influxdb_client
 import influxdb_client_3
 import msgpack
-import pandas
-import pyarrow
-import pyarrow.flight
-import pyarrow.parquet
 import requests
 from influxdb_client.client.write_api import SYNCHRONOUS, WriteOptions, WritePrecision
 
@@ -34,18 +25,18 @@ class Refused(Exception):
     """The write was not acknowledged; a user sends it again."""
 
 
-# ---------------------------------------------------------------------------------------------
-# Writers. `write` returns when all points are acknowledged, or raises Refused.
-
-
 class Influx1:
-    """influxdb, of InfluxDB 1: asks for its database on connect, as Telegraf does."""
+    """influxdb, of InfluxDB 1: asks for its database on connect, as Telegraf does. Basic, by way of requests."""
 
     name = "influxdb"
 
-    def __init__(self, url):
-        at = urllib.parse.urlsplit(url)
-        self.client = influxdb.InfluxDBClient(at.hostname, at.port, "user", "password", DATABASE, timeout=REQUEST)
+    def __init__(self, at):
+        host = urllib.parse.urlsplit(at.url)
+        # It verifies nothing unless told to.
+        tls = {"ssl": True, "verify_ssl": str(at.ca)} if at.ca else {}
+        self.client = influxdb.InfluxDBClient(
+            host.hostname, host.port, "user", at.token, DATABASE, timeout=REQUEST, **tls
+        )
         assert self.client.ping(), "ping names no version"
         self.client.create_database(DATABASE)
 
@@ -69,15 +60,20 @@ class Influx1:
 
 
 class Influx2:
-    """influxdb-client, of InfluxDB 2, one request per call."""
+    """influxdb-client, of InfluxDB 2, one request per call. Token."""
 
     name = "influxdb-client"
 
-    def __init__(self, url):
+    def __init__(self, at):
+        tls = {"ssl_ca_cert": str(at.ca)} if at.ca else {}
         timeout = int(REQUEST * 1000)
-        self.client = influxdb_client.InfluxDBClient(url, token="unused", org="org", timeout=timeout, enable_gzip=True)
-        assert self.client.ping() and self.client.health().status == "pass"
+        self.client = influxdb_client.InfluxDBClient(
+            at.url, token=at.token, org="org", timeout=timeout, enable_gzip=True, **tls
+        )
         self.api = self.client.write_api(write_options=SYNCHRONOUS)
+
+    def healthy(self):
+        return self.client.ping() and self.client.health().status == "pass"
 
     @staticmethod
     def points(table, points):
@@ -107,15 +103,13 @@ class Influx2:
 
 
 class Influx3:
-    """influxdb3-python: writes over HTTP, asks over Flight."""
+    """influxdb3-python: writes over HTTP with Token, asks over Flight with Bearer."""
 
     name = "influxdb3-python"
 
-    def __init__(self, url):
+    def __init__(self, at):
         options = influxdb_client_3.write_client_options(write_options=influxdb_client_3.SYNCHRONOUS)
-        self.client = influxdb_client_3.InfluxDBClient3(
-            host=url, token="unused", database=DATABASE, write_client_options=options
-        )
+        self.client = influx3(at, write_client_options=options)
 
     def write(self, table, points):
         def typed(point):
@@ -129,222 +123,107 @@ class Influx3:
 
 
 class JavaScript:
-    """@influxdata/influxdb-client, in batches and with its own retries."""
+    """@influxdata/influxdb-client, in batches and with its own retries. Token."""
 
     name = "@influxdata/influxdb-client"
-
     # Its integers are numbers of JavaScript.
     largest = 2**53 - 1
 
-    def __init__(self, url):
-        self.url = url
+    def __init__(self, at):
+        self.at = at
 
     @staticmethod
     def missing():
         return None if shutil.which("node") and os.path.isdir(os.environ["CLIENTS_NODE"]) else "needs node and npm"
 
-    def write(self, table, points):
+    def write(self, table, points, **options):
         # Unsigned integers as text: it takes those whole.
         def plain(point):
             known = {name: str(value) if name == "u" else value for name, value in fields(point).items()}
             return {"time": str(point["time"]), "tags": tags(point), "fields": known}
 
-        asked = {"url": self.url, "database": DATABASE, "table": table, "points": [plain(p) for p in points]}
+        # The certificate's name where it is not that of the URL.
+        tls = {"ca": self.at.ca.read_text(), "servername": self.at.name or ""} if self.at.ca else {}
+        asked = {"url": self.at.url, "token": self.at.token, "tls": tls, "database": DATABASE, "table": table}
+        asked |= {"points": [plain(point) for point in points], "retries": 0, "pause": 0, **options}
         script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "javascript.mjs")
         ran = subprocess.run(["node", script], input=json.dumps(asked), text=True, capture_output=True, timeout=120)
-        assert ran.returncode == 0, ran.stderr
+        if ran.returncode != 0:
+            raise Refused(ran.stderr)
 
-    stream = write
+    def stream(self, table, points):
+        self.write(table, points, retries=20, pause=50)
 
 
 class Arc:
-    """MessagePack columns, as Arc's clients send them."""
+    """MessagePack columns, as Arc's clients send them. x-api-key."""
 
     name = "arc"
 
-    def __init__(self, url):
-        self.url = url
+    def __init__(self, at):
+        self.at = at
 
     def write(self, table, points):
         columns = {name: [point[name] for point in points] for name in COLUMNS}
         columns = {name: values for name, values in columns.items() if any(v is not None for v in values)}
         body = msgpack.packb({"m": table, "columns": columns, "tag_keys": ["host", "room"]})
-        post(f"{self.url}/api/v1/write/msgpack", gzip.compress(body), {"x-arc-database": DATABASE})
+        arc(self.at, "/api/v1/write/msgpack", gzip.compress(body))
 
 
 class Curl:
-    """curl, and whoever writes line protocol by hand."""
+    """curl, and whoever writes line protocol by hand. Basic."""
 
     name = "curl"
 
-    def __init__(self, url):
-        self.url = url
+    def __init__(self, at):
+        self.at = at
 
     def write(self, table, points):
         body = "\n".join(line(table, point) for point in points)
-        curl(f"{self.url}/api/v3/write_lp?db={DATABASE}&precision=nanosecond", body)
+        path = f"/api/v3/write_lp?db={DATABASE}&precision=nanosecond"
+        # Over HTTP/2 some versions lose a refusal that comes before they have sent everything (curl issue 22984).
+        options = ["--http1.1", "--user", f"curl:{self.at.token}", "--data-binary", "@-"]
+        curl(self.at, path, *options, body=body)
 
 
 WRITERS = [Influx1, Influx2, Influx3, JavaScript, Arc, Curl]
-
-
-# ---------------------------------------------------------------------------------------------
-# Readers: functions of a node's address and a statement that give rows as dictionaries.
-
-
-def curl_json(url, sql):
-    rows = json.loads(curl(query(url, sql, "json")))
-    return [{**row, "time": nanoseconds(row["time"])} if "time" in row else row for row in rows]
-
-
-def arrow_stream(url, sql):
-    answer = post(f"{url}/api/v1/query/arrow", json.dumps({"sql": sql, **FRESH}), {"x-arc-database": DATABASE})
-    with pyarrow.ipc.open_stream(answer.content) as stream:
-        return arrow_rows(stream.read_all())
-
-
-def parquet_pandas(url, sql):
-    answer = requests.get(query(url, sql, "parquet"), timeout=REQUEST)
-    answer.raise_for_status()
-    frame = pandas.read_parquet(io.BytesIO(answer.content), dtype_backend="pyarrow")
-    return arrow_rows(pyarrow.Table.from_pandas(frame, preserve_index=False))
-
-
-def parquet_pyarrow(url, sql):
-    answer = requests.get(query(url, sql, "parquet"), timeout=REQUEST)
-    answer.raise_for_status()
-    return arrow_rows(pyarrow.parquet.read_table(io.BytesIO(answer.content)))
-
-
-def arc_json(url, sql):
-    answer = post(f"{url}/api/v1/query", json.dumps({"sql": sql, **FRESH}), {"x-arc-database": DATABASE}).json()
-    assert answer["success"] and answer["row_count"] == len(answer["data"]), answer
-    rows = [dict(zip(answer["columns"], row)) for row in answer["data"]]
-    return [{**row, "time": nanoseconds(row["time"])} if "time" in row else row for row in rows]
-
-
-def arc_msgpack(url, sql):
-    answer = post(f"{url}/api/v1/query/msgpack", json.dumps({"sql": sql, **FRESH}), {"x-arc-database": DATABASE})
-    answer = msgpack.unpackb(answer.content, timestamp=0)
-    columns = [[v.to_unix_nano() if isinstance(v, msgpack.Timestamp) else v for v in c] for c in answer["data"]]
-    assert answer["success"] and all(len(column) == answer["row_count"] for column in columns), answer
-    return [dict(zip(answer["columns"], row)) for row in zip(*columns)]
-
-
-def influx3_flight(url, sql):
-    with influxdb_client_3.InfluxDBClient3(host=url, token="unused", database=DATABASE) as client:
-        assert client.get_server_version(), "ping names no version"
-        return arrow_rows(client.query(sql, language="sql", headers=FRESH_HEADERS))
-
-
-def influx3_parameters(url, sql, values):
-    with influxdb_client_3.InfluxDBClient3(host=url, token="unused", database=DATABASE) as client:
-        return arrow_rows(client.query(sql, language="sql", query_parameters=values, headers=FRESH_HEADERS))
-
-
-def one_row(values):
-    """By name, as ADBC's driver takes it: not as a dictionary."""
-    return pyarrow.record_batch([[value] for value in values.values()], names=list(values))
-
-
-def adbc_parameters(url, sql, values):
-    return adbc_flight_sql(url, sql, values)
-
-
-def adbc_flight_sql(url, sql, values=None):
-    headers = {f"adbc.flight.sql.rpc.call_header.{name.decode()}": value.decode() for name, value in FRESH_HEADERS}
-    headers["adbc.flight.sql.rpc.call_header.database"] = DATABASE
-    at = url.replace("http://", "grpc://")
-    # It knows no transactions and says so.
-    with adbc_driver_flightsql.dbapi.connect(at, db_kwargs=headers, autocommit=True) as connection:
-        with connection.cursor() as cursor:
-            # Which prepares it first.
-            cursor.execute(sql, values)
-            return arrow_rows(cursor.fetch_arrow_table())
-
-
-def adbc_objects(url):
-    """What a tool that opens the database sees: catalogs, schemas, tables and their columns."""
-    with adbc_driver_flightsql.dbapi.connect(url.replace("http://", "grpc://"), autocommit=True) as connection:
-        assert connection.adbc_get_info()["vendor_name"] == "skein"
-        assert connection.adbc_get_table_types() == ["TABLE"]
-        catalogs = connection.adbc_get_objects(depth="all").read_all().to_pylist()
-        return {
-            table["table_name"]: [column["column_name"] for column in table["table_columns"]]
-            for catalog in catalogs
-            for schema in catalog["catalog_db_schemas"]
-            for table in schema["db_schema_tables"]
-            if (catalog["catalog_name"], schema["db_schema_name"]) == ("skein", DATABASE)
-        }
-
-
-def adbc_refusal(url, sql):
-    """What ADBC makes of a statement that is not allowed."""
-    try:
-        adbc_flight_sql(url, sql)
-    except adbc_driver_manager.Error as error:
-        return str(error)
-    raise AssertionError(f"{sql} was not refused")
-
-
-def pyarrow_flight(url, sql):
-    at = url.replace("http://", "grpc://")
-    ticket = json.dumps({"database": DATABASE, "sql_query": sql, "query_type": "sql"})
-    options = pyarrow.flight.FlightCallOptions(headers=FRESH_HEADERS, timeout=REQUEST)
-    with pyarrow.flight.connect(at) as client:
-        return arrow_rows(client.do_get(pyarrow.flight.Ticket(ticket), options).read_all())
-
-
-READERS = {
-    "curl": curl_json,
-    "pyarrow": arrow_stream,
-    "pyarrow.parquet": parquet_pyarrow,
-    "pandas": parquet_pandas,
-    "arc": arc_json,
-    "arc msgpack": arc_msgpack,
-    "influxdb3-python": influx3_flight,
-    "ADBC": adbc_flight_sql,
-    "pyarrow.flight": pyarrow_flight,
-}
-
-# Everything acknowledged, at whatever node.
-FRESH = {"consistency": "linearizable"}
-FRESH_HEADERS = [(b"x-skein-consistency", b"linearizable")]
-
-
-def files_duckdb(directory):
-    """The files of a table as they lie. Columns may have come with a later one, and a point whose fields
-    came in two writes may lie in two."""
-    files = str(directory / "*.parquet")
-    most = ", ".join(f"max({name}) AS {name}" for name in "fiubs")
-    with duckdb.connect() as connection:
-        found = connection.sql(
-            f"SELECT epoch_ns(time) AS time, host, room, {most} FROM read_parquet('{files}', union_by_name = true) GROUP BY ALL"
-        )
-        names = found.columns
-        return [dict(zip(names, row)) for row in found.fetchall()]
+# Those that can be told the name in the certificate; the others check that of the URL, so that a node's own
+# certificate, which names mesh.internal, serves them only under that name.
+NAMED_WRITERS = [JavaScript, Curl]
 
 
 # ---------------------------------------------------------------------------------------------
 
 
-def query(url, sql, form):
-    asked = urllib.parse.urlencode({"db": DATABASE, "q": sql, "format": form, **FRESH})
-    return f"{url}/api/v3/query_sql?{asked}"
+def influx3(at, **options):
+    """Its writes check the name of the URL; Flight can be told another."""
+    if at.ca:
+        options |= {"ssl_ca_cert": str(at.ca)}
+    if at.name:
+        options |= {"flight_client_options": {"override_hostname": at.name}}
+    return influxdb_client_3.InfluxDBClient3(host=at.url, token=at.token, database=DATABASE, **options)
 
 
-def curl(url, body=None):
-    command = ["curl", "--silent", "--show-error", "--fail-with-body", "--max-time", str(REQUEST), url]
-    command += ["--data-binary", "@-"] if body is not None else []
-    ran = subprocess.run(command, input=body, text=True, capture_output=True)
+def curl(at, path, *options, body=None):
+    url = at.url
+    command = ["curl", "--silent", "--show-error", "--fail-with-body", "--max-time", str(REQUEST), *options]
+    if at.ca:
+        command += ["--cacert", at.ca]
+    if at.name:
+        host = urllib.parse.urlsplit(url).netloc
+        url = f"https://{at.name}"
+        command += ["--connect-to", f"{at.name}:443:{host}"]
+    ran = subprocess.run([*command, url + path], input=body, text=True, capture_output=True)
     if ran.returncode != 0:
         raise Refused(f"{ran.stderr} {ran.stdout}")
     return ran.stdout
 
 
-def post(url, body, headers):
+def arc(at, path, body):
+    """A request as Arc's clients send it."""
     try:
-        answer = requests.post(url, data=body, headers=headers, timeout=REQUEST)
+        headers = {"x-arc-database": DATABASE, "x-api-key": at.token}
+        answer = requests.post(at.url + path, data=body, headers=headers, timeout=REQUEST, verify=roots(at))
         answer.raise_for_status()
     except requests.RequestException as error:
         text = error.response.text if error.response is not None else ""
@@ -352,16 +231,6 @@ def post(url, body, headers):
     return answer
 
 
-def nanoseconds(text):
-    """RFC 3339 in UTC; more digits than datetime has."""
-    whole, fraction = re.fullmatch(r"(.{19})(?:\.(\d+))?Z?", text).groups()
-    seconds = int(pandas.Timestamp(whole).timestamp())
-    return seconds * 10**9 + int((fraction or "").ljust(9, "0"))
-
-
-def arrow_rows(table):
-    if "time" in table.column_names:
-        assert table.schema.field("time").type == pyarrow.timestamp("ns"), table.schema
-        at = table.schema.get_field_index("time")
-        table = table.set_column(at, "time", table.column("time").cast(pyarrow.int64()))
-    return table.to_pylist()
+def roots(at):
+    """For requests."""
+    return str(at.ca) if at.ca else True

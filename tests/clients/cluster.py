@@ -1,6 +1,7 @@
 """Three processes of the program in a temporary directory, without mDNS, on free ports."""
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -9,8 +10,27 @@ import subprocess
 import tempfile
 import threading
 import time
+import typing
 
 PATIENCE = 60.0
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class At(typing.NamedTuple):
+    """Where clients go, and what they bring. On loopback nobody looks at tokens."""
+
+    url: str
+    token: str = "unused"
+    # The roots that they trust.
+    ca: pathlib.Path | None = None
+    # The name in the certificate, if they connect to another.
+    name: str | None = None
+    # Everything acknowledged, at whatever node.
+    consistency: str = "linearizable"
+
+    @property
+    def grpc(self):
+        return self.url.replace("https:", "grpc+tls:").replace("http:", "grpc:")
 
 
 class Node:
@@ -18,17 +38,17 @@ class Node:
 
     def __init__(self, home, name):
         self.name, self.dir, self.log = name, home / name, home / f"{name}.log"
-        self.url = None
+        self.at = None
         self.process = None
 
-    def start(self, *flags):
+    def start(self, *flags, http="127.0.0.1:0"):
         environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("SKEIN_")},
             # Soon in files, so that what is read comes from memory and files alike.
             "SKEIN_STORAGE_FLUSH_AGE": "1s",
         }
         command = [os.environ["SKEIN"], "start", "--data-dir", self.dir, "--name", self.name]
-        command += ["--mesh", "127.0.0.1:0", "--http", "127.0.0.1:0", "--no-mdns", *flags]
+        command += ["--mesh", "127.0.0.1:0", "--http", http, "--no-mdns", *flags]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
@@ -40,7 +60,7 @@ class Node:
             for line in self.process.stdout:
                 if line.startswith("ready "):
                     words = dict(word.split("=", 1) for word in line.split() if "=" in word)
-                    self.url = words["http"]
+                    self.at = At(words["http"].replace("0.0.0.0", "127.0.0.1"))
                     break
             else:
                 raise AssertionError(f"{self.name} did not start")
@@ -48,9 +68,11 @@ class Node:
             watchdog.cancel()
         threading.Thread(target=self.process.stdout.read, daemon=True).start()
 
-    def skein(self, *arguments):
+    def skein(self, *arguments, **environment):
         command = [os.environ["SKEIN"], *arguments, "--data-dir", self.dir]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
+        environment = {**os.environ, **environment}
+        ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE, env=environment)
+        return ran.stdout
 
     def status(self):
         return json.loads(self.skein("status", "--json"))
@@ -69,7 +91,7 @@ class Node:
 
 
 class Cluster:
-    """Nodes a, b and c; `edge` and `other` are the two that do not write at the start."""
+    """Voters a, b and c; `edge` and `other` are the two that do not write at the start."""
 
     def __init__(self):
         self.home = pathlib.Path(tempfile.mkdtemp(prefix="skein-clients-"))
@@ -80,11 +102,8 @@ class Cluster:
             first, *rest = self.nodes
             first.start("--new-cluster")
             eventually("a has a writer", lambda: first.status()["writer"])
-            token = self.home / "token"
-            token.write_text(first.skein("token", "create", "--uses", "2"))
-            seed = next(node for node in first.status()["nodes"] if node["name"] == "a")["mesh_addr"]
             for node in rest:
-                node.start("--join", f"@{token}", "--seed", seed)
+                self.join(node, "voter")
             self.settle()
             self.edge, self.other = [node for node in self.nodes if node is not self.writer()]
             return self
@@ -100,6 +119,40 @@ class Cluster:
                 lines = node.log.read_text(errors="replace").splitlines()
                 print(f"---- end of {node.name}'s log", *lines[-25:], sep="\n")
         shutil.rmtree(self.home)
+
+    def join(self, node, role, *flags, **listen):
+        first, token = self.nodes[0], self.home / f"{node.name}.token"
+        token.write_text(first.skein("token", "create", "--role", role))
+        seed = next(n for n in first.status()["nodes"] if n["name"] == first.name)["mesh_addr"]
+        node.start("--join", f"@{token}", "--seed", seed, "--role", role, *flags, **listen)
+
+    def add(self, role, *flags):
+        """One more, on all addresses, where API tokens are wanted."""
+        node = Node(self.home, role)
+        self.nodes.append(node)
+        self.join(node, role, *flags, http="0.0.0.0:0")
+        return node
+
+    def api_token(self, node, scope, database):
+        """By way of `node`, which knows it from then on."""
+        admin = (self.nodes[0].dir / "admin.token").read_text().strip()
+        command = ["auth", "create", "--scope", scope, "--database", database]
+        # It may be ready a moment before it is linked to a voter.
+        create = functools.partial(node.skein, *command, SKEIN_API_TOKEN=admin)
+        return eventually(f"{node.name} makes an API token", create).strip()
+
+    def certificate(self):
+        """Of one's own: roots, and a certificate of them for 127.0.0.1 with its key."""
+        made = self.home / "certificate"
+        subprocess.run([ROOT / "certs" / "throwaway-ca.sh", made], check=True, stdout=subprocess.DEVNULL)
+        ca, certificate, key = made / "ca.crt", made / "edge.crt", made / "edge.key"
+        command = ["openssl", "req", "-x509", "-CA", ca, "-CAkey", made / "ca.key", "-subj", "/CN=edge", "-days", "2"]
+        command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-keyout", key]
+        command += ["-out", certificate]
+        command += ["-addext", "basicConstraints=critical,CA:FALSE", "-addext", "subjectAltName=IP:127.0.0.1"]
+        ran = subprocess.run(command, capture_output=True, text=True)
+        assert ran.returncode == 0, f"openssl makes no certificate: {ran.stderr}"
+        return ca, certificate, key
 
     def settle(self):
         eventually("three voters are up", lambda: all(self.voters(node) == 3 for node in self.nodes))
@@ -122,11 +175,13 @@ class Cluster:
 
 
 def eventually(what, ask):
-    deadline = time.monotonic() + PATIENCE
+    deadline, last = time.monotonic() + PATIENCE, ""
     while True:
-        with contextlib.suppress(subprocess.SubprocessError):
+        try:
             if answer := ask():
                 return answer
+        except subprocess.SubprocessError as error:
+            last = f": {error} {error.stderr or ''}"
         if time.monotonic() > deadline:
-            raise AssertionError(f"after {PATIENCE:.0f} s still not: {what}")
+            raise AssertionError(f"after {PATIENCE:.0f} s still not: {what}{last}")
         time.sleep(0.1)

@@ -19,7 +19,7 @@ TYPES = {
 }
 
 
-def every_type(largest=2**63 - 1):
+def every_type(largest=2**63 - 1, times=1):
     """Every type at its ends, and points without a tag or a field. `largest`: integer of the client."""
     least = -largest - 1 if largest == 2**63 - 1 else -largest
     values = [
@@ -29,12 +29,7 @@ def every_type(largest=2**63 - 1):
         ("b", None, 3.0, None, None, None, None),
         ("\u00e4", None, None, 0, 1, None, " "),
     ]
-    return [dict(zip(COLUMNS, (BASE + at, *row))) for at, row in enumerate(values)]
-
-
-def numbered(number):
-    """One of many: all of them are counted by `i`."""
-    return dict(zip(COLUMNS, (BASE + number, "n", None, number / 2, number, number, number % 2 == 0, f"n{number}")))
+    return [dict(zip(COLUMNS, (BASE + at, *row))) for at, row in enumerate(values * times)]
 
 
 def tags(point):
