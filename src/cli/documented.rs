@@ -1,4 +1,5 @@
-//! What the documentation says to type is what this command line takes.
+//! What the documentation says to type is what this command line takes, as the program is handed out: without
+//! mDNS there is no `skein discover`.
 
 use std::{
     fs,

@@ -11,7 +11,7 @@ pub mod demo;
 #[cfg(feature = "mdns")]
 mod discover;
 mod doctor;
-#[cfg(test)]
+#[cfg(all(test, feature = "mdns"))]
 mod documented;
 mod failure;
 mod finalise;
