@@ -103,11 +103,12 @@ pub(crate) fn recoveries(
     let after_cut = Log::open(&whole.platter(), dir, cluster)?.recovered;
     whole.kill();
     let again = Log::open(&whole, dir, cluster)?.recovered;
+    let on_platter = Log::open(&copy().platter(), dir, cluster)?.recovered;
     let inside = copy();
     inside.fail_at(inside.calls() + random.random_range(1..=calls.max(1)), Fault::PowerCut, false);
     // It fails, or the cut came too late to be noticed.
     let _ = Log::open(&inside, dir, cluster);
     inside.crash(random.random());
     let after_cut_inside = Log::open(&inside, dir, cluster)?.recovered;
-    Ok(Recoveries { first, again, after_cut, after_cut_inside, all_synced })
+    Ok(Recoveries { first, again, after_cut, after_cut_inside, on_platter, all_synced })
 }

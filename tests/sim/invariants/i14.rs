@@ -14,8 +14,11 @@ pub(crate) struct Recoveries {
     pub(crate) after_cut: Recovered,
     /// Of another copy, after the power was cut in the middle of its first recovery.
     pub(crate) after_cut_inside: Recovered,
+    /// Of what was on the platter of the image: as if the power had gone with the process.
+    pub(crate) on_platter: Recovered,
     /// After a power loss everything that can be read is on the platter; after a kill some of it is
-    /// not, and a cut inside the first recovery may still take that.
+    /// not, and a cut inside the first recovery may still take that: records, or the end of a log that was
+    /// cut or begun anew, which was longer before.
     pub(crate) all_synced: bool,
 }
 
@@ -27,8 +30,11 @@ pub(crate) fn judge(host: &str, seen: &Recoveries) -> Vec<String> {
             found.push(format!("I14: recovery of {host} states {:?}, and {when} {other:?}", seen.first));
         }
     }
-    let inside = &seen.after_cut_inside;
-    let more = inside.end > seen.first.end || inside.promise > seen.first.promise;
+    let (inside, platter) = (&seen.after_cut_inside, &seen.on_platter);
+    let may_end = if seen.all_synced { seen.first.end } else { seen.first.end.max(platter.end) };
+    let may_promise =
+        if seen.all_synced { seen.first.promise } else { seen.first.promise.max(platter.promise) };
+    let more = inside.end > may_end || inside.promise > may_promise;
     let less = inside.end < seen.first.end || inside.promise < seen.first.promise;
     if more || (seen.all_synced && less) {
         found.push(format!("I14: recovery of {host} states {:?}, and cut short {inside:?}", seen.first));
@@ -59,8 +65,14 @@ fn a_recovery_that_states_something_else_is_seen() {
         quarantined: 0,
     };
     let fine = at(9, 2);
-    let seen =
-        Recoveries { first: fine, again: fine, after_cut: fine, after_cut_inside: fine, all_synced: true };
+    let seen = Recoveries {
+        first: fine,
+        again: fine,
+        after_cut: fine,
+        after_cut_inside: fine,
+        on_platter: fine,
+        all_synced: true,
+    };
     assert_eq!(judge("a", &seen), [""; 0]);
     assert_eq!(judge("a", &Recoveries { again: at(8, 2), ..seen }).len(), 1);
     assert_eq!(judge("a", &Recoveries { after_cut: at(9, 1), ..seen }).len(), 1);
@@ -68,6 +80,11 @@ fn a_recovery_that_states_something_else_is_seen() {
     let killed = Recoveries { all_synced: false, ..seen };
     assert_eq!(judge("a", &Recoveries { after_cut_inside: at(8, 1), ..killed }), [""; 0]);
     assert_eq!(judge("a", &Recoveries { after_cut_inside: at(10, 2), ..killed }).len(), 1);
+    // The process was killed while its log began anew: what was there before is there again, and no more.
+    let anew = Recoveries { on_platter: at(12, 2), ..killed };
+    assert_eq!(judge("a", &Recoveries { after_cut_inside: at(12, 2), ..anew }), [""; 0]);
+    assert_eq!(judge("a", &Recoveries { after_cut_inside: at(13, 2), ..anew }).len(), 1);
+    assert_eq!(judge("a", &Recoveries { after_cut_inside: at(12, 2), all_synced: true, ..anew }).len(), 1);
 }
 
 #[test]
