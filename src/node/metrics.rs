@@ -205,7 +205,7 @@ pub(super) fn show_mesh(mesh: &Mesh, submitter: &Submitter, registry: &Registry)
     let streams = |by: &'static str, kind: StreamKind, count: &Counter| {
         registry.show_counter(
             "skein_mesh_streams_total",
-            "Streams with other members, by kind and by who opened them.",
+            "Streams with other nodes, by kind and by who opened them.",
             &[("kind", kind.as_str()), ("opened", by)],
             count,
         );

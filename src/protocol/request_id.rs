@@ -106,6 +106,16 @@ mod tests {
     use crate::protocol::frame::{decode, encode};
 
     #[test]
+    fn names_spend_so_many_lines_a_second() {
+        let (named, made) = (RequestId::by_client("a").unwrap(), RequestId::made("b").unwrap());
+        assert!((0..10).all(|_| !made.is_worth_a_line()));
+        let began = Instant::now();
+        let told = (0..10_000).filter(|_| named.is_worth_a_line()).count() as u64;
+        let seconds = began.elapsed().as_secs() + 2;
+        assert!(told >= 1 && told <= seconds * u64::from(TOLD), "{told} lines in {seconds} s");
+    }
+
+    #[test]
     fn what_would_break_a_log_is_no_name() {
         for good in ["a", "0190c6e2-7e3b-7cc0-8d0a-1c2b3d4e5f60", "00-4bf92f35-01", "A_b.c:9"] {
             let id = RequestId::by_client(good).unwrap();

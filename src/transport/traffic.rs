@@ -66,7 +66,7 @@ impl MeshTraffic {
         self.opened.iter().map(|(kind, count)| (*kind, count))
     }
 
-    /// Streams that members opened and this node served, by kind.
+    /// Streams that others opened here, by kind; strangers too, who may only ask to join.
     pub fn accepted(&self) -> impl Iterator<Item = (StreamKind, &Counter)> {
         self.accepted.iter().map(|(kind, count)| (*kind, count))
     }

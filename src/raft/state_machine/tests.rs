@@ -124,6 +124,56 @@ fn somebody_is_left_who_may_write() {
     assert_eq!(state.drained, [node(1), node(3)].into());
 }
 
+/// What was proposed before the cluster was finalised and is applied behind it, in either order.
+#[test]
+fn whoever_is_older_has_no_place_behind_a_finalisation() {
+    let (mut state, m) = founded();
+    let all = features::FINALISE | features::OPERATOR_COMMANDS;
+    let update = |features| Command::Update {
+        node: node(1),
+        addresses: Addresses::default(),
+        certificate: None,
+        version: "1".into(),
+        features,
+    };
+    let admit = |n, features| Command::Admit {
+        member: Member { features, ..member(n, Role::Voter) },
+        token: TokenId(1),
+        at_ms: 10,
+    };
+    let finalise = Command::Finalise { features: all };
+    let rejected = |outcome: Outcome| matches!(outcome, Outcome::Rejected(_));
+
+    // A member that lacks it came first: nothing is finalised, and whoever comes may still be older.
+    let before = state.clone();
+    assert!(rejected(apply(&mut state, &m, finalise.clone())));
+    assert_eq!(state, before);
+    assert_eq!(apply(&mut state, &m, update(all)), Outcome::Done);
+    assert_eq!(apply(&mut state, &m, finalise), Outcome::Done);
+    assert_eq!(state.feature_level, all);
+
+    // Behind it an older one neither comes nor goes back, and spends no use of a token.
+    let before = state.clone();
+    assert!(rejected(apply(&mut state, &m, admit(2, features::OPERATOR_COMMANDS))));
+    assert!(rejected(apply(&mut state, &m, update(features::OPERATOR_COMMANDS))));
+    assert_eq!(state, before);
+    assert_eq!(apply(&mut state, &m, admit(2, all | 64)), Outcome::Done);
+    assert_eq!(apply(&mut state, &m, update(all | 64)), Outcome::Done);
+
+    // A new cluster begins where its first node stands.
+    let Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token, after, .. } =
+        found(1)
+    else {
+        panic!("a founding");
+    };
+    let level = all;
+    let found =
+        Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token, after, level };
+    let mut state = State::default();
+    assert_eq!(apply(&mut state, &m, found), Outcome::Done);
+    assert_eq!(state.feature_level, all);
+}
+
 #[test]
 fn epochs_of_a_restored_cluster_begin_behind_those_of_its_data() {
     let (mut state, m) = (State::default(), membership(0, &[&[1]], &[]));
