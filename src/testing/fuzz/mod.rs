@@ -1,8 +1,10 @@
-//! What is read from strangers, peers and disks, as functions over any bytes: the targets of `fuzz/`
+//! What is read from strangers, clients, peers and disks, as functions over any bytes: the targets of `fuzz/`
 //! (cargo-fuzz), and of a campaign of mutations that needs nothing but this library.
 //!
 //! A target panics if a decoder does, or if what was decoded does not hold together.
 
+#[cfg(feature = "columnar")]
+mod bodies;
 #[cfg(test)]
 mod kept;
 mod samples;
@@ -15,6 +17,10 @@ use bytes::Bytes;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde::{Serialize, de::DeserializeOwned};
 
+#[cfg(feature = "sql")]
+pub use bodies::statement;
+#[cfg(feature = "columnar")]
+pub use bodies::{lines, packed, payload};
 pub use samples::{JOINS, samples};
 
 use crate::{
@@ -47,11 +53,19 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: &[Target] = &[
     Target { name: "frame", run: frame },
     Target { name: "join", run: join },
     Target { name: "wire", run: wire },
     Target { name: "record", run: record },
+    #[cfg(feature = "columnar")]
+    Target { name: "lines", run: lines },
+    #[cfg(feature = "columnar")]
+    Target { name: "packed", run: packed },
+    #[cfg(feature = "columnar")]
+    Target { name: "payload", run: payload },
+    #[cfg(feature = "sql")]
+    Target { name: "statement", run: statement },
 ];
 
 /// Stream headers and lengths of frames: `header, length, ...`.

@@ -45,6 +45,9 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "join" => joins(),
         "wire" => messages(),
         "record" => records(),
+        #[cfg(feature = "columnar")]
+        of_clients => super::bodies::samples(of_clients),
+        #[cfg(not(feature = "columnar"))]
         _ => Vec::new(),
     }
 }

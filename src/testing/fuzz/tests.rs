@@ -45,6 +45,25 @@ fn records_are_whole_or_refused() {
     survives("record", 20_000);
 }
 
+#[cfg(feature = "columnar")]
+#[test]
+fn whatever_a_client_writes_is_taken_or_refused() {
+    survives("lines", 5_000);
+    survives("packed", 5_000);
+}
+
+#[cfg(feature = "columnar")]
+#[test]
+fn payloads_are_whole_or_refused() {
+    survives("payload", 5_000);
+}
+
+#[cfg(feature = "sql")]
+#[test]
+fn whatever_a_client_asks_has_words_or_none() {
+    survives("statement", 10_000);
+}
+
 /// Every sample is what it should be: a campaign over rubbish finds nothing.
 #[test]
 fn the_samples_are_whole() {
