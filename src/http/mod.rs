@@ -26,6 +26,7 @@ mod opening;
 mod params;
 #[cfg(feature = "sql")]
 mod query;
+mod refusal;
 mod relay;
 mod request_id;
 mod serve;
@@ -318,7 +319,9 @@ fn mount<S: Clone + Send + Sync + 'static>(
         .layer(middleware::from_fn_with_state(gate, check_source));
     #[cfg(feature = "sql")]
     let router = router.layer(middleware::from_fn(flight::answer_in_grpc));
-    router.layer(middleware::from_fn_with_state(Names::new(), request_id::name))
+    router
+        .layer(middleware::from_fn_with_state(Names::new(), request_id::name))
+        .layer(middleware::from_fn(refusal::after_its_body))
 }
 
 async fn check_source(

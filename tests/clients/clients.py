@@ -181,8 +181,7 @@ class Curl:
     def write(self, table, points):
         body = "\n".join(line(table, point) for point in points)
         path = f"/api/v3/write_lp?db={DATABASE}&precision=nanosecond"
-        # Over HTTP/2 some versions lose a refusal that comes before they have sent everything (curl issue 22984).
-        options = ["--http1.1", "--user", f"curl:{self.at.token}", "--data-binary", "@-"]
+        options = ["--user", f"curl:{self.at.token}", "--data-binary", "@-"]
         curl(self.at, path, *options, body=body)
 
 
