@@ -77,7 +77,7 @@ pub(super) async fn write(
 }
 
 /// The questions, and their names in the report. `recent` is where the newest tenth begins.
-fn asked(recent: u64) -> [(&'static str, String); 7] {
+fn asked(recent: u64) -> [(&'static str, String); 11] {
     let newest = format!("time >= to_timestamp_nanos({recent})");
     [
         ("count of all", "SELECT count(*) FROM cpu".into()),
@@ -99,9 +99,20 @@ fn asked(recent: u64) -> [(&'static str, String); 7] {
                  WHERE host = 'server017' AND {newest} GROUP BY at ORDER BY at"
             ),
         ),
+        (
+            "buckets of all rows",
+            "SELECT date_bin(INTERVAL '10 milliseconds', time) AS at, avg(value) FROM cpu GROUP BY at ORDER BY at"
+                .into(),
+        ),
+        ("10,000 rows as they come", "SELECT * FROM cpu LIMIT 10000".into()),
         ("newest 100", "SELECT * FROM cpu ORDER BY time DESC LIMIT 100".into()),
         ("one host, all time", "SELECT count(*), avg(value) FROM cpu WHERE host = 'server017'".into()),
-        ("last value of each host", "SELECT host, max(time) FROM cpu GROUP BY host".into()),
+        ("95th percentile of all", "SELECT approx_percentile_cont(value, 0.95) FROM cpu".into()),
+        (
+            "last value of each host",
+            "SELECT host, last_value(value ORDER BY time), max(time) FROM cpu GROUP BY host".into(),
+        ),
+        ("which hosts there are", "SELECT DISTINCT host FROM cpu".into()),
     ]
 }
 

@@ -57,6 +57,9 @@ pub(super) struct Rows {
     /// Sorted by time, each point once; made when first asked for.
     #[cfg(feature = "sql")]
     points: std::sync::OnceLock<Vec<RecordBatch>>,
+    /// The newest of each series, likewise; within, `None` if that is not worth it.
+    #[cfg(feature = "sql")]
+    newest: std::sync::OnceLock<Option<Arc<Rows>>>,
 }
 
 impl Memtable {
@@ -131,8 +134,17 @@ impl Rows {
             range: times.iter().fold((i64::MAX, i64::MIN), |(a, b), &time| (a.min(time), b.max(time))),
             #[cfg(feature = "sql")]
             points: std::sync::OnceLock::new(),
+            #[cfg(feature = "sql")]
+            newest: std::sync::OnceLock::new(),
             batch,
         })
+    }
+
+    /// Of rows that are by time and have each point once.
+    #[cfg(feature = "sql")]
+    pub(super) fn of_points(batch: RecordBatch) -> Result<Self, ArrowError> {
+        let rows = Self::new(batch)?;
+        Ok(Self { points: vec![rows.batch.clone()].into(), ..rows })
     }
 
     /// First and last time.
@@ -164,6 +176,23 @@ impl Rows {
             }
         };
         points.iter().map(|batch| super::merge::conform(batch, schema)).collect()
+    }
+
+    /// The newest rows of each series; `None` if there are so many series that all rows serve as
+    /// well. Made on first use.
+    #[cfg(feature = "sql")]
+    pub(super) fn newest(&self) -> Result<Option<Arc<Self>>, ArrowError> {
+        if let Some(newest) = self.newest.get() {
+            return Ok(newest.clone());
+        }
+        let schema = self.batch.schema();
+        let mut digest = super::latest::Digest::new(&schema, self.batch.num_rows() as u64);
+        let mut worth = true;
+        for batch in self.points(&schema)? {
+            worth = worth && digest.push(&batch)?;
+        }
+        let newest = if worth { digest.finish()? } else { None };
+        Ok(self.newest.get_or_init(|| newest).clone())
     }
 }
 

@@ -170,7 +170,10 @@ pub(super) fn by_tags(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<Rec
 }
 
 /// These rows (batch, row) as one batch.
-fn in_order(batches: &[RecordBatch], order: &[(usize, usize)]) -> Result<RecordBatch, ArrowError> {
+///
+/// # Errors
+/// There is no batch, or their columns differ.
+pub(super) fn in_order(batches: &[RecordBatch], order: &[(usize, usize)]) -> Result<RecordBatch, ArrowError> {
     let Some(first) = batches.first() else {
         return Err(ArrowError::InvalidArgumentError("no batch to put in order".into()));
     };
@@ -262,7 +265,10 @@ fn points(times: &[&[i64]]) -> Vec<Point> {
 }
 
 /// A number per row that two rows share exactly if all their tags are equal.
-fn series(schema: &Schema, batches: &[&RecordBatch]) -> Result<Vec<Vec<u32>>, ArrowError> {
+///
+/// # Errors
+/// A tag column does not hold strings.
+pub(super) fn series(schema: &Schema, batches: &[&RecordBatch]) -> Result<Vec<Vec<u32>>, ArrowError> {
     let mut codes: Vec<Vec<u32>> = batches.iter().map(|batch| vec![0; batch.num_rows()]).collect();
     for column in tags(schema) {
         let mut known: HashMap<(u32, Option<&str>), u32> = HashMap::new();

@@ -31,6 +31,8 @@ mod compaction;
 mod data_file;
 mod flush;
 pub mod ingest;
+#[cfg(feature = "sql")]
+mod latest;
 mod manifest;
 mod memtable;
 mod merge;
@@ -123,6 +125,8 @@ struct Inner {
     /// Held from the look at the files that there are until a manifest names them.
     committing: tokio::sync::Mutex<()>,
     compacted: Mutex<CompactionTotals>,
+    #[cfg(feature = "sql")]
+    digests: Arc<latest::Digests>,
 }
 
 impl ColumnarEngine {
@@ -148,6 +152,8 @@ impl ColumnarEngine {
             busy: AtomicBool::new(false),
             committing: tokio::sync::Mutex::new(()),
             compacted: Mutex::default(),
+            #[cfg(feature = "sql")]
+            digests: Arc::default(),
         };
         Ok(Arc::new(Self { inner: Arc::new(inner) }))
     }

@@ -11,7 +11,7 @@ use datafusion::{
 use super::table_provider::SqlTable;
 use crate::{
     disk::Disk,
-    engine::columnar::{schema::Schemas, state::TableView},
+    engine::columnar::{latest::Digests, schema::Schemas, state::TableView},
     types::Lsn,
 };
 
@@ -22,6 +22,7 @@ pub const CATALOG: &str = "skein";
 #[derive(Clone)]
 pub(super) struct Databases {
     disk: Arc<dyn Disk>,
+    digests: Arc<Digests>,
     applied: Lsn,
     schemas: Schemas,
     views: HashMap<(String, String), TableView>,
@@ -29,8 +30,8 @@ pub(super) struct Databases {
 
 impl Databases {
     /// No table of this query yet.
-    pub(super) fn new(disk: Arc<dyn Disk>, applied: Lsn, schemas: Schemas) -> Self {
-        Self { disk, applied, schemas, views: HashMap::new() }
+    pub(super) fn new(disk: Arc<dyn Disk>, digests: Arc<Digests>, applied: Lsn, schemas: Schemas) -> Self {
+        Self { disk, digests, applied, schemas, views: HashMap::new() }
     }
 
     /// The record that all of this is as of.
@@ -95,7 +96,12 @@ impl SchemaProvider for Database {
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
         let Some(schema) = self.all.schemas.get(&self.name, name) else { return Ok(None) };
         let view = self.all.views.get(&(self.name.clone(), name.to_owned())).cloned();
-        Ok(Some(Arc::new(SqlTable::new(self.all.disk.clone(), schema.to_arrow(), view))))
+        Ok(Some(Arc::new(SqlTable::new(
+            self.all.disk.clone(),
+            self.all.digests.clone(),
+            schema.to_arrow(),
+            view,
+        ))))
     }
 
     fn table_exist(&self, name: &str) -> bool {

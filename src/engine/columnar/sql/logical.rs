@@ -85,7 +85,12 @@ fn databases(
     let mut files = Vec::new();
     // What is not in these schemas is not there for any part of the query.
     let schemas = state.schemas.only(&options.databases);
-    let mut databases = Databases::new(engine.inner.disk.clone(), state.applied, schemas);
+    let mut databases = Databases::new(
+        engine.inner.disk.clone(),
+        engine.inner.digests.clone(),
+        state.applied,
+        schemas,
+    );
     for (database, table) in names {
         if database == NO_DATABASE {
             return Err(QueryError::Invalid(format!(

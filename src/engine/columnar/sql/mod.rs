@@ -28,6 +28,7 @@ mod error;
 mod expansion;
 mod functions;
 mod guard;
+mod latest;
 mod logical;
 mod memory;
 pub mod output;
@@ -218,7 +219,7 @@ impl Stream for QueryStream {
                     self.ready.push(batch);
                     self.next_piece()
                 }
-                Poll::Ready(next) => next.map(|batch| batch.map_err(|error| self.blame(error))),
+                Poll::Ready(next) => next.map(|batch| batch.map_err(|error| blame(&self.files, error))),
             }
         };
         let next = match (next, self.max_rows) {
@@ -236,15 +237,6 @@ impl Stream for QueryStream {
 }
 
 impl QueryStream {
-    /// Errors lose their kind on their way through the readers of Parquet; which file is damaged, and
-    /// named by the error, is known all the same.
-    fn blame(&self, error: QueryError) -> QueryError {
-        let text = error.to_string();
-        let damaged = self.files.iter().filter(|file| file.damaged.get().is_some());
-        let mut named = damaged.map(|file| file.entry.name()).filter(|name| text.contains(name.as_str()));
-        named.next().map_or(error, |file| QueryError::Damaged { file })
-    }
-
     /// The first part of what was read that is short enough to be written at once. A batch may have
     /// one column many times, which takes no memory until it is written.
     fn next_piece(&mut self) -> Option<Result<RecordBatch, QueryError>> {
@@ -265,6 +257,15 @@ impl QueryStream {
             self.ready.push(batch.slice(0, rows / 2));
         }
     }
+}
+
+/// Errors lose their kind on their way through the readers of Parquet; which file is damaged, and
+/// named by the error, is known all the same.
+fn blame(files: &[Arc<DataFile>], error: QueryError) -> QueryError {
+    let text = error.to_string();
+    let damaged = files.iter().filter(|file| file.damaged.get().is_some());
+    let mut named = damaged.map(|file| file.entry.name()).filter(|name| text.contains(name.as_str()));
+    named.next().map_or(error, |file| QueryError::Damaged { file })
 }
 
 /// Where rows come from.
@@ -318,10 +319,12 @@ async fn plan(engine: Arc<ColumnarEngine>, sql: String, options: SqlOptions) -> 
     let plan = state.optimize(&plan)?;
     sandbox::check_plan(&plan)?;
     sandbox::check_patterns(&plan)?;
+    let plan = latest::use_digests(plan)?;
     let rows = if sandbox::joins(&plan)? { JOINED_ROWS } else { BATCH_ROWS };
     let rows = ConfigNonZeroUsize::try_new(batch_rows(&plan, rows)?)?;
     state.config_mut().options_mut().execution.batch_size = rows;
-    let plan = state.query_planner().create_physical_plan(&plan, &state).await?;
+    let plan = state.query_planner().create_physical_plan(&plan, &state).await;
+    let plan = plan.map_err(|error| blame(&files, error.into()))?;
     Ok(Planned { applied, files, answer: Answer::Plan(guard(plan, &pool)?, state.task_ctx()) })
 }
 
@@ -338,17 +341,25 @@ fn check_visible(visible: &Visible, database: &str) -> Result<(), QueryError> {
     if visible.contains(database) { Ok(()) } else { Err(QueryError::Forbidden(database.to_owned())) }
 }
 
-/// Runs planning on a thread that has the stack for it and may take its time. The thread ends with
-/// the planning, also if nobody waits for it any more.
+/// Runs planning on a thread that has the stack for it and may take its time. If nobody waits for it any
+/// more, the thread ends where planning next waits for the disk, at the latest with it.
 async fn on_large_stack<T: Send + 'static>(
     work: impl Future<Output = Result<T, QueryError>> + Send + 'static,
 ) -> Result<T, QueryError> {
     let runtime = tokio::runtime::Handle::current();
-    let (done, result) = tokio::sync::oneshot::channel();
+    let (mut done, result) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("skein-plan".into()).stack_size(PLAN_STACK);
     let started = thread.spawn(move || {
         workers::yield_to_others();
-        let _ = done.send(runtime.block_on(work));
+        let planned = runtime.block_on(async {
+            tokio::select! {
+                planned = work => Some(planned),
+                () = done.closed() => None,
+            }
+        });
+        if let Some(planned) = planned {
+            let _ = done.send(planned);
+        }
     });
     started.map_err(|e| QueryError::Internal(format!("no thread to plan on: {e}")))?;
     result.await.map_err(|_| QueryError::Internal("planning ended early".into()))?

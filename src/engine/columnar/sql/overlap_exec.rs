@@ -86,7 +86,9 @@ impl DisplayAs for OverlapExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let steps = || self.partitions.iter().flatten();
         let merged = steps().filter(|step| step.inputs.len() > 1).count();
-        write!(f, "OverlapExec: steps={}, merged={merged}", steps().count())
+        let is_file = |input: &&Input| matches!(input, Input::File { .. });
+        let files = steps().flat_map(|step| &step.inputs).filter(is_file).count();
+        write!(f, "OverlapExec: steps={}, merged={merged}, files={files}", steps().count())
     }
 }
 

@@ -18,7 +18,7 @@ use datafusion::{
         physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource},
     },
     error::{DataFusionError, Result},
-    execution::object_store::ObjectStoreUrl,
+    execution::{TaskContext, object_store::ObjectStoreUrl},
     logical_expr::{Expr, Operator, TableProviderFilterPushDown},
     physical_expr::{
         PhysicalExpr, conjunction,
@@ -28,6 +28,7 @@ use datafusion::{
     physical_optimizer::pruning::PruningPredicateBuilder,
     physical_plan::{ExecutionPlan, empty::EmptyExec, union::UnionExec},
 };
+use futures::StreamExt;
 
 use super::{
     overlap_exec::{Input, OverlapExec, Step},
@@ -36,8 +37,14 @@ use super::{
 use crate::{
     disk::Disk,
     engine::columnar::{
-        data_file::DataFile, memtable::Rows, merge::tags, overlap::stretches, retention::not_before,
-        schema::TIME, state::TableView,
+        data_file::DataFile,
+        latest::{Digest, Digests},
+        memtable::Rows,
+        merge::tags,
+        overlap::stretches,
+        retention::not_before,
+        schema::TIME,
+        state::TableView,
     },
 };
 
@@ -48,6 +55,10 @@ pub(super) struct SqlTable {
     schema: SchemaRef,
     /// What it holds; not there for a table that the query only asks about.
     view: Option<TableView>,
+    /// Of its files.
+    digests: Arc<Digests>,
+    /// Only what each series was last is asked for.
+    only_newest: bool,
 }
 
 /// A file or a batch in memory: each holds a point once, by time.
@@ -95,8 +106,20 @@ struct Scan<'a> {
 }
 
 impl SqlTable {
-    pub(super) fn new(disk: Arc<dyn Disk>, schema: SchemaRef, view: Option<TableView>) -> Self {
-        Self { disk, schema, view }
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        digests: Arc<Digests>,
+        schema: SchemaRef,
+        view: Option<TableView>,
+    ) -> Self {
+        Self { disk, schema, view, digests, only_newest: false }
+    }
+
+    /// This table for a query that asks no more than what each series was last: its scans may leave
+    /// out rows that are older than another of their series.
+    pub(super) fn of_digests(&self) -> Self {
+        let (disk, schema, view) = (self.disk.clone(), self.schema.clone(), self.view.clone());
+        Self { disk, schema, view, digests: self.digests.clone(), only_newest: true }
     }
 }
 
@@ -148,7 +171,16 @@ impl TableProvider for SqlTable {
         let rows =
             |rows: &Arc<Rows>| Part { source: Source::Rows(rows.clone()), floor: keeps.floor_of_rows() };
         let parts: Vec<Part> = view.files.iter().map(file).chain(view.rows.iter().map(rows)).collect();
-        scan.plan(&scan.needed(parts))
+        let mut needed = scan.needed(parts);
+        if self.only_newest {
+            for part in &mut needed {
+                if let Some(newest) = scan.newest(&part.source, &state.task_ctx()).await? {
+                    part.source = Source::Rows(newest);
+                }
+            }
+            needed = scan.needed(needed);
+        }
+        scan.plan(&needed)
     }
 }
 
@@ -200,6 +232,35 @@ impl Scan<'_> {
             1 => Ok(plans.swap_remove(0)),
             _ => UnionExec::try_new(plans),
         }
+    }
+
+    /// The newest rows of each series of a part, if they are worth it. Made when they are first asked
+    /// for; those of a file are kept.
+    async fn newest(&self, of: &Source, context: &Arc<TaskContext>) -> Result<Option<Arc<Rows>>> {
+        let file = match of {
+            Source::Rows(rows) => return Ok(rows.newest()?),
+            Source::File(file) => file,
+        };
+        let digests = &self.table.digests;
+        if let Some(made) = digests.get(file) {
+            return Ok(made);
+        }
+        let _making = digests.making.lock().await;
+        if let Some(made) = digests.get(file) {
+            return Ok(made);
+        }
+        let schema = &self.table.schema;
+        let columns: Vec<usize> = (0..schema.fields().len()).collect();
+        let mut rows =
+            self.files(std::slice::from_ref(file), &columns, None, None)?.execute(0, context.clone())?;
+        let mut digest = Digest::new(schema, file.entry.rows);
+        let mut worth = true;
+        while worth && let Some(batch) = rows.next().await.transpose()? {
+            worth = digest.push(&batch)?;
+        }
+        let made = if worth { digest.finish()? } else { None };
+        digests.keep(file, made.as_ref())?;
+        Ok(made)
     }
 
     /// Reads the parts between two times and merges them, if there are several.

@@ -25,6 +25,7 @@ use crate::{
 };
 
 mod hostile;
+mod latest;
 mod parameters;
 mod visible;
 
