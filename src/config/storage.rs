@@ -13,7 +13,7 @@ section! {
         #[serde(with = "duration_text")]
         flush_age: Duration = Duration::from_secs(60),
         /// Memory that the compaction of small files in the background may take, about; 0 for no compaction.
-        compaction_memory: ByteSize = ByteSize(0),
+        compaction_memory: ByteSize = ByteSize::mib(128),
         /// Length of a WAL segment file.
         wal_segment: ByteSize = ByteSize::mib(64),
         /// Flushed WAL kept for replicas that were away: one that is further behind fetches a snapshot.
