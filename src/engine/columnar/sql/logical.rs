@@ -2,14 +2,20 @@
 
 use std::sync::{Arc, OnceLock};
 
+use async_trait::async_trait;
 use datafusion::{
+    catalog::Session,
+    error::DataFusionError,
     execution::{
         SessionState, SessionStateBuilder,
+        context::QueryPlanner,
         disk_manager::{DiskManagerBuilder, DiskManagerMode},
         memory_pool::MemoryPool,
         runtime_env::RuntimeEnvBuilder,
     },
     logical_expr::LogicalPlan,
+    physical_plan::ExecutionPlan,
+    physical_planner::{DefaultPhysicalPlanner, PhysicalPlanner},
     prelude::SessionConfig,
     sql::parser::Statement,
 };
@@ -20,6 +26,7 @@ use super::{
     check_mended, check_visible,
     error::QueryError,
     functions,
+    gaps::{self, GapsPlanner},
     memory::QueryPool,
     reader::only_ours,
     sandbox,
@@ -41,6 +48,22 @@ pub(super) struct Logical {
     pub(super) files: Vec<Arc<DataFile>>,
 }
 
+/// DataFusion's planner, and what it does not know.
+#[derive(Debug)]
+struct Planner;
+
+#[async_trait]
+impl QueryPlanner for Planner {
+    async fn create_physical_plan(
+        &self,
+        plan: &LogicalPlan,
+        session: &dyn Session,
+    ) -> Result<Arc<dyn ExecutionPlan>, DataFusionError> {
+        let planner = DefaultPhysicalPlanner::with_extension_planners(vec![Arc::new(GapsPlanner)]);
+        planner.create_physical_plan(plan, session).await
+    }
+}
+
 /// Plans a statement that only reads.
 pub(super) async fn plan(
     engine: &ColumnarEngine,
@@ -52,7 +75,7 @@ pub(super) async fn plan(
     let applied = databases.applied();
     let pool: Arc<dyn MemoryPool> = Arc::new(QueryPool::new(options.memory_limit, options.memory.clone()));
     let state = session(databases, options, &pool)?;
-    let plan = state.statement_to_plan(statement).await?;
+    let plan = gaps::fill_gaps(state.statement_to_plan(statement).await?)?;
     sandbox::check_plan(&plan)?;
     functions::check(&plan)?;
     Ok(Logical { plan, state, pool, applied, files })
@@ -85,12 +108,8 @@ fn databases(
     let mut files = Vec::new();
     // What is not in these schemas is not there for any part of the query.
     let schemas = state.schemas.only(&options.databases);
-    let mut databases = Databases::new(
-        engine.inner.disk.clone(),
-        engine.inner.digests.clone(),
-        state.applied,
-        schemas,
-    );
+    let mut databases =
+        Databases::new(engine.inner.disk.clone(), engine.inner.digests.clone(), state.applied, schemas);
     for (database, table) in names {
         if database == NO_DATABASE {
             return Err(QueryError::Invalid(format!(
@@ -122,7 +141,10 @@ fn session(
         let mut base =
             SessionStateBuilder::new().with_default_features().with_table_functions(Default::default());
         functions::keep_known(&mut base);
-        base.build()
+        if let Some(functions) = base.scalar_functions() {
+            functions.extend(gaps::functions());
+        }
+        base.with_query_planner(Arc::new(Planner)).build()
     });
     let mut config = SessionConfig::new()
         .with_information_schema(true)

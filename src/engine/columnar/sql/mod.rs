@@ -27,6 +27,7 @@ mod catalog;
 mod error;
 mod expansion;
 mod functions;
+mod gaps;
 mod guard;
 mod latest;
 mod logical;

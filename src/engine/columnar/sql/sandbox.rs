@@ -17,7 +17,8 @@ use datafusion::{
 };
 
 use super::{
-    error::QueryError, expansion::check_expansion, parameters::MAX_PARAMETERS, table_provider::SqlTable,
+    error::QueryError, expansion::check_expansion, gaps::FillGaps, parameters::MAX_PARAMETERS,
+    table_provider::SqlTable,
 };
 
 /// Longest statement in bytes.
@@ -135,6 +136,8 @@ pub(super) fn check_plan(plan: &LogicalPlan) -> Result<(), QueryError> {
             | LogicalPlan::Analyze(_)
             | LogicalPlan::Distinct(_)
             | LogicalPlan::DescribeTable(_) => None,
+            // The one step that is no part of SQL.
+            LogicalPlan::Extension(step) if step.node.as_any().is::<FillGaps>() => None,
             LogicalPlan::RecursiveQuery(_) => Some(QueryError::NotAllowed("recursive queries".into())),
             // Copies its other columns for every element of a list; no table here has a list.
             LogicalPlan::Unnest(_) => Some(QueryError::NotAllowed("unnest".into())),
