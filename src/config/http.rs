@@ -37,6 +37,9 @@ section! {
         max_connections: usize = 4096,
         /// Writes and queries at once; further ones are answered 429.
         max_requests: usize = 512,
+        /// Requests per second of one client, told by its API token or else its address; further ones are
+        /// answered 429. 0 for as many as it likes.
+        max_rate: u32 = 0,
         /// How long a client may take to send the head of a request. Counts from the end of the one
         /// before, so it also closes idle connections: keep it above the interval of your clients.
         #[serde(with = "duration_text")]

@@ -3,14 +3,14 @@
 //! Unknown is refused: a route has an access class or it is not in the table. Nothing here looks at
 //! what a header claims about routing or origin of trust; only the listener says how a client came.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::http::{Extensions, HeaderMap, Method, Uri};
 use futures::future::BoxFuture;
 
 use super::{
+    accounts::{Accounts, network},
     error::{ApiError, Fault},
-    guesses::Guesses,
     params::{self, Params},
 };
 use crate::{
@@ -131,12 +131,26 @@ impl Lookup {
     }
 }
 
+/// Wrong credentials in a row that an address may show, and when one more is let pass.
+const GUESSES: (u32, Duration) = (20, Duration::from_secs(1));
+
+/// Who is told apart where requests are counted.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Caller {
+    /// By the hash of its token.
+    Token(Vec<u8>),
+    /// Without one.
+    At(IpAddr),
+}
+
 /// Judges requests before a handler sees them.
 pub(super) struct Gate {
     open: bool,
     hosts: Vec<String>,
     lookup: Lookup,
-    guesses: Guesses,
+    guesses: Accounts<IpAddr>,
+    /// `None`: as many as they like.
+    requests: Option<Accounts<Caller>>,
     failed: [(ApiTokenError, Counter); 2],
 }
 
@@ -154,7 +168,9 @@ impl Gate {
             // What the certificate says, for clients that want the name in it.
             hosts.push(SERVER_NAME.to_owned());
         }
-        Self { open, hosts, lookup, guesses: Guesses::default(), failed }
+        let requests = (config.max_rate > 0)
+            .then(|| Accounts::new(config.max_rate, Duration::from_secs(1) / config.max_rate));
+        Self { open, hosts, lookup, guesses: Accounts::new(GUESSES.0, GUESSES.1), requests, failed }
     }
 
     /// Whether a request may come under that name and from that page. A browser that a foreign page
@@ -249,6 +265,30 @@ impl Gate {
         Ok(principal)
     }
 
+    /// Counts a request of whoever was let in.
+    ///
+    /// # Errors
+    /// There were more in the last second than one client may send (too many requests).
+    pub(super) fn not_too_often(&self, peer: Peer, access: Access, who: &Principal) -> Result<(), ApiError> {
+        let (Some(requests), false) = (&self.requests, access == Access::Public) else { return Ok(()) };
+        let caller = match (who, peer) {
+            (Principal::Owner, _) | (Principal::Anyone, Peer::Local) => return Ok(()),
+            (Principal::Token(token), _) => Caller::Token(token.hash.clone()),
+            // The gateway has counted who is behind it.
+            (Principal::Anyone, Peer::Gateway { .. }) => return Ok(()),
+            (Principal::Anyone, Peer::Tcp(address)) => Caller::At(network(address)),
+        };
+        requests.note(caller).map_err(|full| {
+            if full.first && let Peer::Tcp(address) | Peer::Gateway { at: address, .. } = peer {
+                tracing::warn!(%address, "a client sends more requests than one may (http.max_rate)");
+            }
+            ApiError::new(
+                Fault::Busy,
+                "more requests than one client may send to this node (http.max_rate): slower, or more in each",
+            )
+        })
+    }
+
     /// Counts a wrong token. A good one passes from the same address all the same: one bad client
     /// behind a proxy must not lock the others out, and 32 random bytes are not found by guessing.
     fn refused(&self, address: IpAddr, why: ApiTokenError) -> ApiError {
@@ -259,13 +299,14 @@ impl Gate {
         if why == ApiTokenError::NotUpToDate {
             return ApiError::new(Fault::Unavailable, why.to_string());
         }
-        match self.guesses.note(address) {
-            Ok(()) => ApiError::new(Fault::Unauthorized, why.to_string()),
-            Err(()) => ApiError::new(
-                Fault::Busy,
-                format!("{why}, and too many wrong ones came from this address: stop sending it"),
-            ),
+        let Err(full) = self.guesses.note(network(address)) else {
+            return ApiError::new(Fault::Unauthorized, why.to_string());
+        };
+        if full.first {
+            tracing::warn!(%address, "too many requests with wrong API tokens from this address");
         }
+        let stop = format!("{why}, and too many wrong ones came from this address: stop sending it");
+        ApiError::new(Fault::Busy, stop)
     }
 }
 
@@ -416,5 +457,31 @@ mod tests {
         ] {
             assert!(!asked(method, path, dest), "{path} {dest}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_client_has_its_own_rate() {
+        let config = config::Http { max_rate: 5, ..config::Http::default() };
+        let gate = Gate::new(&config, &Registry::new(), Lookup::here(|_| Err(ApiTokenError::Unknown)));
+        let token = |n: u8| Principal::Token(Arc::new(ApiToken { hash: vec![n], ..ApiToken::default() }));
+        let passed = |peer, access, who: &Principal| {
+            (0..100).filter(|_| gate.not_too_often(peer, access, who).is_ok()).count()
+        };
+        let through = Peer::Gateway { at: IpAddr::from([192, 0, 2, 9]), vouched: true };
+        assert_eq!(passed(TCP, Access::Read, &token(1)), 5);
+        assert_eq!(passed(through, Access::Write, &token(1)), 0, "the same token, however it comes");
+        assert_eq!(passed(TCP, Access::Read, &token(2)), 5);
+        assert_eq!(passed(TCP, Access::Data, &Principal::Anyone), 5, "by address");
+        assert_eq!(passed(through, Access::Data, &Principal::Anyone), 100, "the gateway counts its own");
+        assert_eq!(passed(TCP, Access::Public, &Principal::Anyone), 100);
+        assert_eq!(passed(Peer::Local, Access::Admin, &Principal::Owner), 100);
+        tokio::time::advance(Duration::from_millis(500)).await;
+        assert_eq!(passed(TCP, Access::Read, &token(1)), 2);
+        let free = Gate::new(
+            &config::Http::default(),
+            &Registry::new(),
+            Lookup::here(|_| Err(ApiTokenError::Unknown)),
+        );
+        assert!((0..100).all(|_| free.not_too_often(TCP, Access::Read, &token(1)).is_ok()));
     }
 }

@@ -3,6 +3,7 @@
 //! A route is a line in `routes`: method, path, who may use it, handler. Nothing is reachable
 //! that is not there, and nothing there is without an access class.
 
+mod accounts;
 mod api_tokens;
 mod auth;
 mod backup;
@@ -16,7 +17,6 @@ mod events;
 #[cfg(feature = "sql")]
 mod flight;
 mod gateway;
-mod guesses;
 mod handover;
 mod health;
 mod influx;
@@ -352,6 +352,7 @@ impl Door {
         let started = Instant::now();
         let peer = Peer::of(request.extensions());
         let allowed = door.gate.authorize(peer, request.uri(), request.headers(), door.access, None).await;
+        let allowed = allowed.and_then(|who| door.gate.not_too_often(peer, door.access, &who).map(|()| who));
         let response = match allowed {
             Ok(principal) => {
                 request.extensions_mut().insert(principal);
