@@ -218,8 +218,9 @@ impl Coding {
     }
 }
 
-/// Largest zstd window taken, as a power of two: what a frame may make the decoder allocate.
-const ZSTD_WINDOW_LOG: u32 = 25;
+/// Largest zstd window taken, as a power of two: what a frame may make the decoder allocate. No level of
+/// zstd asks for more without `--ultra` or `--long`.
+const ZSTD_WINDOW_LOG: u32 = 23;
 
 fn inflate(coding: Coding, taken: Taken, limit: config::ByteSize) -> Result<Taken, ApiError> {
     let Taken { bytes, mut share } = taken;

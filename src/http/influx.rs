@@ -41,27 +41,52 @@ pub(super) async fn query(State(edge): State<Arc<Edge>>, request: Request) -> Re
             caller.check(Scope::Read, None)?;
             let visible = caller.databases();
             let names = edge.app.engine.databases().into_iter().filter(|name| visible.contains(name));
-            let names: Vec<Value> = names.map(|name| json!([name])).collect();
-            let mut series = json!({ "name": "databases", "columns": ["name"] });
-            if !names.is_empty() {
-                series["values"] = names.into();
+            Ok(Json(json!({ "results": [{ "statement_id": 0, "series": [series("databases", names)] }] })))
+        }
+        Statement::ShowMeasurements(named) => {
+            let Some(database) = named.as_deref().or(params.get("db")) else {
+                return Err(ApiError::invalid(
+                    "a database is required: db=NAME, or SHOW MEASUREMENTS ON NAME",
+                ));
+            };
+            caller.check(Scope::Read, Some(database))?;
+            let Some(tables) = edge.app.engine.tables(database) else {
+                // InfluxDB says so with 200, in the result.
+                let error = format!("database not found: {}", shown(database));
+                return Ok(Json(json!({ "results": [{ "statement_id": 0, "error": error }] })));
+            };
+            let mut result = json!({ "statement_id": 0 });
+            if !tables.is_empty() {
+                result["series"] = json!([series("measurements", tables.into_iter())]);
             }
-            Ok(Json(json!({ "results": [{ "statement_id": 0, "series": [series] }] })))
+            Ok(Json(json!({ "results": [result] })))
         }
     }
+}
+
+/// Names as InfluxDB lists them.
+fn series(of: &str, names: impl Iterator<Item = String>) -> Value {
+    let names: Vec<Value> = names.map(|name| json!([name])).collect();
+    let mut series = json!({ "name": of, "columns": ["name"] });
+    if !names.is_empty() {
+        series["values"] = names.into();
+    }
+    series
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Statement {
     CreateDatabase(String),
     ShowDatabases,
+    /// Of that database, or of the one that the request names.
+    ShowMeasurements(Option<String>),
 }
 
 impl Statement {
     fn parse(text: &str) -> Result<Self, ApiError> {
         let other = || {
             ApiError::invalid(format!(
-                "InfluxQL is not spoken here ({}): only CREATE DATABASE and SHOW DATABASES; \
+                "InfluxQL is not spoken here ({}): only CREATE DATABASE, SHOW DATABASES and SHOW MEASUREMENTS; \
                  ask in SQL at /api/v3/query_sql?db=...&q=...",
                 shown(text)
             ))
@@ -73,22 +98,35 @@ impl Statement {
         if is(first, "show") && is(second, "databases") && rest.is_empty() {
             return Ok(Self::ShowDatabases);
         }
+        if is(first, "show") && is(second, "measurements") {
+            let (on, rest) = word(rest);
+            return match name(rest) {
+                _ if on.is_empty() => Ok(Self::ShowMeasurements(None)),
+                Some((name, "")) if is(on, "on") => Ok(Self::ShowMeasurements(Some(name.to_owned()))),
+                _ => Err(other()),
+            };
+        }
         if !is(first, "create") || !is(second, "database") {
             return Err(other());
         }
         // `WITH DURATION ...` behind the name is let pass: retention is not set this way.
-        let (name, after) = match rest.strip_prefix('"') {
-            Some(quoted) => quoted.split_once('"').ok_or_else(other)?,
-            None => word(rest),
-        };
-        let (with, _) = word(after.trim_start());
-        let well_formed = !name.is_empty() && !name.contains(['"', ';', '\\']);
-        if well_formed && (with.is_empty() || is(with, "with")) {
-            Ok(Self::CreateDatabase(name.to_owned()))
-        } else {
-            Err(other())
+        match name(rest) {
+            Some((name, after)) if after.is_empty() || is(word(after).0, "with") => {
+                Ok(Self::CreateDatabase(name.to_owned()))
+            }
+            _ => Err(other()),
         }
     }
+}
+
+/// A name, quoted or not, and what follows it without the space between.
+fn name(text: &str) -> Option<(&str, &str)> {
+    let (name, after) = match text.strip_prefix('"') {
+        Some(quoted) => quoted.split_once('"')?,
+        None => word(text),
+    };
+    let well_formed = !name.is_empty() && !name.contains(['"', ';', '\\']);
+    well_formed.then_some((name, after.trim_start()))
 }
 
 /// The first word, and what follows it without the space between.
@@ -113,6 +151,11 @@ mod tests {
             assert_eq!(Statement::parse(text).unwrap(), want, "{text}");
         }
         assert_eq!(Statement::parse("show databases").unwrap(), Statement::ShowDatabases);
+        assert_eq!(Statement::parse("SHOW MEASUREMENTS").unwrap(), Statement::ShowMeasurements(None));
+        for text in ["SHOW MEASUREMENTS ON \"a\"", "show measurements on a ;"] {
+            let want = Statement::ShowMeasurements(Some("a".into()));
+            assert_eq!(Statement::parse(text).unwrap(), want, "{text}");
+        }
         for text in [
             "",
             "SELECT * FROM cpu",
@@ -121,6 +164,9 @@ mod tests {
             "CREATE DATABASE a; DROP DATABASE b",
             "CREATE DATABASE a b",
             "SHOW DATABASES x",
+            "SHOW MEASUREMENTS x",
+            "SHOW MEASUREMENTS ON",
+            "SHOW MEASUREMENTS ON a LIMIT 1",
             "DROP DATABASE a",
         ] {
             assert!(Statement::parse(text).is_err(), "{text}");
