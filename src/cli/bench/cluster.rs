@@ -30,6 +30,8 @@ pub(super) struct Cluster {
     profile: Option<String>,
     /// Nodes let in as voters; those behind them are readers.
     voters: usize,
+    /// A process whose processor time counts too, and what it is called.
+    watched: Option<(String, u32)>,
 }
 
 /// A node's HTTP edge.
@@ -66,7 +68,7 @@ impl Cluster {
         };
         let authorities: Vec<String> = args.url.iter().map(authority).collect::<Result<_, _>>()?;
         let token = std::env::var("SKEIN_API_TOKEN").ok().filter(|token| !token.is_empty());
-        Ok(Self { nodes: None, voters: authorities.len(), authorities, token, profile: None })
+        Ok(Self { nodes: None, voters: authorities.len(), authorities, token, profile: None, watched: None })
     }
 
     /// Processes of this command, not started yet.
@@ -74,7 +76,14 @@ impl Cluster {
         let nodes = Nodes::prepare(count, "bench")?;
         let authorities: Vec<String> = (0..count.into()).map(|node| nodes.authority(node)).collect();
         let (voters, profile) = (authorities.len(), Some(profile.to_owned()));
-        Ok(Self { nodes: Some(nodes), authorities, token: None, profile, voters })
+        Ok(Self { nodes: Some(nodes), authorities, token: None, profile, voters, watched: None })
+    }
+
+    /// Another program's server, and the process that it is.
+    pub(super) fn foreign(edge: &Edge, pid: Option<u32>) -> Self {
+        let watched = pid.map(|pid| (edge.name.clone(), pid));
+        let authorities = vec![edge.authority.clone()];
+        Self { nodes: None, authorities, token: None, profile: None, voters: 0, watched }
     }
 
     /// As [`Self::own`], with one node more, a reader.
@@ -147,8 +156,11 @@ impl Cluster {
 
     /// Processor time of each node and of this command; `None` for nodes of somebody else.
     pub(super) fn cpu(&self) -> Result<Option<CpuTimes>, Failure> {
-        let Some(nodes) = &self.nodes else { return Ok(None) };
-        let mut wanted = nodes.processes();
+        let mut wanted = self.nodes.as_ref().map_or_else(Vec::new, Nodes::processes);
+        wanted.extend(self.watched.clone());
+        if wanted.is_empty() {
+            return Ok(None);
+        }
         wanted.push(("bench".to_owned(), std::process::id()));
         let pids: Vec<Pid> = wanted.iter().map(|(_, pid)| Pid::from_u32(*pid)).collect();
         let mut system = System::new().map_err(unreadable)?;

@@ -22,6 +22,8 @@ const ANSWER_LIMIT: usize = 64 * 1024;
 pub(super) struct Connection {
     edge: Edge,
     path: String,
+    /// Another program's server: it says no more than that it took a write.
+    foreign: bool,
     open: Option<http1::SendRequest<Full<Bytes>>>,
 }
 
@@ -44,7 +46,12 @@ impl Connection {
             Format::Msgpack => ("/api/v1/write/msgpack", None),
         };
         let pairs = [("db", Some(database)), ("precision", precision), ("ack", Some(ack))];
-        Self { edge, path: format!("{route}{}", query_string(&pairs)), open: None }
+        Self { edge, path: format!("{route}{}", query_string(&pairs)), foreign: false, open: None }
+    }
+
+    /// To another program's server, which takes writes at that path.
+    pub(super) fn foreign(edge: Edge, path: &str) -> Self {
+        Self { edge, path: path.to_owned(), foreign: true, open: None }
     }
 
     /// Writes a body. The error is what went wrong in few words, for counting.
@@ -84,6 +91,9 @@ impl Connection {
             return Err(format!("{} {}", head.status.as_u16(), said["code"].as_str().unwrap_or_default()));
         }
         self.open = Some(sender);
+        if self.foreign {
+            return Ok(Acked { at: Lsn::default(), level: "its own".into(), forwarded: false });
+        }
         acked(&head.headers).ok_or_else(|| "an answer without position and level".to_owned())
     }
 

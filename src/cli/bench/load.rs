@@ -16,7 +16,7 @@ use tokio::{
 use crate::cli::Failure;
 
 use super::{
-    ForwardArgs, LoadArgs,
+    ForeignArgs, ForwardArgs, LoadArgs,
     bodies::{Bodies, Format, Stamps},
     cluster::{Cluster, CpuTimes, Edge},
     connection::{Acked, Connection},
@@ -37,6 +37,36 @@ pub(super) async fn write(
     writer.warm_up().await?;
     writer.drive(Duration::from_secs(args.seconds), cluster).await?;
     Ok(WriteReport { bench: "write", setting, writer: writer.result()? })
+}
+
+/// The load of [`write`] on another program's server.
+pub(super) async fn foreign(
+    args: &ForeignArgs,
+    edge: Edge,
+    cluster: &Cluster,
+    setting: Setting,
+) -> Result<WriteReport, Failure> {
+    let stamps = Stamps::new(args.rows, now_ns());
+    let mut rng = rand::rng();
+    let mut worker = |_| Worker {
+        connection: Connection::foreign(edge.clone(), &args.path),
+        bodies: Bodies::new(Format::LineProtocol, args.rows, stamps.clone(), &mut rng),
+        schedule: None,
+        tally: Tally::default(),
+    };
+    let mut place = Place {
+        node: edge.name.clone(),
+        is: "another program",
+        format: Format::LineProtocol,
+        rows: args.rows,
+        rate: None,
+        workers: (0..args.connections).map(&mut worker).collect(),
+        took: Duration::ZERO,
+        cpu: Vec::new(),
+    };
+    place.warm_up().await?;
+    place.drive(Duration::from_secs(args.seconds), cluster).await?;
+    Ok(WriteReport { bench: "foreign", setting, writer: place.result()? })
 }
 
 pub(super) async fn forward(

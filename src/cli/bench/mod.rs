@@ -23,11 +23,11 @@ mod traffic;
 use clap::{Args, Subcommand};
 
 use bodies::Format;
-use cluster::Cluster;
+use cluster::{Cluster, Edge};
 
 use crate::node::AckLevel;
 
-use super::{Failure, output, start::Stop};
+use super::{Failure, Target, output, start::Stop};
 
 /// Flags of `skein bench`.
 #[derive(Debug, Args)]
@@ -40,6 +40,8 @@ pub(super) struct BenchArgs {
 enum BenchCommand {
     /// Rows per second at the writer
     Write(LoadArgs),
+    /// The same load, in line protocol, on another program that takes it: InfluxDB, VictoriaMetrics
+    Foreign(ForeignArgs),
     /// Rows per second at a node that is not the writer, against the writer
     Forward(ForwardArgs),
     /// Time of one single-row write after another, at the writer and at another node
@@ -105,6 +107,40 @@ struct LoadArgs {
     /// How long, at each place
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
+}
+
+#[derive(Debug, Clone, Args)]
+struct ForeignArgs {
+    /// Where it listens
+    #[arg(long, value_name = "URL")]
+    url: String,
+    /// Where it takes line protocol with times in nanoseconds
+    #[arg(long, default_value = "/write?db=bench&precision=ns")]
+    path: String,
+    /// Its process, whose processor time counts
+    #[arg(long)]
+    pid: Option<u32>,
+    /// Connections, each with one request at a time
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    connections: u16,
+    /// Rows of a request
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rows: u32,
+    /// How long
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    seconds: u64,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl ForeignArgs {
+    fn edge(&self) -> Result<Edge, Failure> {
+        match Target::parse(&self.url)? {
+            Target::Tcp { authority } => Ok(Edge { name: authority.clone(), authority, token: None }),
+            _ => Err(Failure::usage(format!("{}: the bench speaks plain HTTP only", self.url))),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Args)]
@@ -263,6 +299,7 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
     let mut stop = Stop::listen()?;
     let mut cluster = match &args.command {
         BenchCommand::Write(args) => Cluster::of(&args.cluster)?,
+        BenchCommand::Foreign(args) => Cluster::foreign(&args.edge()?, args.pid),
         BenchCommand::Replicate(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Forward(args) => Cluster::of(&args.load.cluster)?,
         BenchCommand::Latency(args) => Cluster::of(&args.cluster)?,
@@ -288,6 +325,10 @@ async fn measure(command: BenchCommand, cluster: &mut Cluster) -> Result<(), Fai
         BenchCommand::Write(args) => {
             let report = load::write(&args, cluster, setting).await?;
             if args.cluster.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::Foreign(args) => {
+            let report = load::foreign(&args, args.edge()?, cluster, setting).await?;
+            if args.json { output::json(&report) } else { output::print(&report.table()) }
         }
         BenchCommand::Forward(args) => {
             let report = load::forward(&args, cluster, setting).await?;
