@@ -161,6 +161,12 @@ async fn time_and_tags_leave_out_files_and_parts_of_files() {
     let (pages, read) = read_of(&plan, "page_index_pages_pruned");
     assert!(pages > 100 && read < pages / 4, "{read} of {pages}: {plan}");
     assert_eq!(csv(&engine, &format!("select count(*) as n from ({sql}) as q")).await, "n\n4000\n");
+    // Least and greatest value of a field are known of every window.
+    let sql = format!("select a from cpu where time < to_timestamp_nanos({}) and a >= 15999", 2 * DAY);
+    let plan = csv(&engine, &format!("explain analyze {sql}")).await;
+    let (windows, read) = read_of(&plan, "row_groups_pruned_statistics");
+    assert!(windows > 20 && read == 2, "{read} of {windows}: {plan}");
+    assert_eq!(csv(&engine, &sql).await, "a\n15999.0\n15999.0\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
