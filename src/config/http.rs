@@ -87,6 +87,10 @@ impl Http {
             ("query_rows", self.query_rows > 0),
             ("query_bytes", self.query_bytes.0 > 0),
         ];
+        // Above it the time between two requests would be too short to be counted.
+        if self.max_rate > 1_000_000 {
+            return Err(format!("http.max_rate: 0 for no limit, or up to 1000000, not {}", self.max_rate));
+        }
         if let Some((key, _)) = positive.iter().find(|(_, good)| !good) {
             return Err(format!(
                 "http.{key} is too small: none may be 0, and max_body <= max_inflated <= max_bodies, query_memory <= queries_memory"
@@ -178,6 +182,7 @@ mod tests {
         assert!(Http::default().check().is_ok());
         assert!(Http { max_inflated: ByteSize::mib(1), ..Http::default() }.check().is_err());
         assert!(Http { max_requests: 0, ..Http::default() }.check().is_err());
+        assert!(Http { max_rate: 1_000_001, ..Http::default() }.check().is_err());
         let own = Http { cert: Some("c".into()), key: Some("k".into()), ..Http::default() };
         assert!(own.check().is_ok() && own.is_encrypted() && !Http::default().is_encrypted());
         assert!(Http { tls: Tls::Node, ..own.clone() }.check().is_err());

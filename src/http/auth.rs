@@ -134,6 +134,9 @@ impl Lookup {
 /// Wrong credentials in a row that an address may show, and when one more is let pass.
 const GUESSES: (u32, Duration) = (20, Duration::from_secs(1));
 
+/// Where whoever shows a token is told what it may do.
+const OWN_TOKEN: &str = "/api/v1/auth/self";
+
 /// Who is told apart where requests are counted.
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Caller {
@@ -269,8 +272,18 @@ impl Gate {
     ///
     /// # Errors
     /// There were more in the last second than one client may send (too many requests).
-    pub(super) fn not_too_often(&self, peer: Peer, access: Access, who: &Principal) -> Result<(), ApiError> {
+    pub(super) fn not_too_often(
+        &self,
+        peer: Peer,
+        uri: &Uri,
+        access: Access,
+        who: &Principal,
+    ) -> Result<(), ApiError> {
         let (Some(requests), false) = (&self.requests, access == Access::Public) else { return Ok(()) };
+        // A gateway asks this for itself, to know whom it lets in.
+        if matches!(peer, Peer::Gateway { .. }) && uri.path() == OWN_TOKEN {
+            return Ok(());
+        }
         let caller = match (who, peer) {
             (Principal::Owner, _) | (Principal::Anyone, Peer::Local) => return Ok(()),
             (Principal::Token(token), _) => Caller::Token(token.hash.clone()),
@@ -464,12 +477,15 @@ mod tests {
         let config = config::Http { max_rate: 5, ..config::Http::default() };
         let gate = Gate::new(&config, &Registry::new(), Lookup::here(|_| Err(ApiTokenError::Unknown)));
         let token = |n: u8| Principal::Token(Arc::new(ApiToken { hash: vec![n], ..ApiToken::default() }));
-        let passed = |peer, access, who: &Principal| {
-            (0..100).filter(|_| gate.not_too_often(peer, access, who).is_ok()).count()
+        let at = |path: &'static str, peer, access, who: &Principal| {
+            let uri = Uri::from_static(path);
+            (0..100).filter(|_| gate.not_too_often(peer, &uri, access, who).is_ok()).count()
         };
+        let passed = |peer, access, who: &Principal| at("/write", peer, access, who);
         let through = Peer::Gateway { at: IpAddr::from([192, 0, 2, 9]), vouched: true };
         assert_eq!(passed(TCP, Access::Read, &token(1)), 5);
         assert_eq!(passed(through, Access::Write, &token(1)), 0, "the same token, however it comes");
+        assert_eq!(at(OWN_TOKEN, through, Access::Data, &token(1)), 100, "what the gateway asks for itself");
         assert_eq!(passed(TCP, Access::Read, &token(2)), 5);
         assert_eq!(passed(TCP, Access::Data, &Principal::Anyone), 5, "by address");
         assert_eq!(passed(through, Access::Data, &Principal::Anyone), 100, "the gateway counts its own");
@@ -482,6 +498,10 @@ mod tests {
             &Registry::new(),
             Lookup::here(|_| Err(ApiTokenError::Unknown)),
         );
-        assert!((0..100).all(|_| free.not_too_often(TCP, Access::Read, &token(1)).is_ok()));
+        assert!(
+            (0..100).all(|_| free
+                .not_too_often(TCP, &Uri::from_static("/write"), Access::Read, &token(1))
+                .is_ok())
+        );
     }
 }

@@ -352,7 +352,8 @@ impl Door {
         let started = Instant::now();
         let peer = Peer::of(request.extensions());
         let allowed = door.gate.authorize(peer, request.uri(), request.headers(), door.access, None).await;
-        let allowed = allowed.and_then(|who| door.gate.not_too_often(peer, door.access, &who).map(|()| who));
+        let allowed = allowed
+            .and_then(|who| door.gate.not_too_often(peer, request.uri(), door.access, &who).map(|()| who));
         let response = match allowed {
             Ok(principal) => {
                 request.extensions_mut().insert(principal);

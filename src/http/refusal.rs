@@ -31,7 +31,9 @@ const LONGEST: Duration = Duration::from_secs(1);
 pub(super) async fn after_its_body(request: Request, next: Next) -> Response {
     let called = request.headers().get(header::CONTENT_TYPE).map(|kind| kind.as_bytes());
     let streams = called.is_some_and(|kind| kind.starts_with(b"application/grpc"));
-    if request.version() != Version::HTTP_2 || streams || request.body().is_end_stream() {
+    // Whoever waits to be told to send has not sent, and is not waited for.
+    let waits = request.headers().contains_key(header::EXPECT);
+    if request.version() != Version::HTTP_2 || streams || waits || request.body().is_end_stream() {
         return next.run(request).await;
     }
     let (head, body) = request.into_parts();

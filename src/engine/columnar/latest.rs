@@ -23,7 +23,7 @@ use super::{
 };
 
 /// Bytes of digests that are kept.
-const KEPT_BYTES: usize = 64 << 20;
+pub(super) const KEPT_BYTES: usize = 64 << 20;
 /// A digest with a larger part of the rows than this is not worth it ...
 const WORTH: usize = 4;
 /// ... unless it is that small.
@@ -37,8 +37,10 @@ pub(super) struct Digest {
     schema: SchemaRef,
     /// The digest so far, and those of batches that came since.
     batches: Vec<RecordBatch>,
-    /// Rows of the digest so far, and behind it.
-    rows: (usize, usize),
+    /// Rows of the digest so far.
+    condensed: usize,
+    /// Rows behind it.
+    pending: usize,
     most: usize,
 }
 
@@ -46,7 +48,13 @@ impl Digest {
     /// For a part with so many rows, in the columns of its table.
     pub(super) fn new(schema: &SchemaRef, rows: u64) -> Self {
         let most = usize::try_from(rows).unwrap_or(usize::MAX) / WORTH;
-        Self { schema: schema.clone(), batches: Vec::new(), rows: (0, 0), most: most.max(SMALL_ROWS) }
+        Self {
+            schema: schema.clone(),
+            batches: Vec::new(),
+            condensed: 0,
+            pending: 0,
+            most: most.max(SMALL_ROWS),
+        }
     }
 
     /// Takes more rows; false once there are so many series that no digest is worth it.
@@ -58,12 +66,12 @@ impl Digest {
             return Ok(true);
         }
         let newest = newest(&self.schema, &[batch])?;
-        self.rows.1 += newest.num_rows();
+        self.pending += newest.num_rows();
         self.batches.push(newest);
-        if self.rows.1 >= self.rows.0.max(PENDING_ROWS) {
+        if self.pending >= self.condensed.max(PENDING_ROWS) {
             self.condense()?;
         }
-        Ok(self.rows.0 <= self.most)
+        Ok(self.condensed <= self.most)
     }
 
     /// The digest, by time; `None` if it is not worth it.
@@ -83,7 +91,7 @@ impl Digest {
         if !self.batches.is_empty() {
             let batches = std::mem::take(&mut self.batches);
             let newest = newest(&self.schema, &batches.iter().collect::<Vec<_>>())?;
-            self.rows = (newest.num_rows(), 0);
+            (self.condensed, self.pending) = (newest.num_rows(), 0);
             self.batches.push(newest);
         }
         Ok(())

@@ -62,13 +62,14 @@ struct OwnToken {
 }
 
 impl OwnToken {
-    fn word(self) -> Word {
+    fn word(self, hash: [u8; 32]) -> Word {
         let has = |scope| self.scopes.contains(&scope);
         let token = ApiToken {
             admin: has(Scope::Admin),
             read: has(Scope::Read),
             write: has(Scope::Write),
             name: self.name,
+            hash: hash.to_vec(),
             databases: self.databases,
             expires_ms: self.expires_ms,
             ..ApiToken::default()
@@ -138,7 +139,7 @@ impl KnownTokens {
         let mut answer = asked.map_err(|error| error.to_string())?;
         match answer.head.status {
             200 => {}
-            // Wrong ones are counted there too, all gateways' clients together.
+            // Wrong ones are counted there too, all gateways' clients together; this question itself is not.
             401 | 429 => return Ok(None),
             other => return Err(format!("{} answers {other}", answer.node)),
         }
@@ -151,7 +152,7 @@ impl KnownTokens {
             body.extend_from_slice(&bytes);
         }
         let own: OwnToken = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
-        Ok(Some(own.word()))
+        Ok(Some(own.word(hash(text))))
     }
 
     fn in_time(&self, word: Word) -> Looked {
@@ -186,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_word_is_what_the_node_says_and_no_more() {
-        let word = |text: &str| serde_json::from_str::<OwnToken>(text).map(OwnToken::word);
+        let word = |text: &str| serde_json::from_str::<OwnToken>(text).map(|own| own.word([7; 32]));
         let own =
             word(r#"{"id":"x","name":"a","scopes":["write"],"databases":["d"],"expires_ms":5,"state":7}"#);
         let Word { token, state } = own.unwrap();

@@ -8,32 +8,30 @@
 
 use std::{hash::Hash, sync::Arc};
 
-use arrow_schema::{DataType, Field, TimeUnit};
-use async_trait::async_trait;
+use arrow_schema::{DataType, Field};
 use datafusion::{
-    catalog::Session,
     common::{
-        Column, DFSchema, DFSchemaRef, ScalarValue,
+        Column, DFSchema, DFSchemaRef,
         tree_node::{Transformed, TreeNode, TreeNodeRecursion},
     },
     error::{DataFusionError, Result},
     functions::datetime::date_bin,
     logical_expr::{
-        Aggregate, BinaryExpr, Expr, Extension, Filter, LogicalPlan, LogicalPlanBuilder, Operator,
-        Projection, UserDefinedLogicalNode, UserDefinedLogicalNodeCore, cast, expr::ScalarFunction,
-        physical_planning_context::PhysicalPlanningContext, utils::split_conjunction,
+        Aggregate, Expr, Extension, Filter, LogicalPlan, LogicalPlanBuilder, Projection,
+        UserDefinedLogicalNodeCore, expr::ScalarFunction,
     },
-    physical_plan::ExecutionPlan,
-    physical_planner::{ExtensionPlanner, PhysicalPlanner},
 };
 
 use super::error::QueryError;
-use exec::GapsExec;
+use bounds::{Bounds, as_time, nanos};
 
+mod bounds;
 mod exec;
 mod functions;
+mod planner;
 
 pub(super) use functions::{NAMES, functions};
+pub(super) use planner::GapsPlanner;
 
 /// Bins of one series that a query may have: more than a screen has columns, by far.
 const MAX_BINS: u64 = 100_000;
@@ -68,12 +66,19 @@ pub(super) struct FillGaps {
     /// How long a bin is; where one begins.
     stride: Expr,
     origin: Expr,
-    /// Times that all rows are at or behind, and before: none, one or several of each.
-    least: Vec<Expr>,
-    below: Vec<Expr>,
-    /// For each added column which one it is made of.
-    filled: Vec<(usize, Fill)>,
+    bounds: Bounds,
+    /// The columns that are added.
+    filled: Vec<Filled>,
     schema: Shape,
+}
+
+/// A column that is added to those below.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd)]
+struct Filled {
+    name: String,
+    /// Which one it is made of.
+    of: usize,
+    fill: Fill,
 }
 
 /// A schema without an order of its own: what it follows from is compared.
@@ -100,22 +105,25 @@ impl UserDefinedLogicalNodeCore for FillGaps {
     }
 
     fn expressions(&self) -> Vec<Expr> {
-        [&self.stride, &self.origin].into_iter().chain(&self.least).chain(&self.below).cloned().collect()
+        [&self.stride, &self.origin].into_iter().chain(self.bounds.exprs()).cloned().collect()
     }
 
     fn fmt_for_explain(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let of = |exprs: &[Expr]| exprs.iter().map(Expr::to_string).collect::<Vec<_>>().join(", ");
-        let (least, below) = (of(&self.least), of(&self.below));
-        write!(f, "FillGaps: stride={}, from=[{least}], before=[{below}]", self.stride)
+        let of = |bounds: &[bounds::Bound]| {
+            bounds.iter().map(|bound| bound.at.to_string()).collect::<Vec<_>>().join(", ")
+        };
+        let (least, below) = (of(&self.bounds.least), of(&self.bounds.below));
+        write!(f, "FillGaps: stride={}, from=[{least}], to=[{below}]", self.stride)
     }
 
     fn with_exprs_and_inputs(&self, exprs: Vec<Expr>, mut inputs: Vec<LogicalPlan>) -> Result<Self> {
         let mut exprs = exprs.into_iter();
         match (inputs.pop(), exprs.next(), exprs.next()) {
             (Some(input), Some(stride), Some(origin)) => {
-                let least = exprs.by_ref().take(self.least.len()).collect();
-                let below = exprs.collect();
-                Ok(Self { input, stride, origin, least, below, ..self.clone() })
+                let bounds = self.bounds.with(&mut exprs);
+                // Types below may have become others: literals are coerced, parameters get their values.
+                let schema = Shape(with_gaps(input.schema(), self.time, &self.groups, &self.filled)?);
+                Ok(Self { input, stride, origin, bounds, schema, ..self.clone() })
             }
             _ => Err(DataFusionError::Internal("FillGaps lost its input".into())),
         }
@@ -148,12 +156,13 @@ pub(super) fn fill_gaps(plan: LogicalPlan) -> Result<LogicalPlan, QueryError> {
     match left.as_deref() {
         None => Ok(plan),
         Some(functions::BIN) => Err(QueryError::Invalid(
-            "date_bin_gapfill can only be what a query is grouped by: \
+            "date_bin_gapfill can only be what a query is grouped by, without window functions: \
              SELECT date_bin_gapfill(INTERVAL '1 minute', time) AS t, avg(v) FROM .. GROUP BY t"
                 .into(),
         )),
         Some(other) => Err(QueryError::Invalid(format!(
-            "{other} goes around an aggregate, {other}(avg(v)), of a query that is grouped by date_bin_gapfill"
+            "{other} goes around an aggregate, {other}(avg(v)), in the SELECT of a query that is grouped by \
+             date_bin_gapfill"
         ))),
     }
 }
@@ -182,27 +191,34 @@ fn fill_below(projection: &Projection) -> Result<Option<LogicalPlan>> {
         [stride, source, origin] => (stride, source, Some(origin)),
         _ => return Err(DataFusionError::Plan("date_bin_gapfill has two or three arguments".into())),
     };
-    let (least, below) = bounds(source, &aggregate.input);
+    let bounds = Bounds::of(source, &aggregate.input);
     let input = binned(aggregate, time, having)?;
+    if !matches!(input.schema().field(time).data_type(), DataType::Timestamp(..)) {
+        return Err(DataFusionError::Plan("date_bin_gapfill: bins are of times that have a date".into()));
+    }
     let groups: Vec<usize> = (0..aggregate.group_expr.len()).filter(|&group| group != time).collect();
-    let mut filled: Vec<(usize, Fill, String)> = Vec::new();
+    let mut filled: Vec<Filled> = Vec::new();
     let mut exprs = Vec::with_capacity(projection.expr.len());
     for expr in &projection.expr {
         let name = expr.schema_name().to_string();
         let with_columns = expr.clone().transform_up(|expr| {
             let Expr::ScalarFunction(call) = &expr else { return Ok(Transformed::no(expr)) };
-            let (Some(fill), [Expr::Column(of)]) = (Fill::of(call.name()), call.args.as_slice()) else {
+            let (Some(fill), [of]) = (Fill::of(call.name()), call.args.as_slice()) else {
                 return Ok(Transformed::no(expr));
             };
-            let Some(at) = input.schema().maybe_index_of_column(of) else { return Ok(Transformed::no(expr)) };
+            // `count(*)` is another name of what is counted.
+            let Expr::Column(of) = of.clone().unalias() else { return Ok(Transformed::no(expr)) };
+            let Some(at) = input.schema().maybe_index_of_column(&of) else {
+                return Ok(Transformed::no(expr));
+            };
             if at < aggregate.group_expr.len() {
                 return Ok(Transformed::no(expr));
             }
-            let added = format!("{}({of})", call.name());
-            if !filled.iter().any(|(_, _, name)| *name == added) {
-                filled.push((at, fill, added.clone()));
+            let name = format!("{}({of})", call.name());
+            if !filled.iter().any(|filled| filled.name == name) {
+                filled.push(Filled { name: name.clone(), of: at, fill });
             }
-            Ok(Transformed::yes(Expr::Column(Column::from_name(added))))
+            Ok(Transformed::yes(Expr::Column(Column::from_name(name))))
         })?;
         // It keeps its name, by which steps above know it.
         exprs.push(match with_columns {
@@ -212,18 +228,9 @@ fn fill_below(projection: &Projection) -> Result<Option<LogicalPlan>> {
             with_columns => with_columns.data,
         });
     }
-    let schema = Shape(Arc::new(with_gaps(input.schema(), time, &groups, &filled)?));
-    let gaps = FillGaps {
-        input,
-        time,
-        groups,
-        stride: stride.clone(),
-        origin: as_time(origin.cloned().unwrap_or_else(|| nanos(0))),
-        least,
-        below,
-        filled: filled.into_iter().map(|(of, fill, _)| (of, fill)).collect(),
-        schema,
-    };
+    let schema = Shape(with_gaps(input.schema(), time, &groups, &filled)?);
+    let origin = as_time(origin.cloned().unwrap_or_else(|| nanos(0)));
+    let gaps = FillGaps { input, time, groups, stride: stride.clone(), origin, bounds, filled, schema };
     let gaps = LogicalPlan::Extension(Extension { node: Arc::new(gaps) });
     Ok(Some(LogicalPlanBuilder::from(gaps).project(exprs)?.build()?))
 }
@@ -253,155 +260,16 @@ fn binned(aggregate: &Aggregate, time: usize, having: Option<&Expr>) -> Result<L
 }
 
 /// The columns of the rows below and those that are added; what a gap has no value for may be null.
-fn with_gaps(
-    below: &DFSchema,
-    time: usize,
-    groups: &[usize],
-    filled: &[(usize, Fill, String)],
-) -> Result<DFSchema> {
+fn with_gaps(below: &DFSchema, time: usize, groups: &[usize], filled: &[Filled]) -> Result<DFSchemaRef> {
     let mut fields = Vec::with_capacity(below.fields().len() + filled.len());
     for (at, (qualifier, field)) in below.iter().enumerate() {
         let always = at == time || groups.contains(&at);
         let field = if always { field.clone() } else { Arc::new(field.as_ref().clone().with_nullable(true)) };
         fields.push((qualifier.cloned(), field));
     }
-    for (of, _, name) in filled {
+    for Filled { name, of, .. } in filled {
         let kind = below.field(*of).data_type().clone();
         fields.push((None, Arc::new(Field::new(name, kind, true))));
     }
-    DFSchema::new_with_metadata(fields, below.metadata().clone())
-}
-
-/// Between which times the rows are that reach the aggregate, as far as its conditions say: those that
-/// they are at or behind, and those that they are before.
-fn bounds(source: &Expr, mut input: &LogicalPlan) -> (Vec<Expr>, Vec<Expr>) {
-    let Expr::Column(source) = source else { return (Vec::new(), Vec::new()) };
-    let is_time = |expr: &Expr| matches!(expr, Expr::Column(column) if column.name == source.name);
-    let is_constant = |expr: &Expr| expr.column_refs().is_empty() && !expr.is_volatile();
-    let (mut least, mut below) = (Vec::new(), Vec::new());
-    let mut note = |op: Operator, with: &Expr| {
-        let one = nanos(1);
-        let at = as_time(with.clone());
-        let behind = |at: Expr| as_time(cast(at, DataType::Int64) + cast(one.clone(), DataType::Int64));
-        match op {
-            Operator::GtEq => least.push(at),
-            Operator::Gt => least.push(behind(at)),
-            Operator::Lt => below.push(at),
-            Operator::LtEq => below.push(behind(at)),
-            Operator::Eq => {
-                least.push(at.clone());
-                below.push(behind(at));
-            }
-            _ => {}
-        }
-    };
-    loop {
-        input = match input {
-            LogicalPlan::SubqueryAlias(alias) => &alias.input,
-            LogicalPlan::Filter(filter) => {
-                for condition in split_conjunction(&filter.predicate) {
-                    match condition {
-                        Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
-                            if is_time(left) && is_constant(right) {
-                                note(*op, right);
-                            } else if is_constant(left) && is_time(right) {
-                                note(op.swap().unwrap_or(Operator::NotEq), left);
-                            }
-                        }
-                        Expr::Between(between) if is_time(&between.expr) && !between.negated => {
-                            if is_constant(&between.low) {
-                                note(Operator::GtEq, &between.low);
-                            }
-                            if is_constant(&between.high) {
-                                note(Operator::LtEq, &between.high);
-                            }
-                        }
-                        _ => {}
-                    }
-                }
-                &filter.input
-            }
-            _ => return (least, below),
-        };
-    }
-}
-
-fn nanos(at: i64) -> Expr {
-    Expr::Literal(ScalarValue::TimestampNanosecond(Some(at), None), None)
-}
-
-fn as_time(expr: Expr) -> Expr {
-    cast(expr, DataType::Timestamp(TimeUnit::Nanosecond, None))
-}
-
-/// Plans [`FillGaps`], and nothing else.
-#[derive(Debug)]
-pub(super) struct GapsPlanner;
-
-#[async_trait]
-impl ExtensionPlanner for GapsPlanner {
-    async fn plan_extension(
-        &self,
-        planner: &dyn PhysicalPlanner,
-        node: &dyn UserDefinedLogicalNode,
-        _logical_inputs: &[&LogicalPlan],
-        inputs: &[Arc<dyn ExecutionPlan>],
-        session: &dyn Session,
-        context: &PhysicalPlanningContext,
-    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
-        let (Some(gaps), [input]) = (node.as_any().downcast_ref::<FillGaps>(), inputs) else {
-            return Ok(None);
-        };
-        let nothing = DFSchema::empty();
-        let value = |expr: &Expr| -> Result<ScalarValue> {
-            let expr = planner.create_physical_expr(expr, &nothing, session, context)?;
-            let row = arrow_array::RecordBatch::try_new_with_options(
-                Arc::new(arrow_schema::Schema::empty()),
-                Vec::new(),
-                &arrow_array::RecordBatchOptions::new().with_row_count(Some(1)),
-            )?;
-            ScalarValue::try_from_array(expr.evaluate(&row)?.into_array(1)?.as_ref(), 0)
-        };
-        let time = |expr: &Expr| match value(expr)? {
-            ScalarValue::TimestampNanosecond(at, _) => Ok(at),
-            other => Err(DataFusionError::Plan(format!("{other} is no time"))),
-        };
-        let times = |exprs: &[Expr]| exprs.iter().map(time).collect::<Result<Vec<_>>>();
-        let stride = stride(&value(&gaps.stride)?)?;
-        let origin = time(&gaps.origin)?.unwrap_or(0);
-        let least = times(&gaps.least)?.into_iter().flatten().max();
-        let below = times(&gaps.below)?.into_iter().flatten().min();
-        let bin = |at: i64| {
-            let bin = i128::from(at) - (i128::from(at) - i128::from(origin)).rem_euclid(stride.into());
-            i64::try_from(bin).map_err(|_| DataFusionError::Plan("a time is out of range".into()))
-        };
-        let first = least.map(bin).transpose()?;
-        let last = below.map(|below| bin(below.saturating_sub(1))).transpose()?;
-        let plan = GapsExec::new(
-            input.clone(),
-            Arc::new(gaps.schema.0.as_arrow().clone()),
-            exec::Bins { time: gaps.time, groups: gaps.groups.clone(), stride, first, last },
-            gaps.filled.clone(),
-        )?;
-        Ok(Some(Arc::new(plan)))
-    }
-}
-
-/// How long a bin is, in nanoseconds.
-fn stride(value: &ScalarValue) -> Result<i64> {
-    let wrong = |why: &str| DataFusionError::Plan(format!("date_bin_gapfill: {why}"));
-    let nanos = match value {
-        ScalarValue::IntervalMonthDayNano(Some(interval)) if interval.months == 0 => i64::from(interval.days)
-            .checked_mul(86_400_000_000_000)
-            .and_then(|days| days.checked_add(interval.nanoseconds)),
-        ScalarValue::IntervalDayTime(Some(interval)) => {
-            let days = i64::from(interval.days) * 86_400_000;
-            (days + i64::from(interval.milliseconds)).checked_mul(1_000_000)
-        }
-        ScalarValue::IntervalMonthDayNano(Some(_)) => {
-            return Err(wrong("months and years are not equally long; use days, or date_bin"));
-        }
-        _ => return Err(wrong("the first argument is an INTERVAL")),
-    };
-    nanos.filter(|nanos| *nanos > 0).ok_or_else(|| wrong("a bin has to be longer than nothing"))
+    Ok(Arc::new(DFSchema::new_with_metadata(fields, below.metadata().clone())?))
 }

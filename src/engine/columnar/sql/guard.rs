@@ -203,7 +203,7 @@ pub(super) fn pieces(batch: RecordBatch, rows: usize) -> impl Iterator<Item = Re
 }
 
 /// Bytes of the longest value of a column; small ones count for nothing.
-fn widest(column: &ArrayRef) -> usize {
+pub(super) fn widest(column: &ArrayRef) -> usize {
     let of_offsets = |offsets: &[i32]| {
         let lengths = offsets.windows(2).map(|pair| match pair {
             [from, to] => to - from,

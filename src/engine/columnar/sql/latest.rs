@@ -17,9 +17,7 @@ use datafusion::{
     datasource::{provider_as_source, source_as_provider},
     error::Result,
     logical_expr::{
-        Aggregate, BinaryExpr, Expr, LogicalPlan, Operator, TableScan,
-        expr::{NullTreatment, Sort},
-        utils::split_conjunction,
+        Aggregate, BinaryExpr, Expr, LogicalPlan, Operator, TableScan, expr::Sort, utils::split_conjunction,
     },
 };
 
@@ -88,12 +86,9 @@ fn is_of_the_last_row(asked: &Expr, groups: &[Expr], input: &LogicalPlan) -> boo
         (Some(Sort { expr, asc, .. }), None) => *asc == ascending && is(expr, input) == Some(Is::Time),
         _ => false,
     };
-    // For each column the digest has the last row that has a value of it, and for no expression.
-    let known = match of.null_treatment {
-        Some(NullTreatment::IgnoreNulls) => is(argument, input).is_some(),
-        Some(NullTreatment::RespectNulls) | None => !argument.is_volatile(),
-    };
-    by_time && known && !of.distinct
+    // For each column the digest has the last row that has a value of it, and for no expression. It may
+    // also have rows that are no rows of the table any more, on which an expression might fail.
+    by_time && is(argument, input).is_some() && !of.distinct
 }
 
 /// True if rows come as they are in one table, less some that are not the last of a series, or all of
@@ -108,7 +103,14 @@ fn keeps_the_last(input: &LogicalPlan) -> bool {
             is_harmless(&filter.predicate, &filter.input) && keeps_the_last(&filter.input)
         }
         LogicalPlan::SubqueryAlias(alias) => keeps_the_last(&alias.input),
-        LogicalPlan::Projection(projection) => keeps_the_last(&projection.input),
+        LogicalPlan::Projection(projection) => {
+            let below = projection.input.as_ref();
+            let is_plain = |expr: &Expr| {
+                let constant = matches!(expr.clone().unalias(), Expr::Literal(..));
+                constant || is(expr, below).is_some() || is_of_tags(expr, below)
+            };
+            projection.expr.iter().all(is_plain) && keeps_the_last(below)
+        }
         _ => false,
     }
 }

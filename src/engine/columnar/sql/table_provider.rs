@@ -29,6 +29,7 @@ use datafusion::{
     physical_plan::{ExecutionPlan, empty::EmptyExec, union::UnionExec},
 };
 use futures::StreamExt;
+use tokio::time::{Duration, Instant, timeout_at};
 
 use super::{
     overlap_exec::{Input, OverlapExec, Step},
@@ -38,15 +39,21 @@ use crate::{
     disk::Disk,
     engine::columnar::{
         data_file::DataFile,
-        latest::{Digest, Digests},
+        latest::{Digest, Digests, KEPT_BYTES},
         memtable::Rows,
-        merge::tags,
+        merge::{bytes, tags},
         overlap::stretches,
         retention::not_before,
         schema::TIME,
         state::TableView,
     },
 };
+
+/// How long a query makes digests of files, about: what it does not come to is read as it lies.
+const MAKING_TIME: Duration = Duration::from_secs(2);
+/// Bytes of digests that a scan puts in the place of parts: half of what is kept, so that one that is asked
+/// again and again finds all of its own.
+const DIGESTS_OF_A_QUERY: usize = KEPT_BYTES / 2;
 
 /// A table as of the query's position.
 #[derive(Debug)]
@@ -173,11 +180,7 @@ impl TableProvider for SqlTable {
         let parts: Vec<Part> = view.files.iter().map(file).chain(view.rows.iter().map(rows)).collect();
         let mut needed = scan.needed(parts);
         if self.only_newest {
-            for part in &mut needed {
-                if let Some(newest) = scan.newest(&part.source, &state.task_ctx()).await? {
-                    part.source = Source::Rows(newest);
-                }
-            }
+            scan.shrink(&mut needed, &state.task_ctx()).await?;
             needed = scan.needed(needed);
         }
         scan.plan(&needed)
@@ -234,25 +237,48 @@ impl Scan<'_> {
         }
     }
 
-    /// The newest rows of each series of a part, if they are worth it. Made when they are first asked
-    /// for; those of a file are kept.
-    async fn newest(&self, of: &Source, context: &Arc<TaskContext>) -> Result<Option<Arc<Rows>>> {
-        let file = match of {
-            Source::Rows(rows) => return Ok(rows.newest()?),
-            Source::File(file) => file,
-        };
-        let digests = &self.table.digests;
-        if let Some(made) = digests.get(file) {
-            return Ok(made);
+    /// Puts digests in the place of parts, as many as are worth it and fit the memory of a query. Those
+    /// that have to be made first are made for a while; the next query goes on.
+    async fn shrink(&self, parts: &mut [Part], context: &Arc<TaskContext>) -> Result<()> {
+        let until = Instant::now() + MAKING_TIME;
+        let mut room = DIGESTS_OF_A_QUERY;
+        for part in parts {
+            let newest = match &part.source {
+                Source::Rows(rows) => rows.newest()?,
+                Source::File(file) => match self.table.digests.get(file) {
+                    Some(made) => made,
+                    None => self.digest(file, context, until).await?,
+                },
+            };
+            let Some(newest) = newest else { continue };
+            let bytes = bytes(newest.batch())?;
+            if bytes <= room {
+                room -= bytes;
+                part.source = Source::Rows(newest);
+            }
         }
-        let _making = digests.making.lock().await;
+        Ok(())
+    }
+
+    /// Makes the digest of a file and keeps it; `None` if it is not worth it, or there is no time.
+    async fn digest(
+        &self,
+        file: &Arc<DataFile>,
+        context: &Arc<TaskContext>,
+        until: Instant,
+    ) -> Result<Option<Arc<Rows>>> {
+        let digests = &self.table.digests;
+        if Instant::now() >= until {
+            return Ok(None);
+        }
+        let Ok(_making) = timeout_at(until, digests.making.lock()).await else { return Ok(None) };
         if let Some(made) = digests.get(file) {
             return Ok(made);
         }
         let schema = &self.table.schema;
         let columns: Vec<usize> = (0..schema.fields().len()).collect();
-        let mut rows =
-            self.files(std::slice::from_ref(file), &columns, None, None)?.execute(0, context.clone())?;
+        let rows = self.files(std::slice::from_ref(file), &columns, None, None)?;
+        let mut rows = rows.execute(0, context.clone())?;
         let mut digest = Digest::new(schema, file.entry.rows);
         let mut worth = true;
         while worth && let Some(batch) = rows.next().await.transpose()? {

@@ -1,15 +1,14 @@
 //! The step that adds rows: series by series, each held as a whole.
 
-use std::{collections::VecDeque, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use arrow_array::{
-    Array, ArrayRef, Float64Array, Int64Array, RecordBatch, TimestampNanosecondArray, UInt32Array,
-    UInt64Array,
+    Array, ArrayRef, Float64Array, Int64Array, RecordBatch, UInt32Array, UInt64Array,
     cast::AsArray,
-    types::{Float64Type, Int64Type, TimestampNanosecondType, UInt64Type},
+    types::{Float64Type, Int64Type, UInt64Type},
 };
 use arrow_cast::cast;
-use arrow_schema::{DataType, SchemaRef, SortOptions};
+use arrow_schema::{DataType, SchemaRef, SortOptions, TimeUnit};
 use arrow_select::{concat::concat_batches, take::take};
 use datafusion::{
     common::tree_node::TreeNodeRecursion,
@@ -31,8 +30,13 @@ use datafusion::{
 };
 use futures::StreamExt;
 
-use super::{super::guard::pieces, Fill, MAX_BINS};
+use super::{super::guard::widest, Fill, MAX_BINS};
 use crate::engine::columnar::merge::bytes;
+
+/// The bin of what is not there, behind all others.
+const NOWHERE: usize = usize::MAX;
+/// Bytes of a piece of rows, about.
+const PIECE_BYTES: usize = 8 << 20;
 
 /// Where bins are.
 #[derive(Debug, Clone)]
@@ -128,12 +132,13 @@ impl ExecutionPlan for GapsExec {
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
         let run = Run {
             input: Some(self.input.execute(partition, context.clone())?),
+            read: None,
+            held: Vec::new(),
+            made: None,
+            share: MemoryConsumer::new("gaps").register(context.memory_pool()),
             schema: self.schema.clone(),
             bins: self.bins.clone(),
             filled: self.filled.clone(),
-            held: Vec::new(),
-            share: MemoryConsumer::new("gaps").register(context.memory_pool()),
-            ready: VecDeque::new(),
             rows: context.session_config().batch_size(),
         };
         let rows = futures::stream::try_unfold(run, |mut run| async move {
@@ -146,53 +151,67 @@ impl ExecutionPlan for GapsExec {
 struct Run {
     /// `None` after its end.
     input: Option<SendableRecordBatchStream>,
+    /// What was read last, and where the rows begin that were not taken.
+    read: Option<(RecordBatch, usize)>,
+    /// Rows of the series that has not ended.
+    held: Vec<RecordBatch>,
+    /// The series that is given now.
+    made: Option<Series>,
+    /// For the rows of one series.
+    share: MemoryReservation,
     schema: SchemaRef,
     bins: Bins,
     filled: Vec<(usize, Fill)>,
-    /// Rows of the series that has not ended.
-    held: Vec<RecordBatch>,
-    share: MemoryReservation,
-    ready: VecDeque<RecordBatch>,
     rows: usize,
 }
 
 impl Run {
     async fn next(&mut self) -> Result<Option<RecordBatch>> {
         loop {
-            if let Some(batch) = self.ready.pop_front() {
-                return Ok(Some(batch));
+            if let Some(series) = &mut self.made {
+                // Many bins come of few rows: whoever waits for an end can stop this between two pieces.
+                tokio::task::yield_now().await;
+                if let Some(piece) = series.next(&self.schema)? {
+                    return Ok(Some(piece));
+                }
+                self.made = None;
+                self.share.free();
+            }
+            if let Some((batch, from)) = self.read.take() {
+                self.take(&batch, from)?;
+                continue;
             }
             let Some(input) = &mut self.input else { return Ok(None) };
             match input.next().await.transpose()? {
                 Some(batch) if batch.num_rows() == 0 => {}
-                Some(batch) => self.take(&batch)?,
+                Some(batch) => self.read = Some((batch, 0)),
                 None => {
                     self.input = None;
-                    self.finish()?;
+                    self.end_of_series()?;
                 }
             }
         }
     }
 
-    /// Takes rows in; those of series that have ended are ready then.
-    fn take(&mut self, batch: &RecordBatch) -> Result<()> {
-        let mut start = 0;
-        for end in 1..=batch.num_rows() {
-            if end < batch.num_rows() && self.is_one_series((batch, end - 1), (batch, end))? {
-                continue;
-            }
-            let begins = match self.held.last() {
-                Some(held) if start == 0 => !self.is_one_series((held, held.num_rows() - 1), (batch, 0))?,
-                _ => start > 0,
-            };
-            if begins {
-                self.finish()?;
-            }
-            let rows = batch.slice(start, end - start);
-            // Twice: they are put together in the end.
-            self.share.try_grow(bytes(&rows)?.saturating_mul(2))?;
-            self.held.push(rows);
-            start = end;
+    /// Takes the rows that follow, up to the end of their series.
+    fn take(&mut self, batch: &RecordBatch, from: usize) -> Result<()> {
+        if let Some(held) = self.held.last()
+            && !self.is_one_series((held, held.num_rows() - 1), (batch, from))?
+        {
+            self.read = Some((batch.clone(), from));
+            return self.end_of_series();
+        }
+        let mut to = from + 1;
+        while to < batch.num_rows() && self.is_one_series((batch, to - 1), (batch, to))? {
+            to += 1;
+        }
+        let rows = batch.slice(from, to - from);
+        // Twice: they are put together in the end.
+        self.share.try_grow(bytes(&rows)?.saturating_mul(2))?;
+        self.held.push(rows);
+        if to < batch.num_rows() {
+            self.read = Some((batch.clone(), to));
+            return self.end_of_series();
         }
         Ok(())
     }
@@ -207,122 +226,207 @@ impl Run {
         Ok(true)
     }
 
-    /// The series has ended: its rows with those that are missing.
-    fn finish(&mut self) -> Result<()> {
+    fn end_of_series(&mut self) -> Result<()> {
         let held = std::mem::take(&mut self.held);
         if let Some(first) = held.first() {
             let rows = concat_batches(first.schema_ref(), &held)?;
-            let filled = fill(&rows, &self.schema, &self.bins, &self.filled)?;
-            self.ready.extend(pieces(filled, self.rows));
+            self.made = Some(Series::new(rows, &self.bins, &self.filled, self.rows)?);
         }
-        self.share.free();
         Ok(())
     }
 }
 
-/// The rows of one series with those of the bins that are missing.
-fn fill(
-    rows: &RecordBatch,
-    schema: &SchemaRef,
-    bins: &Bins,
-    filled: &[(usize, Fill)],
-) -> Result<RecordBatch> {
-    let wrong = || DataFusionError::Internal("bins have no times".into());
-    let times =
-        rows.column(bins.time).as_primitive_opt::<TimestampNanosecondType>().ok_or_else(wrong)?.values();
-    let (Some(&own_first), Some(&own_last)) = (times.first(), times.last()) else {
-        return Ok(RecordBatch::new_empty(schema.clone()));
-    };
-    let (first, last) =
-        (bins.first.unwrap_or(own_first).min(own_first), bins.last.unwrap_or(own_last).max(own_last));
-    let count = last.abs_diff(first) / bins.stride.unsigned_abs() + 1;
-    if count > MAX_BINS {
-        return Err(DataFusionError::Plan(format!(
-            "date_bin_gapfill: {count} bins of each series, {MAX_BINS} are possible: ask for less time or longer bins"
-        )));
-    }
-    // For each bin its time and its row, if there is one.
-    let count = usize::try_from(count).unwrap_or(usize::MAX);
-    let (mut at, mut row_of) = (Vec::with_capacity(count), Vec::with_capacity(count));
-    let mut row = 0;
-    for bin in (0..count as i64).map(|bin| first + bin * bins.stride) {
-        let here = times.get(row) == Some(&bin);
-        at.push(bin);
-        row_of.push(here.then_some(row as u32));
-        row += usize::from(here);
-    }
-    if row < times.len() {
-        return Err(DataFusionError::Internal("a row is in no bin".into()));
-    }
-    let there = UInt32Array::from(row_of.clone());
-    let everywhere = UInt32Array::from(vec![0; count]);
-    let mut columns: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
-    for (index, column) in rows.columns().iter().enumerate() {
-        columns.push(if index == bins.time {
-            Arc::new(TimestampNanosecondArray::from(at.clone()))
-        } else if bins.groups.contains(&index) {
-            take(column, &everywhere, None)?
-        } else {
-            take(column, &there, None)?
-        });
-    }
-    for (of, fill) in filled {
-        let column = rows.column(*of);
-        columns.push(match fill {
-            Fill::Last => take(column, &carried(column, &row_of), None)?,
-            Fill::Between => between(column, &row_of)?,
-        });
-    }
-    Ok(RecordBatch::try_new(schema.clone(), columns)?)
+/// The rows of one series, of which those with the bins between are made piece by piece.
+struct Series {
+    rows: RecordBatch,
+    bins: Bins,
+    /// Nanoseconds of the rows that have a time; those without come first, and are given as they are.
+    times: Vec<i64>,
+    without_time: usize,
+    first: i64,
+    count: usize,
+    /// The next bin, and the first row that is not before it.
+    bin: usize,
+    row: usize,
+    filled: Vec<Filling>,
+    piece: usize,
 }
 
-/// For each bin the last row up to it that has a value.
-fn carried(column: &ArrayRef, row_of: &[Option<u32>]) -> UInt32Array {
-    let mut last = None;
-    let carried = row_of.iter().map(|row| {
-        last = row.filter(|&row| column.is_valid(row as usize)).or(last);
-        last
-    });
-    carried.collect()
+/// A column that is filled, and how far.
+struct Filling {
+    of: usize,
+    fill: Fill,
+    /// Bin and row of the last value, and of the next.
+    last: Option<(usize, usize)>,
+    next: Option<(usize, usize)>,
 }
 
-/// For each bin its value, or what lies on the line between the bins before and behind that have one.
-fn between(column: &ArrayRef, row_of: &[Option<u32>]) -> Result<ArrayRef> {
-    let valid = |row: &Option<u32>| row.filter(|&row| column.is_valid(row as usize)).map(|row| row as usize);
-    // For each bin the bin and row of the value at or before it, and at or behind it.
-    let mut before = Vec::with_capacity(row_of.len());
-    let mut last = None;
-    for (bin, row) in row_of.iter().enumerate() {
-        last = valid(row).map(|row| (bin, row)).or(last);
-        before.push(last);
+/// Where a filled value comes from: the rows before and behind, and how far it is from one to the other.
+type Between = Option<(usize, usize, usize, usize)>;
+
+impl Series {
+    fn new(rows: RecordBatch, bins: &Bins, filled: &[(usize, Fill)], most: usize) -> Result<Self> {
+        let column = rows.column(bins.time);
+        let unit = nanos_of(column.data_type())?;
+        let without_time = column.null_count();
+        let raw = cast(column, &DataType::Int64)?;
+        let raw = raw.as_primitive::<Int64Type>().values();
+        let times: Vec<i64> = raw.iter().skip(without_time).map(|time| time.saturating_mul(unit)).collect();
+        let (first, count) = match (times.first(), times.last()) {
+            (Some(&own_first), Some(&own_last)) => {
+                let first = bins.first.unwrap_or(own_first).min(own_first);
+                let last = bins.last.unwrap_or(own_last).max(own_last);
+                (first, last.abs_diff(first) / bins.stride.unsigned_abs() + 1)
+            }
+            _ => (0, 0),
+        };
+        if count > MAX_BINS {
+            return Err(DataFusionError::Plan(format!(
+                "date_bin_gapfill: {count} bins of each series, {MAX_BINS} are possible: ask for less time or \
+                 longer bins"
+            )));
+        }
+        // What series are told apart by is copied into every row.
+        let width = rows.columns().iter().map(widest).fold(8 * rows.num_columns(), usize::saturating_add);
+        let piece = (PIECE_BYTES / width.max(1)).clamp(1, most.max(1));
+        let filling = |&(of, fill): &(usize, Fill)| Filling { of, fill, last: None, next: None };
+        let filled = filled.iter().map(filling).collect();
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let bins = bins.clone();
+        Ok(Self { rows, bins, times, without_time, first, count, bin: 0, row: 0, filled, piece })
     }
-    let mut behind = vec![None; row_of.len()];
-    let mut next = None;
-    for ((bin, row), behind) in row_of.iter().enumerate().zip(&mut behind).rev() {
-        next = valid(row).map(|row| (bin, row)).or(next);
-        *behind = next;
+
+    /// The rows of the next bins.
+    fn next(&mut self, schema: &SchemaRef) -> Result<Option<RecordBatch>> {
+        if self.without_time > 0 {
+            let rows = self.rows.slice(0, self.without_time);
+            self.rows = self.rows.slice(self.without_time, self.times.len());
+            self.without_time = 0;
+            let filled = self.filled.iter().map(|filling| rows.column(filling.of).clone());
+            let columns = rows.columns().iter().cloned().chain(filled).collect();
+            return Ok(Some(RecordBatch::try_new(schema.clone(), columns)?));
+        }
+        let to = self.count.min(self.bin + self.piece);
+        if self.bin == to {
+            return match self.row < self.times.len() {
+                true => Err(DataFusionError::Internal("a row is in no bin".into())),
+                false => Ok(None),
+            };
+        }
+        let (mut at, mut row_of) = (Vec::with_capacity(to - self.bin), Vec::with_capacity(to - self.bin));
+        let mut between: Vec<Vec<Between>> = self.filled.iter().map(|_| Vec::new()).collect();
+        for bin in self.bin..to {
+            let time = self.time_of(bin);
+            let here = self.times.get(self.row) == Some(&time);
+            at.push(time);
+            row_of.push(here.then_some(self.row as u32));
+            let (row, from) = (here.then_some(self.row), self.row);
+            for (filling, between) in self.filled.iter_mut().zip(&mut between) {
+                let column = self.rows.column(filling.of);
+                if let Some(row) = row.filter(|row| column.is_valid(*row)) {
+                    filling.last = Some((bin, row));
+                }
+                if filling.fill == Fill::Between && filling.next.is_none_or(|(next, _)| next < bin) {
+                    let next = (from..self.times.len()).find(|row| column.is_valid(*row));
+                    let bin_of = |row: usize| {
+                        let behind =
+                            self.times.get(row)?.abs_diff(self.first) / self.bins.stride.unsigned_abs();
+                        usize::try_from(behind).ok()
+                    };
+                    // Where there is none it is looked for once.
+                    let next = next.and_then(|row| Some((bin_of(row)?, row)));
+                    filling.next = Some(next.unwrap_or((NOWHERE, 0)));
+                }
+                between.push(filling.between(bin));
+            }
+            self.row += usize::from(here);
+        }
+        self.bin = to;
+        self.columns(schema, at, row_of, &between).map(Some)
     }
-    let places = || {
-        before.iter().zip(&behind).enumerate().map(|(bin, (before, behind))| {
-            let ((from, a), (to, b)) = before.zip(*behind)?;
-            Some((a, b, bin - from, (to - from).max(1)))
-        })
-    };
+
+    fn time_of(&self, bin: usize) -> i64 {
+        // It is not behind the last one, so what wraps on the way wraps back.
+        self.first.wrapping_add((bin as i64).wrapping_mul(self.bins.stride))
+    }
+
+    fn columns(
+        &self,
+        schema: &SchemaRef,
+        at: Vec<i64>,
+        row_of: Vec<Option<u32>>,
+        between: &[Vec<Between>],
+    ) -> Result<RecordBatch> {
+        let everywhere = UInt32Array::from(vec![0; at.len()]);
+        let there = UInt32Array::from(row_of);
+        let mut columns: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
+        for (index, column) in self.rows.columns().iter().enumerate() {
+            columns.push(if index == self.bins.time {
+                let unit = nanos_of(column.data_type())?;
+                let raw = Int64Array::from_iter_values(at.iter().map(|time| time / unit));
+                cast(&(Arc::new(raw) as ArrayRef), column.data_type())?
+            } else if self.bins.groups.contains(&index) {
+                take(column, &everywhere, None)?
+            } else {
+                take(column, &there, None)?
+            });
+        }
+        for (filling, between) in self.filled.iter().zip(between) {
+            let column = self.rows.column(filling.of);
+            columns.push(match filling.fill {
+                Fill::Last => {
+                    let last = between.iter().map(|between| between.map(|(row, ..)| row as u32));
+                    take(column, &last.collect::<UInt32Array>(), None)?
+                }
+                Fill::Between => interpolated(column, between)?,
+            });
+        }
+        Ok(RecordBatch::try_new(schema.clone(), columns)?)
+    }
+}
+
+impl Filling {
+    /// What a bin is filled from.
+    fn between(&self, bin: usize) -> Between {
+        let (from, before) = self.last?;
+        match self.fill {
+            Fill::Last => Some((before, before, 0, 1)),
+            Fill::Between => {
+                let (to, behind) = self.next.filter(|(next, _)| *next != NOWHERE)?;
+                Some((before, behind, bin - from, (to - from).max(1)))
+            }
+        }
+    }
+}
+
+/// Nanoseconds of what a time counts.
+fn nanos_of(kind: &DataType) -> Result<i64> {
+    match kind {
+        DataType::Timestamp(TimeUnit::Nanosecond, _) => Ok(1),
+        DataType::Timestamp(TimeUnit::Microsecond, _) => Ok(1_000),
+        DataType::Timestamp(TimeUnit::Millisecond, _) => Ok(1_000_000),
+        DataType::Timestamp(TimeUnit::Second, _) => Ok(1_000_000_000),
+        other => Err(DataFusionError::Internal(format!("bins of {other}"))),
+    }
+}
+
+/// What lies on the lines between values.
+fn interpolated(column: &ArrayRef, between: &[Between]) -> Result<ArrayRef> {
     let whole = |a: i128, b: i128, part: usize, of: usize| a + (b - a) * part as i128 / of as i128;
     Ok(match column.data_type() {
         DataType::Int64 => {
             let values = column.as_primitive::<Int64Type>();
-            let one = |(a, b, part, of)| {
-                i64::try_from(whole(values.value(a).into(), values.value(b).into(), part, of))
+            let one = |(a, b, part, of): (usize, usize, usize, usize)| {
+                i64::try_from(whole(values.value(a).into(), values.value(b).into(), part, of)).ok()
             };
-            Arc::new(places().map(|place| one(place?).ok()).collect::<Int64Array>())
+            Arc::new(between.iter().map(|between| between.and_then(one)).collect::<Int64Array>())
         }
         DataType::UInt64 => {
             let values = column.as_primitive::<UInt64Type>();
-            let one = |(a, b, part, of)| {
-                u64::try_from(whole(values.value(a).into(), values.value(b).into(), part, of))
+            let one = |(a, b, part, of): (usize, usize, usize, usize)| {
+                u64::try_from(whole(values.value(a).into(), values.value(b).into(), part, of)).ok()
             };
-            Arc::new(places().map(|place| one(place?).ok()).collect::<UInt64Array>())
+            Arc::new(between.iter().map(|between| between.and_then(one)).collect::<UInt64Array>())
         }
         kind => {
             let values = cast(column, &DataType::Float64)?;
@@ -331,8 +435,8 @@ fn between(column: &ArrayRef, row_of: &[Option<u32>]) -> Result<ArrayRef> {
                 let (a, b) = (values.value(a), values.value(b));
                 a + (b - a) * (part as f64 / of as f64)
             };
-            let made: ArrayRef = Arc::new(places().map(|place| place.map(one)).collect::<Float64Array>());
-            cast(&made, kind)?
+            let made = between.iter().map(|between| between.map(one)).collect::<Float64Array>();
+            cast(&(Arc::new(made) as ArrayRef), kind)?
         }
     })
 }

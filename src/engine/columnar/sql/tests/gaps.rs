@@ -109,6 +109,98 @@ async fn rows_of_many_batches_come_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn bounds_are_those_of_the_column_that_is_binned() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = with_gaps(dir.path()).await;
+    let bins = |from: &str, condition: &str| {
+        format!(
+            "select count(*) as bins from (select date_bin_gapfill(interval '1 minute', c.time) as t, avg(c.a) as a \
+             from {from} where c.host = 'x' and {condition} group by t) g"
+        )
+    };
+    let second = |n: i64| format!("to_timestamp_nanos({})", n * MINUTE);
+    for (from, condition, wanted) in [
+        // Rows lie in the minutes from 1 to 5.
+        ("cpu c", "true".to_owned(), "5"),
+        ("cpu c", format!("c.time >= {} and {} > c.time", second(-2), second(7)), "9"),
+        ("cpu c", format!("c.time > {} and c.time <= {}", second(0), second(7)), "8"),
+        ("cpu c", format!("(c.time >= {} or c.a > 0)", second(-2)), "5"),
+        ("cpu c", format!("not (c.time < {})", second(-2)), "5"),
+        ("(select * from cpu) c", format!("c.time >= {}", second(-2)), "8"),
+        (
+            "(select host, a, time as time from cpu where time >= to_timestamp_nanos(-120000000000)) c",
+            "true".into(),
+            "8",
+        ),
+        (
+            "(select host, a, time as at, time + interval '1 minute' as time from cpu) c",
+            format!("c.at >= {}", second(-2)),
+            "5",
+        ),
+        // Of the other table nothing follows.
+        ("cpu c join cpu o on c.host = o.host", format!("o.time >= {}", second(-5)), "5"),
+        (
+            "cpu c join cpu o on c.host = o.host",
+            format!("c.time >= {} and o.time >= {}", second(1), second(4)),
+            "5",
+        ),
+        // Known only when it is read.
+        ("cpu c", "c.time > (select min(time) from cpu) - interval '3 minutes'".into(), "5"),
+        ("cpu c", format!("c.time between {} and {}", second(0), second(6)), "7"),
+    ] {
+        let sql = bins(from, &condition);
+        assert_eq!(csv(&engine, &sql).await, format!("bins\n{wanted}\n"), "{sql}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_types_times_and_values_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = with_gaps(dir.path()).await;
+    // What an expression is becomes clear when its parts are made alike.
+    let sql = "select date_bin_gapfill(interval '2 minutes', time) as t, \
+         locf(max(case when a > 15 then 1 else 0.5 end)) as l, interpolate(count(*)) as n, locf(max(host)) as h \
+         from cpu group by t order by t";
+    assert_eq!(asked(&engine, sql).await, ["00:00,1.0,2,x", "02:00,0.5,1,x", "04:00,1.0,2,y"]);
+    // Times with a zone, and in other units.
+    let sql = "select date_bin_gapfill(interval '1 minute', to_timestamp_seconds(to_unixtime(time))) as t, count(*) as n \
+         from cpu where host = 'x' group by t order by t";
+    assert_eq!(asked(&engine, sql).await, ["01:00,2", "02:00,1", "03:00,", "04:00,", "05:00,1"]);
+    // A row without a time stays what it is, and is no bin of 1970.
+    let sql = "select date_bin_gapfill(interval '1 minute', o.time) as t, c.host, count(o.a) as n, locf(max(o.a)) as l \
+         from (select distinct host from cpu) c left join (select * from cpu where host = 'y') o on c.host = o.host \
+         group by t, c.host order by c.host, t";
+    assert_eq!(asked(&engine, sql).await, [",x,0,", "04:00,y,1,3.0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_long_series_are_made_piece_by_piece() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path()).await;
+    let names: Vec<&'static str> = (0..4_000).map(|n| &*format!("h{n}").leak()).collect();
+    let rows: Vec<Row> = names.iter().map(|host| (0, *host, Some(1.0), None)).collect();
+    engine.apply(at(1), &batch("db", &rows)).unwrap();
+    // 90,000 bins each: 360 million rows, of which ten are wanted, with 20,000 bytes of text in each.
+    let sql = "select date_bin_gapfill(interval '1 second', time) as t, host, \
+         concat(host, 'LONG') as long, locf(avg(a)) as a from cpu \
+         where time >= to_timestamp_nanos(0) and time < to_timestamp_nanos(90000000000000) \
+         group by t, host, long limit 10";
+    let sql = sql.replace("LONG", &"x".repeat(20_000));
+    let memory = super::super::QueryMemory::new(64 << 20);
+    let limited = SqlOptions { memory_limit: 64 << 20, memory: memory.clone(), ..options() };
+    // Ordering them all takes more than there is, and that is said.
+    let failed = match engine.query(&sql, limited.clone()).await {
+        Ok(rows) => rows.collect().await.err(),
+        Err(error) => Some(error),
+    };
+    assert!(matches!(failed, Some(QueryError::TooLarge(_) | QueryError::Busy(_))), "{failed:?}");
+    let some = sql.replace("where", "where host < 'h1001' and");
+    let rows = engine.query(&some, limited).await.unwrap().collect().await.unwrap();
+    assert_eq!(rows.iter().map(RecordBatch::num_rows).sum::<usize>(), 10);
+    assert_eq!(memory.taken(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_filled_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let engine = with_gaps(dir.path()).await;

@@ -54,7 +54,7 @@ async fn the_last_of_each_series_is_the_same_from_digests_as_from_all_rows() {
                 "select distinct on (host) * from cpu where WHERE order by host, time desc",
                 "select distinct host from cpu where WHERE order by host",
                 "select count(distinct host) as n from cpu where WHERE",
-                "select upper(host) as h, last_value(a * 2.0 order by time) as a, max(time) as t \
+                "select upper(host) as h, last_value(a order by time) as a, max(time) as t \
                  from (select host, time, a from cpu) x where WHERE and host <> 'c' group by h order by h",
             ] {
                 let quick = asked.replace("WHERE", &time);
@@ -84,6 +84,9 @@ async fn whatever_needs_more_than_digests_reads_everything() {
         "select host, last_value(a) from cpu group by host",
         "select host, last_value(a order by time) filter (where b = 1.0) from cpu group by host",
         "select host, last_value(a + b order by time) ignore nulls from cpu group by host",
+        // On a row that was written over, and is in a digest, an expression may fail.
+        "select host, last_value(100.0 / a order by time) from cpu group by host",
+        "select host, last_value(q order by time) from (select host, time, 100.0 / a as q from cpu) x group by host",
         "select host, a, last_value(b order by time) from cpu group by host, a",
         "select host, max(time) from cpu where a > 0 group by host",
         "select host, max(time) from cpu where a > 0 or host = 'x' group by host",
