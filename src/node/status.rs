@@ -43,7 +43,7 @@ pub(super) async fn gather(this: &Arc<ThisNode>) -> ClusterStatus {
     let commit = heard.values().map(|status| status.commit).max();
     let now = Instant::now();
     let links = this.mesh.links().borrow().clone();
-    let nodes = view
+    let mut nodes: Vec<NodeReport> = view
         .members
         .values()
         .map(|member| {
@@ -85,6 +85,8 @@ pub(super) async fn gather(this: &Arc<ThisNode>) -> ClusterStatus {
             }
         })
         .collect();
+    // By name, as people call them; members are kept by id.
+    nodes.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
     ClusterStatus {
         cluster_id: view.cluster,
         cluster_name: view.name.clone(),

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde_bytes::ByteBuf;
 use tokio::{
     sync::watch,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 
 use crate::{
@@ -30,6 +30,8 @@ use super::choice::{Choice, Errand, UnderWay};
 
 /// Shortest silence after which a node is given up; it sends a beat several times as often.
 const SILENCE: Duration = Duration::from_secs(2);
+/// A node says that it is ready before every link is made: so long behind its start a request waits for one.
+const FIRST_LINKS: Duration = Duration::from_secs(5);
 /// Statuses that say: not now, or not here. Another node may do better.
 const ELSEWHERE: [u16; 2] = [429, 503];
 /// The same in gRPC, whose HTTP status is always good.
@@ -111,6 +113,7 @@ impl Answer {
 pub(in crate::node) struct Asker {
     mesh: Mesh,
     view: watch::Receiver<Arc<ClusterView>>,
+    since: Instant,
     pub(super) choice: Choice,
     /// How often another node was asked, because one did not answer.
     pub(super) passed_over: Counter,
@@ -130,7 +133,8 @@ impl Asker {
         view: watch::Receiver<Arc<ClusterView>>,
         balance: Balance,
     ) -> Self {
-        Self { mesh, view, choice: Choice::new(balance), passed_over: Counter::default() }
+        let (since, choice) = (Instant::now(), Choice::new(balance));
+        Self { mesh, view, since, choice, passed_over: Counter::default() }
     }
 
     /// Asks one node after the other until one answers.
@@ -140,12 +144,8 @@ impl Asker {
         request: &HttpRequest,
         body: &Bytes,
     ) -> Result<Answer, AskError> {
-        let view = self.view.borrow().clone();
         let long = body.len() > MAX_BODY_FRAME;
-        let links = self.mesh.links().borrow().clone();
-        let takes = |features: u64| !long || features & LONG_BODIES != 0;
-        let linked: BTreeSet<NodeId> =
-            links.iter().filter(|(_, link)| takes(link.features)).map(|(node, _)| *node).collect();
+        let (view, order) = self.whom(errand, long).await;
         let patience = SILENCE.max(2 * view.profile.timing().election_max);
         let whom = match errand {
             _ if long => "node that takes bodies of more than 1 MiB from gateways (older versions do not)",
@@ -153,7 +153,7 @@ impl Asker {
             Errand::Change => "voter",
         };
         let mut last = Err(AskError::Nobody(whom));
-        for node in self.choice.order(errand, &view, &linked, Instant::now()) {
+        for node in order {
             match self.attempt(node, request, body, patience).await {
                 Ok(answer) if errand == Errand::Query && elsewhere(&answer.head) => {
                     last = Ok(answer);
@@ -176,6 +176,29 @@ impl Asker {
             self.passed_over.add(1);
         }
         last
+    }
+
+    /// The nodes that could answer, the best first.
+    async fn whom(&self, errand: Errand, long: bool) -> (Arc<ClusterView>, Vec<NodeId>) {
+        let (mut links, mut views) = (self.mesh.links(), self.view.clone());
+        let takes = |features: u64| !long || features & LONG_BODIES != 0;
+        loop {
+            let view = views.borrow_and_update().clone();
+            let linked: BTreeSet<NodeId> = links
+                .borrow_and_update()
+                .iter()
+                .filter(|(_, link)| takes(link.features))
+                .map(|(node, _)| *node)
+                .collect();
+            let order = self.choice.order(errand, &view, &linked, Instant::now());
+            let changed = async {
+                tokio::select! { it = links.changed() => it, it = views.changed() => it }
+            };
+            if !order.is_empty() || !matches!(timeout_at(self.since + FIRST_LINKS, changed).await, Ok(Ok(())))
+            {
+                return (view, order);
+            }
+        }
     }
 
     async fn attempt(

@@ -130,6 +130,25 @@ async fn a_member_outside_of_raft_that_writes_and_may_do_little_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_waits_for_the_first_link_of_a_node_that_has_just_come_up() {
+    let home = tempfile::tempdir().unwrap();
+    let (node, gateway) = world(home.path()).await;
+    gateway.shutdown().await;
+    drop(gateway);
+    let again = config(&home.path().join("gateway"), Some(&node));
+    let gateway = Gateway::start(again, Surroundings::real(), Balance::RoundRobin).await.unwrap();
+    // The voter has no HTTP edge here, but it is there to be asked.
+    let asked = gateway.ask(Errand::Query, &get("/"), &Bytes::new()).await;
+    let asked_it = match &asked {
+        Err(AskError::Unsent { node: of, .. } | AskError::Broken { node: of, .. }) => *of == node.id(),
+        Ok(_) | Err(AskError::Nobody(_)) => false,
+    };
+    assert!(asked_it, "{asked:?}");
+    gateway.shutdown().await;
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_shown_holds_no_secret_and_nothing_sealed() {
     let home = tempfile::tempdir().unwrap();
     let node = voter(&home.path().join("voter")).await;
