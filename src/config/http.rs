@@ -47,6 +47,9 @@ section! {
         /// How long a client may take to send the body of a request.
         #[serde(with = "duration_text")]
         body_timeout: Duration = Duration::from_secs(30),
+        /// How long a client may take nothing of an answer, before its connection is cut.
+        #[serde(with = "duration_text")]
+        answer_timeout: Duration = Duration::from_secs(60),
         /// How long a write waits to be acknowledged unless the request says otherwise.
         #[serde(with = "duration_text")]
         write_timeout: Duration = Duration::from_secs(4),
@@ -79,6 +82,7 @@ impl Http {
             ("max_requests", self.max_requests > 0),
             ("header_timeout", !self.header_timeout.is_zero()),
             ("body_timeout", !self.body_timeout.is_zero()),
+            ("answer_timeout", !self.answer_timeout.is_zero()),
             ("write_timeout", !self.write_timeout.is_zero()),
             ("query_timeout", !self.query_timeout.is_zero()),
             ("max_queries", self.max_queries > 0),

@@ -32,6 +32,7 @@ use super::{
     auth::Peer,
     events::Stopping,
     opening::{self, Speaks},
+    patience::Patient,
     tls::EdgeTls,
 };
 use crate::config;
@@ -58,6 +59,8 @@ pub(super) struct Connections {
     tls: Option<EdgeTls>,
     /// How long a client may be silent while nothing of its own is under way.
     patience: Duration,
+    /// How long it may take nothing of an answer.
+    answer_patience: Duration,
 }
 
 impl Connections {
@@ -73,7 +76,7 @@ impl Connections {
             .keep_alive_timeout(PING)
             .max_concurrent_streams(STREAMS)
             .max_header_list_size(HEAD_LIMIT as u32);
-        Self { http1, http2, router, tls, patience }
+        Self { http1, http2, router, tls, patience, answer_patience: config.answer_timeout }
     }
 
     /// Runs a connection over TCP to its end.
@@ -144,7 +147,8 @@ impl Connections {
             }
         });
         let builder = if http2 { &self.http2 } else { &self.http1 };
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let stream = TokioIo::new(Patient::new(stream, self.answer_patience));
+        let mut connection = pin!(builder.serve_connection(stream, service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = told(&mut stopped) => {

@@ -24,6 +24,7 @@ mod intake;
 mod openapi;
 mod opening;
 mod params;
+mod patience;
 #[cfg(feature = "sql")]
 mod query;
 mod refusal;

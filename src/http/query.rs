@@ -107,7 +107,7 @@ async fn parameters(edge: &Edge, request: Request) -> Result<(request::Parts, Pa
     let (head, body) = request.into_parts();
     let mut params = Params::of(&head.uri);
     if head.method == Method::POST {
-        let taken = body::take(body, &head.headers, &edge.app.config, &edge.bodies).await?;
+        let taken = body::take_words(body, &head.headers, &edge.app.config, &edge.bodies).await?;
         params.extend(body_parameters(&head.headers, &taken.bytes)?);
     }
     Ok((head, params))
@@ -119,11 +119,18 @@ fn body_parameters(headers: &HeaderMap, body: &[u8]) -> Result<Params, ApiError>
         return Ok(Params::default());
     }
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let too_many = || ApiError::invalid(format!("the body has more than {MAX_NAMES} names"));
     if kind.starts_with("application/x-www-form-urlencoded") && body.first() != Some(&b'{') {
+        if body.iter().filter(|byte| **byte == b'&').count() >= MAX_NAMES {
+            return Err(too_many());
+        }
         return Ok(Params::parse(&String::from_utf8_lossy(body)));
     }
     let object: serde_json::Map<String, Value> = serde_json::from_slice(body)
         .map_err(|e| ApiError::invalid(format!("the body is neither a form nor a JSON object: {e}")))?;
+    if object.len() > MAX_NAMES {
+        return Err(too_many());
+    }
     let mut params = Params::default();
     for (name, value) in object {
         match value {
@@ -134,6 +141,9 @@ fn body_parameters(headers: &HeaderMap, body: &[u8]) -> Result<Params, ApiError>
     }
     Ok(params)
 }
+
+/// Names of a form or object: many times what any route knows.
+const MAX_NAMES: usize = 1_000;
 
 /// What a query asks for besides its statement.
 pub(super) struct Asked {

@@ -1,6 +1,6 @@
 //! What an answer is made of. A task of its own makes the pieces and holds the query's places: it
 //! ends with the answer, with the client or with the query's time, whichever is first. A client that
-//! stops reading keeps a connection, not a place.
+//! stops reading keeps a connection for a while (`http.answer_timeout`), not a place.
 
 use std::{io, pin::Pin, task::Poll, time::Duration};
 
