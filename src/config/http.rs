@@ -77,7 +77,8 @@ impl Http {
         let positive = [
             ("max_body", self.max_body.0 > 0),
             ("max_inflated", self.max_inflated >= self.max_body),
-            ("max_bodies", self.max_bodies >= self.max_inflated),
+            // A buffer that grows is there twice for a moment, beside what it is unpacked from.
+            ("max_bodies", self.max_bodies.0 / 3 >= self.max_inflated.0),
             ("max_connections", self.max_connections > 0),
             ("max_requests", self.max_requests > 0),
             ("header_timeout", !self.header_timeout.is_zero()),
@@ -97,7 +98,7 @@ impl Http {
         }
         if let Some((key, _)) = positive.iter().find(|(_, good)| !good) {
             return Err(format!(
-                "http.{key} is too small: none may be 0, and max_body <= max_inflated <= max_bodies, query_memory <= queries_memory"
+                "http.{key} is too small: none may be 0, and max_body <= max_inflated <= a third of max_bodies, query_memory <= queries_memory"
             ));
         }
         if self.cert.is_some() != self.key.is_some() {

@@ -57,6 +57,10 @@ impl Share {
     /// Takes more of the budget, for what is about to be allocated.
     pub(super) fn grow(&mut self, by: usize) -> Result<(), ApiError> {
         let max = self.budget.max;
+        if by > max {
+            let why = "the body takes more memory than all bodies of this node may (http.max_bodies): send smaller ones";
+            return Err(ApiError::new(Fault::TooLarge, why));
+        }
         let fits = |used: usize| used.checked_add(by).filter(|sum| *sum <= max);
         match self.budget.used.fetch_update(Relaxed, Relaxed, fits) {
             Ok(_) => {
@@ -99,8 +103,11 @@ const RESERVED: usize = 256 * 1024;
 /// Longest body that is words: a statement with its values, a form, a JSON object. As it arrives and
 /// decompressed.
 const WORDS: ByteSize = ByteSize::mib(1);
-/// What words may become when they are parsed: a form of `=&`, a list of small objects.
-const PARSED: usize = 100;
+/// So many times its length words may become when they are parsed whatever they are: a form of `=&`, a list
+/// of small objects.
+pub(super) const UNTYPED: usize = 100;
+/// And so many times where only what is known is kept.
+pub(super) const TYPED: usize = 8;
 
 /// How long a body may be.
 #[derive(Debug, Clone, Copy)]
@@ -140,15 +147,18 @@ pub(super) async fn take(
     take_up_to(Most::of_points(limits), body, headers, limits, budget).await
 }
 
-/// Takes a body in that is words, and a share of the memory for what they become when they are parsed.
+/// Takes a body in that is words, and a share of the memory for what they become when they are parsed: to be
+/// kept until then, and no longer.
 pub(super) async fn take_words(
     body: Body,
     headers: &HeaderMap,
     limits: &config::Http,
     budget: &Arc<Budget>,
+    times: usize,
 ) -> Result<Taken, ApiError> {
     let mut taken = take_up_to(Most::WORDS, body, headers, limits, budget).await?;
-    taken.share.grow(taken.bytes.len().saturating_mul(PARSED))?;
+    // One statement is not told that it never fits.
+    taken.share.grow(taken.bytes.len().saturating_mul(times).min(budget.max / 4))?;
     Ok(taken)
 }
 
@@ -414,7 +424,8 @@ mod tests {
         let words = |body: Vec<u8>| {
             let headers = HeaderMap::new();
             let budget = Arc::clone(&budget);
-            async move { take_words(Body::from(body), &headers, &config::Http::default(), &budget).await }
+            let limits = config::Http::default();
+            async move { take_words(Body::from(body), &headers, &limits, &budget, UNTYPED).await }
         };
         let taken = words(b"q=SHOW+DATABASES".to_vec()).await.unwrap();
         assert_eq!((taken.share.bytes(), budget.used()), (16 * 101, 16 * 101));
@@ -422,11 +433,15 @@ mod tests {
         for (body, fault) in [
             (vec![b'='; (1 << 20) + 1], Fault::TooLarge),
             (gzip(&vec![b'='; (1 << 20) + 1]), Fault::TooLarge),
-            // Short enough, and together with what it becomes more than there is.
-            (gzip(&[b'='; 200_000]), Fault::Busy),
         ] {
             assert_eq!(words(body).await.map(|taken| taken.bytes.len()).unwrap_err().fault(), fault);
         }
+        // What they become takes a quarter of all at most, and others wait until it has become that.
+        let one = words(gzip(&[b'='; 200_000])).await.unwrap();
+        assert!((2_700_000..3_000_000).contains(&budget.used()), "{}", budget.used());
+        let more = [words(vec![b'='; 200_000]).await.unwrap(), words(vec![b'='; 200_000]).await.unwrap()];
+        assert_eq!(words(vec![b'='; 200_000]).await.map(drop).unwrap_err().fault(), Fault::Busy);
+        drop((one, more));
         assert_eq!(budget.used(), 0);
     }
 
@@ -487,7 +502,11 @@ mod tests {
         assert_eq!(taken(vec![b'a'; 40_000], "", &small).await.err().unwrap().fault(), Fault::Busy);
         drop(first);
         assert!(taken(vec![b'a'; 40_000], "", &small).await.is_ok());
-        assert_eq!(taken(gzip(&zeros[..60_000]), "gzip", &small).await.err().unwrap().fault(), Fault::Busy);
+        // What never fits is not to be sent again.
+        assert_eq!(
+            taken(gzip(&zeros[..60_000]), "gzip", &small).await.err().unwrap().fault(),
+            Fault::TooLarge
+        );
         assert_eq!((budget.used(), small.used()), (0, 0));
     }
 

@@ -1,11 +1,13 @@
 //! One connection of a client: what it speaks, and the bounds it has until it ends.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     io,
     net::SocketAddr,
     pin::{Pin, pin},
-    task::{Context, Poll},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -25,7 +27,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
     sync::watch,
-    time::timeout,
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{
@@ -45,6 +47,8 @@ const STREAMS: u32 = 128;
 const PING: Duration = Duration::from_secs(20);
 /// How long an idle HTTP/2 connection that was told to end may take for it.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// Longest piece of an answer over HTTP/2.
+const PIECE: usize = 64 * 1024;
 /// To whoever speaks plain HTTP where TLS is spoken.
 const SPEAK_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: 111\r\n\
     connection: close\r\n\r\n\
@@ -143,7 +147,7 @@ impl Connections {
             let answer = router.call(request.map(Body::new));
             async move {
                 let answer: Response<Body> = answer.await.unwrap_or_else(|never| match never {});
-                Ok::<_, Infallible>(answer.map(|body| Counted { body, _one: one }))
+                Ok::<_, Infallible>(answer.map(|body| Counted { body, rest: Bytes::new(), one }))
             }
         });
         let builder = if http2 { &self.http2 } else { &self.http1 };
@@ -154,6 +158,10 @@ impl Connections {
             () = told(&mut stopped) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
+            }
+            () = running.untaken_for(self.answer_patience), if http2 => {
+                tracing::debug!("a client took nothing of an answer over HTTP/2");
+                return;
             }
             () = running.idle_for(self.patience), if http2 => {
                 connection.as_mut().graceful_shutdown();
@@ -192,29 +200,46 @@ async fn refuse_plain(mut stream: TcpStream) {
     }
 }
 
-/// How many requests of a connection are being answered.
+/// The answers of a connection that are not over.
 #[derive(Clone)]
-struct Running(watch::Sender<usize>);
+struct Running {
+    count: watch::Sender<usize>,
+    given: Arc<Mutex<Given>>,
+}
+
+/// Answers of which a piece was given away, and the next one not asked for: the client has not taken it. Over
+/// HTTP/2 nothing else shows that, for a client without a window may talk all the same.
+#[derive(Debug, Default)]
+struct Given {
+    since: BTreeMap<u64, Instant>,
+    next: u64,
+}
 
 impl Default for Running {
     fn default() -> Self {
-        Self(watch::Sender::new(0))
+        Self { count: watch::Sender::new(0), given: Arc::default() }
     }
 }
 
 impl Running {
     fn begin(&self) -> One {
-        self.0.send_modify(|running| *running += 1);
-        One(self.0.clone())
+        self.count.send_modify(|running| *running += 1);
+        let mut given = self.given();
+        given.next += 1;
+        One { of: self.clone(), id: given.next }
+    }
+
+    fn given(&self) -> MutexGuard<'_, Given> {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_idle(&self) -> bool {
-        *self.0.borrow() == 0
+        *self.count.borrow() == 0
     }
 
     /// Waits until nothing has been answered for so long.
     async fn idle_for(&self, limit: Duration) {
-        let mut running = self.0.subscribe();
+        let mut running = self.count.subscribe();
         loop {
             let idle = *running.borrow_and_update() == 0;
             let changed = running.changed();
@@ -226,21 +251,66 @@ impl Running {
             }
         }
     }
+
+    /// Waits until a piece of an answer has not been taken for so long.
+    async fn untaken_for(&self, limit: Duration) {
+        loop {
+            let oldest = self.given().since.values().min().copied();
+            match oldest.map(|since| since + limit) {
+                Some(until) if until <= Instant::now() => return,
+                Some(until) => sleep_until(until).await,
+                None => sleep(limit).await,
+            }
+        }
+    }
 }
 
 /// One request that is being answered; over when dropped.
-struct One(watch::Sender<usize>);
+struct One {
+    of: Running,
+    id: u64,
+}
+
+impl One {
+    fn asked_for_more(&self) {
+        self.of.given().since.remove(&self.id);
+    }
+
+    fn gave(&self) {
+        self.of.given().since.insert(self.id, Instant::now());
+    }
+}
 
 impl Drop for One {
     fn drop(&mut self) {
-        self.0.send_modify(|running| *running -= 1);
+        self.asked_for_more();
+        self.of.count.send_modify(|running| *running -= 1);
     }
 }
 
 /// The body of an answer, which is being answered until it is gone.
 struct Counted {
     body: Body,
-    _one: Option<One>,
+    /// What was made and not given.
+    rest: Bytes,
+    one: Option<One>,
+}
+
+impl Counted {
+    /// Over HTTP/2 a piece is so short that even a slow client takes it in time.
+    fn give(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        let Some(one) = &self.one else { return frame };
+        one.gave();
+        match frame.into_data() {
+            Ok(mut data) if data.len() > PIECE => {
+                let piece = data.split_to(PIECE);
+                self.rest = data;
+                Frame::data(piece)
+            }
+            Ok(data) => Frame::data(data),
+            Err(frame) => frame,
+        }
+    }
 }
 
 impl hyper::body::Body for Counted {
@@ -251,14 +321,28 @@ impl hyper::body::Body for Counted {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        if let Some(one) = &self.one {
+            one.asked_for_more();
+        }
+        if !self.rest.is_empty() {
+            let rest = std::mem::take(&mut self.rest);
+            return Poll::Ready(Some(Ok(self.give(Frame::data(rest)))));
+        }
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        Poll::Ready(frame.map(|frame| frame.map(|frame| self.give(frame))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (rest, of) = (self.rest.len() as u64, self.body.size_hint());
+        let mut hint = SizeHint::new();
+        hint.set_lower(of.lower() + rest);
+        if let Some(upper) = of.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint
     }
 }

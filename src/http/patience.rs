@@ -12,8 +12,8 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// A connection that fails once nothing could be written to it for so long. Any byte that is taken begins the
-/// time anew; while there is nothing to write it does not run.
+/// A connection that fails once nothing could be written to it for so long. When the kernel has room again the
+/// time begins anew; while there is nothing to write it does not run.
 #[derive(Debug)]
 pub(super) struct Patient<S> {
     stream: S,

@@ -23,7 +23,7 @@ use self::stream::{Bounds, Pieces};
 use super::{
     Edge, Permits,
     auth::Principal,
-    body,
+    body::{self, Share, Taken},
     error::{self, ApiError, Fault},
     params::{self, Params},
 };
@@ -35,7 +35,7 @@ use crate::{
 
 /// `GET` and `POST /api/v3/query_sql` of InfluxDB 3.
 pub(super) async fn influx3(State(edge): State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
-    let (head, params) = parameters(&edge, request).await?;
+    let (head, params, share) = parameters(&edge, request).await?;
     let format = params.get("format").unwrap_or("json");
     let format: output::Format =
         format.parse().map_err(|e: output::FormatParseError| ApiError::invalid(e.to_string()))?;
@@ -43,6 +43,7 @@ pub(super) async fn influx3(State(edge): State<Arc<Edge>>, request: Request) -> 
     let caller = Principal::of(&head.extensions)?;
     let asked = Asked::of(&edge, &caller, &head.headers, &params, (params.get("db"), None))?;
     let asked = asked.with(values(&params)?);
+    drop(share);
     let (rows, head) = asked.run(&edge, sql).await?;
     respond(&edge, format.content_type(), head, output::encode(rows, format)).await
 }
@@ -86,7 +87,7 @@ async fn run_arc(edge: &Edge, request: Request) -> Result<(QueryStream, Head, In
 }
 
 async fn ask_arc(edge: &Edge, request: Request) -> Result<(Asked, String), ApiError> {
-    let (head, params) = parameters(edge, request).await?;
+    let (head, params, _share) = parameters(edge, request).await?;
     let database = params::text_header(&head.headers, "x-arc-database")?;
     let caller = Principal::of(&head.extensions)?;
     let asked = Asked::of(edge, &caller, &head.headers, &params, (database, Some("default")))?;
@@ -102,15 +103,21 @@ fn values(params: &Params) -> Result<Parameters, ApiError> {
     Ok(Parameters::from_json(params.get("params").unwrap_or_default())?)
 }
 
-/// Parameters of the query string, and behind them those of a form or a JSON object in the body.
-async fn parameters(edge: &Edge, request: Request) -> Result<(request::Parts, Params), ApiError> {
+/// Parameters of the query string, and behind them those of a form or a JSON object in the body; and the
+/// share of the memory for what is made of them, to be kept until it is.
+async fn parameters(
+    edge: &Edge,
+    request: Request,
+) -> Result<(request::Parts, Params, Option<Share>), ApiError> {
     let (head, body) = request.into_parts();
     let mut params = Params::of(&head.uri);
-    if head.method == Method::POST {
-        let taken = body::take_words(body, &head.headers, &edge.app.config, &edge.bodies).await?;
-        params.extend(body_parameters(&head.headers, &taken.bytes)?);
+    if head.method != Method::POST {
+        return Ok((head, params, None));
     }
-    Ok((head, params))
+    let Taken { bytes, share } =
+        body::take_words(body, &head.headers, &edge.app.config, &edge.bodies, body::UNTYPED).await?;
+    params.extend(body_parameters(&head.headers, &bytes)?);
+    Ok((head, params, Some(share)))
 }
 
 fn body_parameters(headers: &HeaderMap, body: &[u8]) -> Result<Params, ApiError> {

@@ -226,7 +226,12 @@ def announced(cluster, most, slack):
     packs = {name: ("/api/v1/write/msgpack?db=lengths", "content-type: application/msgpack", body) for name, body in lengths().items()}
     figures = []
     with Meanwhile(cluster) as calm:
-        for kind, cases, allowed in (("lengths", packs, slack), ("questions", questions(8 * MIB), most + slack)):
+        for kind, cases, allowed in (
+            ("lengths", packs, slack),
+            # As long as they may be, so that they are read: each may become a hundred times that. And longer.
+            ("questions", questions(MIB), 100 + slack),
+            ("questions that are too long", questions(8 * MIB), most + slack),
+        ):
             peaks, counts = {end: Peak(end) for end in cluster.ends}, {}
             for name, (target, coding, body) in cases.items():
                 for end in cluster.ends:

@@ -325,7 +325,10 @@ def run(cluster, most):
         for name, data in itertools.chain(*(cases.items() for cases in bad)):
             for end in cluster.ends:
                 refused(end, name, data)
-        for talk in held:
+        # It answers what keeps a connection alive, and takes nothing for longer than `http.answer_timeout`.
+        for talk, end in zip(held, cluster.ends):
+            talk.read(lambda _: False)
+            need(talk.over, f"the {end.name} keeps a connection over HTTP/2 that has no window")
             talk.stream.close()
     figures = calm.figures("with floods over HTTP/2")
     running = lambda: cluster.metric(cluster.node, "skein_http_requests_running")  # noqa: E731

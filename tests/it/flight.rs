@@ -177,7 +177,7 @@ fn the_rules_of_every_query_hold() {
         refused(it.begin_transaction().await, Code::Unimplemented, "BeginTransaction");
         refused(redeem(&mut it, Ticket::new("")).await, Code::InvalidArgument, "Flight SQL");
         let long = format!("SELECT {} FROM cpu", vec!["n"; 1 << 20].join(","));
-        refused(it.execute(long, None).await, Code::OutOfRange, "too large");
+        refused(it.execute(long, None).await, Code::ResourceExhausted, "longer than 1MiB");
 
         // One table in no database, then in the one that the statement names.
         let mut nowhere = client(node, &[]).await;

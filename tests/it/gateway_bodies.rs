@@ -93,7 +93,7 @@ fn a_restore_and_every_long_body_pass_as_at_a_node_with_data() {
     }
     // The gateway takes it, the node with data stops it on the way and says why.
     let long = ask(edge, &plain, &vec![b' '; 20 << 20]).expect(413);
-    assert!(long.body.contains("longer than 8MiB") && long.header("x-skein-forwarded").is_some(), "{long:?}");
+    assert!(long.body.contains("longer than 1MiB") && long.header("x-skein-forwarded").is_some(), "{long:?}");
     for node in [node, edge] {
         eventually("the memory of bodies is given back", || {
             (gauge(node, "skein_http_body_bytes") == 0.0).then_some(())

@@ -4,7 +4,10 @@
 use std::{collections::BTreeMap, fmt};
 
 use datafusion::{common::ScalarValue, logical_expr::LogicalPlan};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 use serde_json::Value;
 
 use super::{error::QueryError, sandbox::MAX_TEXT};
@@ -38,6 +41,49 @@ pub enum Parameter {
     Time(i64),
 }
 
+/// Values as they are given, one more at most than a statement can have.
+struct Given(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Given {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(Giving)
+    }
+}
+
+struct Giving;
+
+impl<'de> Visitor<'de> for Giving {
+    type Value = Given;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "values in an object, by name, or in a list")
+    }
+
+    fn visit_unit<E>(self) -> Result<Given, E> {
+        Ok(Given(Vec::new()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Given, A::Error> {
+        let mut given = Vec::new();
+        while given.len() <= MAX_PARAMETERS {
+            let Some(one) = from.next_entry()? else { return Ok(Given(given)) };
+            given.push(one);
+        }
+        while from.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Given(given))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Given, A::Error> {
+        let mut given = Vec::new();
+        while given.len() <= MAX_PARAMETERS {
+            let Some(one) = from.next_element()? else { return Ok(Given(given)) };
+            given.push(((given.len() + 1).to_string(), one));
+        }
+        while from.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Given(given))
+    }
+}
+
 impl Parameters {
     /// Those of a JSON object, by name, or of a list, in order. `null` and nothing are none.
     ///
@@ -48,18 +94,12 @@ impl Parameters {
         if text.trim_ascii().is_empty() {
             return Ok(Self::default());
         }
-        let json: Value = serde_json::from_str(text).map_err(|e| wrong(&e))?;
-        Self::from_value(json).map_err(|e| wrong(&e))
+        let given: Given = serde_json::from_str(text).map_err(|e| wrong(&e))?;
+        Self::from_given(given).map_err(|e| wrong(&e))
     }
 
     /// As [`Self::from_json`].
-    fn from_value(json: Value) -> Result<Self, String> {
-        let named: Vec<(String, Value)> = match json {
-            Value::Null => Vec::new(),
-            Value::Object(named) => named.into_iter().collect(),
-            Value::Array(values) => (1..).map(|at: usize| at.to_string()).zip(values).collect(),
-            _ => return Err("values stand in an object, by name, or in a list".into()),
-        };
+    fn from_given(Given(named): Given) -> Result<Self, String> {
         let value = |(name, value): (String, Value)| {
             let value = Parameter::from_value(value).map_err(|e| format!("${}: {e}", shown(&name)))?;
             Ok((name, value))

@@ -241,17 +241,20 @@ impl Scan<'_> {
     /// that have to be made first are made for a while; the next query goes on.
     async fn shrink(&self, parts: &mut [Part], context: &Arc<TaskContext>) -> Result<()> {
         let until = Instant::now() + MAKING_TIME;
-        let mut room = DIGESTS_OF_A_QUERY;
+        let (mut room, mut full) = (DIGESTS_OF_A_QUERY, false);
         for part in parts {
             let newest = match &part.source {
                 Source::Rows(rows) => rows.newest()?,
                 Source::File(file) => match self.table.digests.get(file) {
                     Some(made) => made,
+                    // One that is not used would only push out others that are.
+                    None if full => None,
                     None => self.digest(file, context, until).await?,
                 },
             };
             let Some(newest) = newest else { continue };
             let bytes = bytes(newest.batch())?;
+            full |= bytes > room;
             if bytes <= room {
                 room -= bytes;
                 part.source = Source::Rows(newest);

@@ -400,7 +400,7 @@ impl Filling {
 }
 
 /// Nanoseconds of what a time counts.
-fn nanos_of(kind: &DataType) -> Result<i64> {
+pub(super) fn nanos_of(kind: &DataType) -> Result<i64> {
     match kind {
         DataType::Timestamp(TimeUnit::Nanosecond, _) => Ok(1),
         DataType::Timestamp(TimeUnit::Microsecond, _) => Ok(1_000),
@@ -433,6 +433,10 @@ fn interpolated(column: &ArrayRef, between: &[Between]) -> Result<ArrayRef> {
             let values = values.as_primitive::<Float64Type>();
             let one = |(a, b, part, of): (usize, usize, usize, usize)| {
                 let (a, b) = (values.value(a), values.value(b));
+                // What is infinite lies on no line.
+                if part == 0 {
+                    return a;
+                }
                 a + (b - a) * (part as f64 / of as f64)
             };
             let made = between.iter().map(|between| between.map(one)).collect::<Float64Array>();

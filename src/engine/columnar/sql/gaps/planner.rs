@@ -19,7 +19,7 @@ use datafusion::{
 use super::{
     FillGaps,
     bounds::Bound,
-    exec::{Bins, GapsExec},
+    exec::{Bins, GapsExec, nanos_of},
 };
 
 /// Plans [`FillGaps`], and nothing else.
@@ -57,6 +57,11 @@ impl ExtensionPlanner for GapsPlanner {
         };
         let stride = stride(&value(&gaps.stride)?)?;
         let origin = time(&gaps.origin)?.unwrap_or(0);
+        let unit = nanos_of(gaps.schema.0.field(gaps.time).data_type())?;
+        if stride % unit != 0 || origin % unit != 0 {
+            let why = "date_bin_gapfill: bins have to be whole units of the time that is binned";
+            return Err(DataFusionError::Plan(why.into()));
+        }
         // A bin that begins before all of time bounds nothing.
         let bin = |at: i64| {
             let from_origin = i128::from(at) - i128::from(origin);

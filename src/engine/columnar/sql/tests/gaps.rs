@@ -223,6 +223,12 @@ async fn what_cannot_be_filled_is_told() {
             "equally long",
         ),
         (
+            "select date_bin_gapfill(interval '1500 milliseconds', to_timestamp_seconds(to_unixtime(time))) as t, \
+             count(*) from cpu group by t"
+                .into(),
+            "whole units",
+        ),
+        (
             "select date_bin_gapfill(interval '0 minutes', time) as t, count(*) from cpu group by t".into(),
             "longer than",
         ),
