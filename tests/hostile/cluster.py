@@ -59,11 +59,12 @@ class Node:
         self.name, self.dir, self.log, self.trace = name, home / name, home / f"{name}.log", home / f"{name}.trace"
         self.process, self.pid = None, None
 
-    def start(self, skein, limits, *flags, traced=False):
+    def start(self, skein, limits, *flags, traced=False, storage=None):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SKEIN_")}
         # As deploy/skein.service has it.
         environment["MALLOC_MMAP_THRESHOLD_"] = "4194304"
-        environment |= {f"SKEIN_HTTP_{name.upper()}": str(value) for name, value in limits.items()}
+        for section, given in (("HTTP", limits), ("STORAGE", storage or {})):
+            environment |= {f"SKEIN_{section}_{name.upper()}": str(value) for name, value in given.items()}
         # On loopback alone nobody would ask for tokens.
         command = [skein, "start", "--name", self.name, "--data-dir", self.dir, "--mesh", "127.0.0.1:0", "--http", "0.0.0.0:0"]
         if traced:
@@ -109,6 +110,11 @@ class Node:
 
     def said(self):
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def stop(self):
+        os.killpg(self.process.pid, signal.SIGTERM)
+        ended = self.process.wait(timeout=PATIENCE)
+        need(ended == 0, f"the process of the {self.name} has ended with {ended}")
 
     def kill(self):
         with contextlib.suppress(ProcessLookupError):

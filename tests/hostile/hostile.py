@@ -6,7 +6,7 @@
 A voter that writes and a gateway in front of it are started twice in temporary directories, both with API tokens
 and small limits, the second time with very few places and under strace. Each section is hostile at both ends;
 after it the same processes answer, and the tables are those that were written. It prints a line with its
-figures, and the first violation ends the run with exit code 1.
+figures, and the first violation ends the run with exit code 1. The section `compaction` has a node of its own.
 """
 
 import http.client
@@ -20,6 +20,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 
 import bodies  # noqa: E402
+import compaction  # noqa: E402
 import connections  # noqa: E402
 import files  # noqa: E402
 import http2  # noqa: E402
@@ -48,8 +49,8 @@ SECTIONS = {
 
 def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    need(len(sys.argv) > 1 and set(sys.argv[2:]) <= set(SECTIONS), f"usage: hostile.py PROGRAM [{'|'.join(SECTIONS)}...]")
-    skein, wanted = Path(sys.argv[1]).resolve(), sys.argv[2:] or list(SECTIONS)
+    need(len(sys.argv) > 1 and set(sys.argv[2:]) <= {*SECTIONS, "compaction"}, f"usage: hostile.py PROGRAM [{'|'.join(SECTIONS)}|compaction...]")
+    skein, wanted = Path(sys.argv[1]).resolve(), sys.argv[2:] or [*SECTIONS, "compaction"]
     # The slow clients of both ends are here, and a process may begin with room for few.
     room, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if room != resource.RLIM_INFINITY and room < 4096:
@@ -73,6 +74,9 @@ def main():
                     need(False, f"in the section {name} a client got no answer: {error!r}; processes that have ended: {ended}")
                 cluster.sound(f"the section {name}")
                 print(f"{name}: {figures} ({time.monotonic() - since:.0f} s)", flush=True)
+    if "compaction" in wanted:
+        since = time.monotonic()
+        print(f"compaction: {compaction.run(skein)} ({time.monotonic() - since:.0f} s)", flush=True)
     print(f"hostile clients: {len(wanted)} sections passed in {time.monotonic() - began:.0f} s")
 
 
