@@ -76,6 +76,7 @@ async fn run(
             content,
             floor: table.retention.floor_of(&file.entry),
             windows: file.entry.windows.clone(),
+            rows: file.entry.rows,
         })
         .collect();
     let (database, name, schema) = (table.database.clone(), table.table.clone(), table.schema.clone());

@@ -5,7 +5,7 @@ use arrow_schema::{DataType, SchemaRef};
 use bytes::Bytes;
 use parquet::{
     arrow::{
-        ArrowWriter,
+        ArrowWriter, ProjectionMask,
         arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder},
     },
     basic::{Compression, Encoding, Type, ZstdLevel},
@@ -28,8 +28,10 @@ const DATABASE: &str = "skein.database";
 /// Key of the file metadata that names the table.
 const TABLE: &str = "skein.table";
 
-/// Rows of a page where rows are by tags; in tests so few that a window has several.
+/// Rows of a page: short, so that few hold what is asked for; in tests so few that a row group has several.
 const PAGE_ROWS: usize = if cfg!(test) { 64 } else { 8_192 };
+/// Rows of a row group where rows are by time; in tests so few that a file has several.
+const GROUP_ROWS: usize = if cfg!(test) { 1_024 } else { BATCH_ROWS };
 
 /// A file with these points of one table, which are sorted by time.
 ///
@@ -96,6 +98,18 @@ fn ascending(column: usize) -> SortingColumn {
 /// The bytes are not a Parquet file.
 pub(super) fn read(file: Bytes, rows: usize) -> Result<ParquetRecordBatchReader, ParquetError> {
     ParquetRecordBatchReaderBuilder::try_new(file)?.with_batch_size(rows).build()
+}
+
+/// As [`read`], of time and tags alone.
+///
+/// # Errors
+/// The bytes are not a Parquet file.
+pub(super) fn read_tags(file: Bytes, rows: usize) -> Result<ParquetRecordBatchReader, ParquetError> {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file)?;
+    // Columns have no parts, so those of the file are those of the schema.
+    let wanted = tags(builder.schema()).chain([0]);
+    let wanted = ProjectionMask::roots(builder.parquet_schema(), wanted.collect::<Vec<_>>());
+    builder.with_projection(wanted).with_batch_size(rows).build()
 }
 
 /// All rows of a file.
@@ -174,16 +188,14 @@ fn properties(
     let mut builder = WriterProperties::builder()
         .set_created_by(concat!("skein ", env!("CARGO_PKG_VERSION")).into())
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
-        // What is by tags comes window by window, and its pages are short, so that few hold what is
-        // asked for.
-        .set_max_row_group_row_count((!by_tags).then_some(BATCH_ROWS))
+        // What is by tags comes window by window.
+        .set_max_row_group_row_count((!by_tags).then_some(GROUP_ROWS))
+        .set_data_page_row_count_limit(PAGE_ROWS)
+        .set_write_batch_size(PAGE_ROWS.min(1_024))
         .set_dictionary_enabled(false)
         .set_statistics_enabled(EnabledStatistics::Chunk)
         .set_key_value_metadata(Some(names.to_vec()))
         .set_sorting_columns(Some(order));
-    if by_tags {
-        builder = builder.set_data_page_row_count_limit(PAGE_ROWS).set_write_batch_size(PAGE_ROWS.min(1_024));
-    }
     for field in schema.fields() {
         let column = path(field.name());
         builder = match field.data_type() {

@@ -25,6 +25,9 @@ use super::super::{
 
 /// A window is cut when it has so many rows; in tests so few that small files have several.
 const WINDOW_ROWS: usize = if cfg!(test) { 1_024 } else { BATCH_ROWS };
+/// But the first and the last window of a file that has several are short: it is at its ends that it
+/// overlaps others, and what reaches into an overlap is read twice.
+const END_ROWS: usize = WINDOW_ROWS / 8;
 /// Or so many bytes of them.
 const WINDOW_BYTES: usize = 8 << 20;
 /// But points at one time stay together, up to so many windows' worth of them.
@@ -44,6 +47,8 @@ pub(super) struct Input {
     pub(super) floor: i64,
     /// First times of its windows, if it has any.
     pub(super) windows: Vec<i64>,
+    /// How many points it has.
+    pub(super) rows: u64,
 }
 
 /// A file made of others.
@@ -91,9 +96,10 @@ pub(super) fn merge_files(
 ) -> Result<Option<Merged>, Unfit> {
     let rows = (READ.1 / (width(schema) + 8)).clamp(READ_LEAST, READ.0);
     let schema = schema.to_arrow();
+    let many = inputs.iter().map(|input| input.rows).sum::<u64>() >= 2 * WINDOW_ROWS as u64;
     let sources = inputs.into_iter().map(|input| Source::new(input, rows, &schema));
     let mut sources = sources.collect::<Result<Vec<_>, _>>()?;
-    let mut out = Out::new(database, table, &schema)?;
+    let mut out = Out::new(database, table, &schema, many)?;
     while let Some(rows) = complete_rows(&mut sources)? {
         for points in merge(&schema, &rows)? {
             out.add(&points)?;
@@ -211,13 +217,16 @@ struct Out {
     held_rows: usize,
     held_bytes: usize,
     windows: Vec<i64>,
+    /// There are likely to be several.
+    many: bool,
     rows: u64,
     range: (i64, i64),
 }
 
 impl Out {
-    fn new(database: &str, table: &str, schema: &SchemaRef) -> Result<Self, Unfit> {
+    fn new(database: &str, table: &str, schema: &SchemaRef, many: bool) -> Result<Self, Unfit> {
         Ok(Self {
+            many,
             writer: WindowWriter::new(database, table, schema)?,
             schema: schema.clone(),
             held: Vec::new(),
@@ -236,7 +245,8 @@ impl Out {
             let len = READ.0.min(points.num_rows() - start);
             let part = points.slice(start, len);
             start += len;
-            let full = self.held_rows >= WINDOW_ROWS || self.held_bytes >= WINDOW_BYTES;
+            let most = if self.many && self.windows.is_empty() { END_ROWS } else { WINDOW_ROWS };
+            let full = self.held_rows >= most || self.held_bytes >= WINDOW_BYTES;
             if !full {
                 self.hold(part)?;
                 continue;
@@ -279,7 +289,38 @@ impl Out {
         Ok(())
     }
 
+    /// Takes the last rows out of the window that is open, for one of their own.
+    fn take_end(&mut self) -> Result<Vec<RecordBatch>, Unfit> {
+        let (mut start, mut end) = (Vec::new(), Vec::new());
+        let mut behind = self.held_rows;
+        let mut cut = None;
+        for batch in self.held.iter().rev() {
+            let times = times(batch)?;
+            behind -= times.len();
+            // Time goes on where one window ends and the next begins.
+            if cut.is_none() && self.held_rows - behind >= END_ROWS {
+                cut = times.get(self.held_rows - END_ROWS - behind).copied();
+            }
+            let at = cut.map_or(0, |cut| times.partition_point(|&time| time < cut));
+            start.push(batch.slice(0, at));
+            end.push(batch.slice(at, batch.num_rows() - at));
+        }
+        start.retain(|batch| batch.num_rows() > 0);
+        end.retain(|batch| batch.num_rows() > 0);
+        start.reverse();
+        end.reverse();
+        self.held_rows = start.iter().map(RecordBatch::num_rows).sum();
+        self.held = start;
+        Ok(end)
+    }
+
     fn finish(mut self) -> Result<Option<Merged>, Unfit> {
+        if self.many && self.held_rows > 2 * END_ROWS {
+            let end = self.take_end()?;
+            self.close()?;
+            self.held_rows = end.iter().map(RecordBatch::num_rows).sum();
+            self.held = end;
+        }
         self.close()?;
         if self.rows == 0 {
             return Ok(None);
@@ -318,7 +359,7 @@ mod tests {
         ];
         let rows = RecordBatch::try_new(schema().to_arrow(), columns).unwrap();
         let content = encode("db", "t", &schema().to_arrow(), &[rows]).unwrap();
-        Input { content, floor: BEGINNING, windows: Vec::new() }
+        Input { content, floor: BEGINNING, windows: Vec::new(), rows: count as u64 }
     }
 
     #[test]
@@ -327,11 +368,14 @@ mod tests {
         let merged = merged.unwrap().unwrap();
         // Time 0 without a host is in both, and times 3*7k of the second that the first has too, if
         // their hosts are the same.
-        assert_eq!((merged.range, merged.windows.len()), ((0, 3_999 * 7), 4));
+        assert_eq!((merged.range, merged.windows.len()), ((0, 3_999 * 7), 6));
         let read =
             parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(merged.content.clone());
         let metadata = read.unwrap().metadata().clone();
-        assert_eq!(metadata.num_row_groups(), 4);
+        let rows: Vec<i64> = metadata.row_groups().iter().map(|group| group.num_rows()).collect();
+        let [first, inner @ .., last] = &rows[..] else { panic!("{rows:?}") };
+        let short = END_ROWS as i64..2 * END_ROWS as i64;
+        assert!(short.contains(first) && short.contains(last) && inner.len() == 4, "{rows:?}");
         let order = metadata.row_group(0).sorting_columns().unwrap();
         assert_eq!(order.iter().map(|column| column.column_idx).collect::<Vec<_>>(), [1, 0]);
 
@@ -344,7 +388,7 @@ mod tests {
             windows.push(batch, &mut by_time).unwrap();
         }
         windows.finish(&mut by_time).unwrap();
-        assert!(series_changes < 4 * 12, "{series_changes}: rows of a host lie together");
+        assert!(series_changes < 6 * 12, "{series_changes}: rows of a host lie together");
         let times: Vec<i64> = by_time.iter().flat_map(|batch| times(batch).unwrap().to_vec()).collect();
         assert!(times.is_sorted());
         assert_eq!(times.len() as u64, merged.rows);

@@ -1,5 +1,5 @@
 //! Guards in a physical plan, around steps that take memory past the query's limit or cannot be
-//! stopped. A join makes batches of so many rows however wide they are, and does not give way while
+//! stopped, and the length of batches where steps do not ask for it. A join makes batches of so many rows however wide they are, and does not give way while
 //! none comes of it; a window keeps all rows of its frame.
 
 use std::{
@@ -20,6 +20,7 @@ use datafusion::{
     physical_plan::{
         DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties,
         execution_plan::{ChildrenPropertiesMode, ReplaceChildrenOptions},
+        filter::FilterExec,
         joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec, SortMergeJoinExec},
         stream::RecordBatchStreamAdapter,
         windows::{BoundedWindowAggExec, WindowAggExec},
@@ -39,6 +40,7 @@ const SAME: ReplaceChildrenOptions = ReplaceChildrenOptions::new(ChildrenPropert
 pub(super) fn guard(
     plan: Arc<dyn ExecutionPlan>,
     pool: &Arc<dyn MemoryPool>,
+    batch_rows: usize,
 ) -> Result<Arc<dyn ExecutionPlan>> {
     let guarded = plan.transform_up(|step| {
         let is_join = step.is::<HashJoinExec>()
@@ -48,6 +50,10 @@ pub(super) fn guard(
         if is_join {
             let sides = step.children().into_iter().map(|side| Guard::new(side, Duty::Narrow)).collect();
             return Ok(Transformed::yes(step.replace_children(sides, SAME)?));
+        }
+        // It puts batches together up to a length of its own, if nobody tells it another.
+        if let Some(filter) = step.downcast_ref::<FilterExec>() {
+            return Ok(Transformed::yes(Arc::new(filter.with_batch_size(batch_rows)?)));
         }
         if step.is::<WindowAggExec>() || step.is::<BoundedWindowAggExec>() {
             let kept = Arc::new(Mutex::new(Kept {
@@ -218,5 +224,28 @@ pub(super) fn widest(column: &ArrayRef) -> usize {
         // Views are joined without their text; what is rare is judged as a whole.
         DataType::Utf8View | DataType::BinaryView => 0,
         _ => column.to_data().get_slice_memory_size().unwrap_or(usize::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow_schema::Schema;
+    use datafusion::{
+        execution::memory_pool::UnboundedMemoryPool,
+        physical_expr::expressions::lit,
+        physical_plan::{empty::EmptyExec, union::UnionExec},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_filter_makes_no_longer_batches_than_the_query_may_have() {
+        let empty = || Arc::new(EmptyExec::new(Arc::new(Schema::empty())));
+        let filter = Arc::new(FilterExec::try_new(lit(true), empty()).unwrap());
+        let plan = UnionExec::try_new(vec![filter, empty()]).unwrap();
+        let pool: Arc<dyn MemoryPool> = Arc::new(UnboundedMemoryPool::default());
+        let plan = guard(plan, &pool, 32).unwrap();
+        let filter = plan.children()[0].downcast_ref::<FilterExec>().unwrap();
+        assert_eq!(filter.batch_size(), 32);
     }
 }

@@ -38,6 +38,7 @@ mod parameters;
 mod prepared;
 mod reader;
 mod sandbox;
+mod scan;
 mod show;
 mod table_provider;
 mod text;
@@ -322,11 +323,11 @@ async fn plan(engine: Arc<ColumnarEngine>, sql: String, options: SqlOptions) -> 
     sandbox::check_patterns(&plan)?;
     let plan = latest::use_digests(plan)?;
     let rows = if sandbox::joins(&plan)? { JOINED_ROWS } else { BATCH_ROWS };
-    let rows = ConfigNonZeroUsize::try_new(batch_rows(&plan, rows)?)?;
-    state.config_mut().options_mut().execution.batch_size = rows;
+    let rows = batch_rows(&plan, rows)?;
+    state.config_mut().options_mut().execution.batch_size = ConfigNonZeroUsize::try_new(rows)?;
     let plan = state.query_planner().create_physical_plan(&plan, &state).await;
     let plan = plan.map_err(|error| blame(&files, error.into()))?;
-    Ok(Planned { applied, files, answer: Answer::Plan(guard(plan, &pool)?, state.task_ctx()) })
+    Ok(Planned { applied, files, answer: Answer::Plan(guard(plan, &pool, rows)?, state.task_ctx()) })
 }
 
 /// Refuses while less is applied than was shown, because damaged data is being replaced.

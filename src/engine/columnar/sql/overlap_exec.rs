@@ -6,8 +6,10 @@
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
-use arrow_array::{RecordBatch, RecordBatchOptions};
+use arrow_array::{BooleanArray, RecordBatch, RecordBatchOptions};
+use arrow_buffer::BooleanBuffer;
 use arrow_schema::SchemaRef;
+use arrow_select::filter::filter_record_batch;
 use datafusion::{
     common::tree_node::TreeNodeRecursion,
     error::{DataFusionError, Result},
@@ -22,10 +24,7 @@ use datafusion::{
 use futures::StreamExt;
 
 use super::guard::pieces;
-use crate::engine::columnar::{
-    merge::{Windows, merge, times},
-    retention::{BEGINNING, not_before},
-};
+use crate::engine::columnar::merge::{Windows, merge, times};
 
 /// A stretch of time, both ends included, and what has rows in it.
 #[derive(Debug, Clone)]
@@ -34,7 +33,7 @@ pub(super) struct Step {
     pub(super) from: i64,
     /// Last nanosecond.
     pub(super) to: i64,
-    /// Columns of the inputs: time, what is wanted, and all tags if there are several inputs.
+    /// Columns of the inputs: time, what is wanted, and all tags.
     pub(super) schema: SchemaRef,
     /// In the order in which their rows were written.
     pub(super) inputs: Vec<Input>,
@@ -70,8 +69,15 @@ pub(super) struct OverlapExec {
 impl OverlapExec {
     /// Runs the steps in up to `partitions` partitions.
     pub(super) fn new(schema: SchemaRef, steps: Vec<Step>, partitions: usize) -> Self {
-        let each = steps.len().div_ceil(partitions.max(1)).max(1);
-        let partitions: Vec<Vec<Step>> = steps.chunks(each).map(<[Step]>::to_vec).collect();
+        // In turn, so that each begins with what comes first.
+        let mut shared = vec![Vec::new(); partitions.min(steps.len()).max(1)];
+        let count = shared.len();
+        for (at, step) in steps.into_iter().enumerate() {
+            if let Some(partition) = shared.get_mut(at % count) {
+                partition.push(step);
+            }
+        }
+        let partitions: Vec<Vec<Step>> = shared;
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema.clone()),
             Partitioning::UnknownPartitioning(partitions.len()),
@@ -149,7 +155,8 @@ impl Run {
                 Some(running) => running,
                 None => {
                     let Some(step) = self.todo.pop_front() else { return Ok(None) };
-                    let cursors = step.inputs.iter().map(|input| Cursor::new(input, &self.context));
+                    let within = (step.from, step.to);
+                    let cursors = step.inputs.iter().map(|input| Cursor::new(input, within, &self.context));
                     let cursors = cursors.collect::<Result<Vec<_>>>()?;
                     self.running.insert((step, cursors))
                 }
@@ -159,8 +166,7 @@ impl Run {
                 self.running = None;
                 continue;
             }
-            // One input holds each point once by itself, and comes without all tags.
-            let points = if step.inputs.len() > 1 { merge(&step.schema, &rows)? } else { rows };
+            let points = merge(&step.schema, &rows)?;
             // Steps above take what they get for a batch's length.
             let rows = self.context.session_config().batch_size();
             for batch in points {
@@ -174,26 +180,28 @@ impl Run {
 struct Cursor {
     /// `None` after its end.
     rest: Option<SendableRecordBatchStream>,
-    floor: i64,
+    /// First and last time of the rows that are asked for and not gone.
+    within: (i64, i64),
     /// What is in a window of which not everything was read.
     windows: Windows,
+    /// No batch is empty.
     read: VecDeque<RecordBatch>,
 }
 
 impl Cursor {
-    fn new(input: &Input, context: &Arc<TaskContext>) -> Result<Self> {
+    fn new(input: &Input, (from, to): (i64, i64), context: &Arc<TaskContext>) -> Result<Self> {
         match input {
             Input::File { plan, windows, floor } => Ok(Self {
                 rest: Some(plan.execute(0, context.clone())?),
-                floor: *floor,
+                within: (from.max(*floor), to),
                 windows: Windows::new(windows),
                 read: VecDeque::new(),
             }),
             Input::Rows(rows) => Ok(Self {
                 rest: None,
-                floor: BEGINNING,
+                within: (from, to),
                 windows: Windows::new(&[]),
-                read: rows.iter().cloned().collect(),
+                read: rows.iter().filter(|batch| batch.num_rows() > 0).cloned().collect(),
             }),
         }
     }
@@ -202,12 +210,15 @@ impl Cursor {
     async fn read(&mut self) -> Result<()> {
         if let Some(rest) = &mut self.rest {
             match rest.next().await.transpose()? {
-                Some(batch) => self.windows.push(not_before(&batch, self.floor)?, &mut self.read)?,
+                // What is left out here no window is held for, nor sorted.
+                Some(batch) => self.windows.push(within(&batch, self.within)?, &mut self.read)?,
                 None => {
                     self.rest = None;
                     self.windows.finish(&mut self.read)?;
                 }
             }
+            // The last one says how far this input is, so it must have rows.
+            self.read.retain(|batch| batch.num_rows() > 0);
         }
         Ok(())
     }
@@ -245,7 +256,7 @@ impl Cursor {
 async fn complete_rows(step: &Step, cursors: &mut [Cursor]) -> Result<Vec<RecordBatch>> {
     loop {
         for cursor in cursors.iter_mut() {
-            while cursor.read.iter().all(|batch| batch.num_rows() == 0) && cursor.rest.is_some() {
+            while cursor.read.is_empty() && cursor.rest.is_some() {
                 cursor.read().await?;
             }
         }
@@ -269,6 +280,18 @@ async fn complete_rows(step: &Step, cursors: &mut [Cursor]) -> Result<Vec<Record
             }
         }
     }
+}
+
+/// The rows of a batch, in whatever order, between two times, ends included.
+fn within(batch: &RecordBatch, (from, to): (i64, i64)) -> Result<RecordBatch> {
+    let times = times(batch)?;
+    let here = BooleanBuffer::collect_bool(times.len(), |row| {
+        times.get(row).is_some_and(|time| (from..=to).contains(time))
+    });
+    if here.count_set_bits() == times.len() {
+        return Ok(batch.clone());
+    }
+    Ok(filter_record_batch(batch, &BooleanArray::new(here, None))?)
 }
 
 /// The rows between two times, ends included.

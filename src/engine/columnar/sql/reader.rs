@@ -58,6 +58,14 @@ impl ParquetFileReaderFactory for Readers {
     }
 }
 
+/// The Parquet metadata of a file, read once.
+pub(super) async fn metadata(
+    disk: &Arc<dyn Disk>,
+    file: &Arc<DataFile>,
+) -> Result<Arc<ParquetMetaData>, DataFusionError> {
+    Ok(Reader { disk: disk.clone(), file: file.clone(), open: None }.get_metadata(None).await?)
+}
+
 /// Reads one file; holds it against removal.
 struct Reader {
     disk: Arc<dyn Disk>,

@@ -29,6 +29,7 @@ mod hostile;
 mod latest;
 mod parameters;
 mod visible;
+mod zones;
 
 fn options() -> SqlOptions {
     SqlOptions { database: Some("db".into()), ..SqlOptions::default() }
@@ -154,7 +155,7 @@ async fn time_and_tags_leave_out_files_and_parts_of_files() {
     assert_eq!(files(&plan), 1, "{plan}");
     let plan = csv(&engine, &format!("explain analyze select a {second}")).await;
     let (windows, read) = read_of(&plan, "row_groups_pruned_statistics");
-    assert!(windows > 10 && read == 1, "{read} of {windows}: {plan}");
+    assert!(windows > 10 && read <= 2, "{read} of {windows}: {plan}");
     // In the days that are over rows lie by host; in the last one every page has every host.
     let sql = format!("select a from cpu where time < to_timestamp_nanos({}) and host = 'h3'", 2 * DAY);
     let plan = csv(&engine, &format!("explain analyze {sql}")).await;
@@ -364,7 +365,7 @@ async fn statements_made_to_exhaust_are_refused_or_bounded() {
     // Much work ends by its time, much memory by its limit, many rows by theirs.
     let cross =
         "select count(*) from cpu a, cpu b, cpu c, cpu d, cpu e where a.a + b.a + c.a + d.a + e.a = 0.123";
-    let short = SqlOptions { timeout: Duration::from_millis(300), ..options() };
+    let short = SqlOptions { timeout: Duration::from_millis(300), memory_limit: 8 << 30, ..options() };
     let started = std::time::Instant::now();
     let late = match engine.query(cross, short).await {
         Ok(rows) => rows.collect().await.map(|_| ()),
