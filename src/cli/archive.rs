@@ -224,6 +224,7 @@ mod tests {
             precision: Precision::Nanosecond,
             now_ns: 0,
             accept_partial: true,
+            series: None,
         };
         let lines = Bytes::from_static(b"cpu,host=a v=1 1\nmem,host=b v=\"text\" 2\n");
         let parsed = line_protocol::parse(&lines, &options, &engine.schemas(), &mut |_| true).unwrap();

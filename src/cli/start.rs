@@ -67,6 +67,7 @@ pub async fn run(args: StartArgs) -> Result<(), Failure> {
         flush_bytes: config.storage.flush_bytes.as_usize(),
         flush_age: config.storage.flush_age,
         compaction_memory: config.storage.compaction_memory.as_usize(),
+        max_series: config.storage.max_series,
     };
     let engine_dir = config.data.dir.join("engine");
     let engine = ColumnarEngine::open(surroundings.disk.clone(), engine_dir, engine_config)

@@ -14,6 +14,9 @@ section! {
         flush_age: Duration = Duration::from_secs(60),
         /// Memory that the compaction of small files in the background may take, about; 0 for no compaction.
         compaction_memory: ByteSize = ByteSize::mib(128),
+        /// Series of a database from which on this node refuses points of others; 0 for no limit. The same on
+        /// every node, or the writer refuses what others took.
+        max_series: usize = 0,
         /// Length of a WAL segment file.
         wal_segment: ByteSize = ByteSize::mib(64),
         /// Flushed WAL kept for replicas that were away: one that is further behind fetches a snapshot.

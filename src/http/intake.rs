@@ -11,7 +11,7 @@ use super::{
 use crate::{
     config,
     engine::columnar::{
-        ColumnarEngine, ToldSchemas,
+        ColumnarEngine, SeriesGate, ToldSchemas,
         schema::{SchemaError, Schemas},
     },
     node::{Gateway, Node, Receipt, SubmitError, Traffic, Write},
@@ -99,6 +99,15 @@ impl Parts {
         match &self.taker {
             Taker::Node(_, engine) => engine.schemas(),
             Taker::Gateway(_, told) => told.schemas(),
+        }
+    }
+
+    /// Judges points by their series, where this node limits them. A gateway knows none: what it brings
+    /// the writer judges as a whole.
+    pub(super) fn series_gate(&self, database: &str) -> Option<SeriesGate> {
+        match &self.taker {
+            Taker::Node(_, engine) => engine.series_gate(database),
+            Taker::Gateway(..) => None,
         }
     }
 

@@ -130,6 +130,7 @@ impl Edge {
             move || engine.damaged_files() as f64,
         );
         compaction_gauges(metrics, &app.engine);
+        series_gauge(metrics, &app.engine);
         Arc::new(Self {
             #[cfg(feature = "sql")]
             queries: Arc::new(Semaphore::new(app.config.max_queries.min(Semaphore::MAX_PERMITS))),
@@ -189,6 +190,17 @@ fn compaction_gauges(metrics: &Registry, engine: &Arc<ColumnarEngine>) {
     gauge("skein_compacted_files", "Data files that compactions replaced.", |done| done.files);
     gauge("skein_compaction_read_bytes", "Bytes of those files.", |done| done.bytes_read);
     gauge("skein_compaction_written_bytes", "Bytes of the files made of them.", |done| done.bytes_written);
+}
+
+/// How near to the limit on series this node is.
+fn series_gauge(metrics: &Registry, engine: &Arc<ColumnarEngine>) {
+    let engine = Arc::clone(engine);
+    metrics.read_gauge(
+        "skein_series",
+        "Series of the database that has most; 0 without storage.max_series.",
+        &[],
+        move || engine.series().iter().map(|(_, series)| *series).max().unwrap_or(0) as f64,
+    );
 }
 
 /// Leave to run a query.

@@ -185,7 +185,12 @@ impl World {
         let engine = ColumnarEngine::open(
             surroundings.disk.clone(),
             home.path().join("engine"),
-            ColumnarConfig { flush_bytes: 1 << 20, flush_age: Duration::from_secs(60), compaction_memory: 0 },
+            ColumnarConfig {
+                flush_bytes: 1 << 20,
+                flush_age: Duration::from_secs(60),
+                compaction_memory: 0,
+                max_series: 0,
+            },
         );
         let engine = engine.await.unwrap();
         let config = NodeConfig {

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     engine::columnar::{
-        batch,
+        SeriesGate, batch,
         ingest::{BodyError, LineError, Options, Precision, line_protocol, msgpack},
         schema::Schemas,
     },
@@ -68,7 +68,9 @@ async fn write(
 ) -> Result<Response, ApiError> {
     let _permit = intake.permit()?;
     let (head, body) = request.into_parts();
-    let asked = Asked::of(&head, dialect, intake.config.write_timeout, intake.now_ns)?;
+    let mut asked = Asked::of(&head, dialect, intake.config.write_timeout, intake.now_ns)?;
+    let gate = intake.series_gate(&asked.options.database);
+    asked.options.series = if asked.key.is_some() { gate.map(SeriesGate::all_or_nothing) } else { gate };
     Principal::of(&head.extensions)?.check(Scope::Write, Some(&asked.options.database))?;
     let mut taken = body::take(body, &head.headers, &intake.config, &intake.bodies).await?;
     let key = asked.client_key(&taken.bytes).await?;
@@ -212,6 +214,7 @@ impl Asked {
                 precision: dialect.precision(&params)?,
                 now_ns: now_ns(),
                 accept_partial,
+                series: None,
             },
             ack,
             timeout: params::timeout(&params, headers, timeout, TIMEOUT_LIMIT)?,

@@ -347,6 +347,7 @@ async fn a_refused_append_reserves_no_column() {
             precision: ingest::Precision::Nanosecond,
             now_ns: 1,
             accept_partial: false,
+            series: None,
         };
         let parsed =
             ingest::line_protocol::parse(line.as_bytes(), &options, &Schemas::default(), &mut |_| true)
@@ -386,6 +387,7 @@ async fn databases_are_dropped_and_expire_by_records_of_the_writer() {
             precision: ingest::Precision::Nanosecond,
             now_ns: 0,
             accept_partial: false,
+            series: None,
         };
         let line = format!("cpu v=1.5 {time}");
         let parsed =

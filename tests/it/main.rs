@@ -94,6 +94,8 @@ mod request_id;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod roles;
 #[cfg(all(feature = "server", feature = "sql"))]
+mod series;
+#[cfg(all(feature = "server", feature = "sql"))]
 mod single_node;
 #[cfg(all(feature = "server", feature = "sql"))]
 mod snapshot;

@@ -233,6 +233,7 @@ mod tests {
                     precision: Precision::Nanosecond,
                     now_ns: 0,
                     accept_partial: false,
+                    series: None,
                 };
                 let (mut first, mut room) = (None, |_| true);
                 for _ in 0..3 {

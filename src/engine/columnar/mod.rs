@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use arrow_array::RecordBatch;
 use arrow_schema::ArrowError;
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -19,6 +18,7 @@ use self::{
     absorbed::Absorbed,
     assigned::Assigned,
     schema::{SchemaError, Schemas},
+    series::Series,
     state::State,
 };
 use super::{EngineError, Export, Operation, Pace, Refused, StorageEngine, Work};
@@ -28,6 +28,7 @@ mod absorbed;
 mod assigned;
 pub mod batch;
 mod compaction;
+mod contents;
 mod data_file;
 mod flush;
 pub mod ingest;
@@ -45,6 +46,7 @@ mod retention;
 mod runs;
 pub mod saved;
 pub mod schema;
+mod series;
 mod snapshot;
 #[cfg(feature = "sql")]
 pub mod sql;
@@ -55,6 +57,8 @@ mod tests;
 mod verify;
 
 pub use absorbed::ToldSchemas;
+pub use contents::DatabaseSurvey;
+pub use series::SeriesGate;
 
 /// Time from a failed checkpoint to the next try.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
@@ -68,29 +72,20 @@ pub struct ColumnarConfig {
     pub flush_age: Duration,
     /// Memory that a compaction may take, about; 256 MiB by default, 0 for no compaction.
     pub compaction_memory: usize,
+    /// Series of a database from which on a row of another is refused at the edge; 0, the default, for no
+    /// limit.
+    pub max_series: usize,
 }
 
 impl Default for ColumnarConfig {
     fn default() -> Self {
-        Self { flush_bytes: 64 << 20, flush_age: Duration::from_secs(60), compaction_memory: 256 << 20 }
+        Self {
+            flush_bytes: 64 << 20,
+            flush_age: Duration::from_secs(60),
+            compaction_memory: 256 << 20,
+            max_series: 0,
+        }
     }
-}
-
-/// What a database keeps and holds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DatabaseSurvey {
-    /// Its name.
-    pub name: String,
-    /// How many tables.
-    pub tables: usize,
-    /// Age from which on points are gone; `None` for ever.
-    pub keep: Option<Duration>,
-    /// Points before this time are gone, ns since 1970; `None` while none are.
-    pub horizon_ns: Option<i64>,
-    /// How many data files this node has of it.
-    pub files: u64,
-    /// Bytes of them.
-    pub bytes: u64,
 }
 
 /// What compactions have done.
@@ -125,6 +120,10 @@ struct Inner {
     /// Held from the look at the files that there are until a manifest names them.
     committing: tokio::sync::Mutex<()>,
     compacted: Mutex<CompactionTotals>,
+    /// Not there without a limit.
+    series: Option<Arc<Series>>,
+    /// Maintenance begins with a count of series.
+    counts_next: AtomicBool,
     #[cfg(feature = "sql")]
     digests: Arc<latest::Digests>,
 }
@@ -142,6 +141,7 @@ impl ColumnarEngine {
         let state = recovery::recover(&*disk, &dir).await?;
         let mut assigned = Assigned::default();
         assigned.reset(&state.schemas);
+        let series = Series::new(config.max_series, &state);
         let inner = Inner {
             disk,
             dir,
@@ -152,6 +152,8 @@ impl ColumnarEngine {
             busy: AtomicBool::new(false),
             committing: tokio::sync::Mutex::new(()),
             compacted: Mutex::default(),
+            series,
+            counts_next: AtomicBool::new(true),
             #[cfg(feature = "sql")]
             digests: Arc::default(),
         };
@@ -177,85 +179,9 @@ impl ColumnarEngine {
         Ok(())
     }
 
-    /// The databases by name.
-    pub fn databases(&self) -> Vec<String> {
-        self.inner.state().schemas.databases().map(|(name, _)| name.to_owned()).collect()
-    }
-
-    /// The databases by name with what they keep and hold; also those that were only told what to
-    /// keep.
-    pub fn survey_databases(&self) -> Vec<DatabaseSurvey> {
-        let state = self.inner.state();
-        let one = |(name, retention, files): (String, retention::Retention, Vec<&data_file::FileEntry>)| {
-            DatabaseSurvey {
-                tables: state.schemas.tables(&name).map_or(0, |tables| tables.len()),
-                keep: retention.keep_ns.map(|ns| Duration::from_nanos(ns.unsigned_abs())),
-                horizon_ns: retention.horizon,
-                files: files.len() as u64,
-                bytes: files.iter().map(|file| file.size).sum(),
-                name,
-            }
-        };
-        state.databases().into_iter().map(one).collect()
-    }
-
-    /// The tables of a database by name; `None` if there is no such database.
-    pub fn tables(&self, database: &str) -> Option<Vec<String>> {
-        Some(self.inner.state().schemas.tables(database)?.keys().cloned().collect())
-    }
-
-    /// How many data files were found to be damaged since this process has them: queries that need
-    /// one fail, and it has to be replaced from another node.
-    pub fn damaged_files(&self) -> usize {
-        self.damaged().len()
-    }
-
-    /// What compactions have done since this process began.
-    pub fn compactions(&self) -> CompactionTotals {
-        *lock(&self.inner.compacted)
-    }
-
-    /// How many rows a table holds; `None` if there is no such table. A point that was written
-    /// again may be counted more than once until its rows are put together.
-    pub fn row_count(&self, database: &str, table: &str) -> Option<u64> {
-        let view = self.inner.state().view(database, table).ok()??;
-        let files: u64 = view.files.iter().map(|file| file.entry.rows).sum();
-        let rows: usize = view.rows.iter().map(|rows| rows.batch().num_rows()).sum();
-        Some(files + rows as u64)
-    }
-
-    /// Every point of a table, by time and each once, with the position that this answers for;
-    /// `None` if there is no such table. Holds all of it in memory: for tests and small tables.
-    ///
-    /// # Errors
-    /// The disk fails or a file does not decode.
-    pub async fn scan(
-        &self,
-        database: &str,
-        table: &str,
-    ) -> Result<Option<(Lsn, Vec<RecordBatch>)>, EngineError> {
-        let (applied, view) = {
-            let mut state = self.inner.state();
-            (state.applied, state.view(database, table).map_err(unreadable)?)
-        };
-        let Some(view) = view else { return Ok(None) };
-        let schema = view.schema.to_arrow();
-        let mut all = Vec::new();
-        for file in &view.files {
-            let damaged = |e: String| EngineError::Damaged(file.path.display().to_string(), e);
-            let bytes = file.read_checked(&*self.inner.disk).await?;
-            let floor = view.retention.floor_of(&file.entry);
-            for batch in parquet::decode(bytes).map_err(|e| damaged(e.to_string()))? {
-                all.push(retention::not_before(&batch, floor).map_err(unreadable)?);
-            }
-        }
-        for rows in &view.rows {
-            let floor = view.retention.floor_of_rows();
-            all.push(retention::not_before(rows.batch(), floor).map_err(unreadable)?);
-        }
-        let all = all.iter().map(|batch| merge::conform(batch, &schema)).collect::<Result<Vec<_>, _>>();
-        let points = all.and_then(|all| merge::merge(&schema, &all)).map_err(unreadable)?;
-        Ok(Some((applied, points)))
+    /// Judges rows by their series, for a body of that database; `None` without a limit.
+    pub fn series_gate(&self, database: &str) -> Option<SeriesGate> {
+        Some(SeriesGate::new(self.inner.series.as_ref()?, database))
     }
 }
 
@@ -273,7 +199,12 @@ impl StorageEngine for ColumnarEngine {
         if encoding != batch::ENCODING {
             return Err(Refused::Invalid(format!("this engine does not know encoding {encoding}")));
         }
-        let header = batch::peek(payload).map_err(|e| Refused::Invalid(e.to_string()))?;
+        let invalid = |e: batch::BatchError| Refused::Invalid(e.to_string());
+        let header = batch::peek(payload).map_err(invalid)?;
+        if let Some(series) = &self.inner.series {
+            let batch = batch::decode(payload).map_err(invalid)?;
+            series.check(&batch).map_err(Refused::Invalid)?;
+        }
         self.inner.assigned().admit(&header)
     }
 
@@ -307,6 +238,9 @@ impl StorageEngine for ColumnarEngine {
             | Operation::Expire { .. }
             | Operation::Nothing => None,
         };
+        let series = self.inner.series.as_ref().zip(decoded.as_ref());
+        let series = series.map(|(series, batch)| Ok((series, series.of_batch(batch)?)));
+        let series = series.transpose().map_err(|e: ArrowError| broken(e.to_string()))?;
         let mut state = self.inner.state();
         if at <= state.applied {
             return Err(broken(format!("{} was applied before it", state.applied)));
@@ -314,12 +248,19 @@ impl StorageEngine for ColumnarEngine {
         if let Some(batch) = decoded {
             state.append(at, &batch)?;
             self.inner.assigned().applied(&batch, &state.schemas);
+            // Together with its rows: a count sees both or neither.
+            if let Some((series, prints)) = series {
+                series.note(&batch.database, prints);
+            }
         }
         match operation {
             Operation::DropDatabase { database } => {
                 state.drop_database(database);
                 self.inner.assigned().dropped(database);
                 lock(&self.inner.absorbed).dropped(database);
+                if let Some(series) = &self.inner.series {
+                    series.dropped(database);
+                }
             }
             Operation::SetRetention { database, keep_ns } => {
                 state.set_retention(at, database, *keep_ns).map_err(unreadable)?;
@@ -368,7 +309,14 @@ impl StorageEngine for ColumnarEngine {
 
     fn maintain(&self) -> Work<bool> {
         let inner = self.inner.clone();
-        Box::pin(async move { compaction::compact(&inner).await })
+        Box::pin(async move {
+            // In turn, so that neither waits for an end of the other.
+            let counts_first = inner.counts_next.fetch_xor(true, Ordering::AcqRel);
+            if counts_first && series::count(&inner).await {
+                return Ok(true);
+            }
+            Ok(compaction::compact(&inner).await? || !counts_first && series::count(&inner).await)
+        })
     }
 
     fn install(&self, from: PathBuf) -> Work<Lsn> {

@@ -112,6 +112,9 @@ pub(super) async fn install(inner: &Inner, from: &Path) -> Result<Lsn, EngineErr
         state.removable = before.removable;
         state.retire(before.committed);
         inner.assigned().reset(&state.schemas);
+        if let Some(series) = &inner.series {
+            series.reset(&state);
+        }
     }
     inner.remove_unheld().await;
     Ok(position)

@@ -30,6 +30,7 @@ mod bits;
 #[cfg(feature = "testing")]
 mod kept;
 mod replicas;
+mod series;
 #[cfg(feature = "testing")]
 mod sweep;
 

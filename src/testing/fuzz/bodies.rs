@@ -40,7 +40,13 @@ pub fn statement(data: &[u8]) {
 }
 
 fn options(accept_partial: bool) -> Options {
-    Options { database: "home".into(), precision: Precision::Nanosecond, now_ns: 42, accept_partial }
+    Options {
+        database: "home".into(),
+        precision: Precision::Nanosecond,
+        now_ns: 42,
+        accept_partial,
+        series: None,
+    }
 }
 
 fn holds_together(parsed: Result<Parsed, BodyError>, options: &Options) {

@@ -50,6 +50,8 @@ pub(super) struct TableBuilder {
     /// Columns that the rows not kept yet have set; some more than once.
     touched: Vec<usize>,
     times: Vec<i64>,
+    /// Where in the body each row comes from, for whoever asks for that.
+    lines: Vec<u32>,
 }
 
 /// A column that is padded with nulls only when its next value comes: it may be shorter than the
@@ -87,6 +89,7 @@ impl TableBuilder {
             added: 0,
             touched: Vec::new(),
             times: Vec::new(),
+            lines: Vec::new(),
         }
     }
 
@@ -286,6 +289,11 @@ impl TableBuilder {
         self.touched.clear();
     }
 
+    /// Says that the rows since the last call came with that line.
+    pub(super) fn came_with(&mut self, line: usize) {
+        self.lines.resize(self.times.len(), u32::try_from(line).unwrap_or(u32::MAX));
+    }
+
     /// Takes the current row back.
     pub(super) fn rollback(&mut self, budget: &mut Budget<'_>) {
         let rows = self.times.len();
@@ -301,11 +309,11 @@ impl TableBuilder {
         }
     }
 
-    /// The kept rows.
+    /// The kept rows, and with which lines they came.
     ///
     /// # Errors
     /// Arrow does not take the columns: a bug here or in the parser.
-    pub(super) fn finish(self) -> Result<TableBatch, BodyError> {
+    pub(super) fn finish(self) -> Result<(TableBatch, Vec<u32>), BodyError> {
         let broken = |error: &dyn std::fmt::Display| BodyError::Columns(error.to_string());
         let rows = self.times.len();
         let (tags, fields): (Vec<_>, Vec<_>) =
@@ -325,7 +333,7 @@ impl TableBuilder {
         };
         let rows = RecordBatch::try_new(schema.to_arrow(), arrays).map_err(|error| broken(&error))?;
         let assigned = self.assigned.map_or(0, |schema| schema.fingerprint());
-        Ok(TableBatch { table: self.name, schema, assigned, rows })
+        Ok((TableBatch { table: self.name, schema, assigned, rows }, self.lines))
     }
 }
 
@@ -461,10 +469,13 @@ mod tests {
         // Two rows: time, s, a; then c for both and a for the second row.
         assert_eq!(MAX_VALUES - before, 3 + 1 + 4);
         let batch = table.finish().unwrap();
-        let names: Vec<_> = batch.schema.columns().iter().map(|(name, _)| name.as_str()).collect();
+        let names: Vec<_> = batch.0.schema.columns().iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["s", "a", "c"]);
-        assert_eq!(batch.rows.column(1).as_string::<i32>().iter().flatten().collect::<Vec<_>>(), ["a", "c"]);
-        let last = batch.rows.column(3).as_primitive::<Float64Type>();
+        assert_eq!(
+            batch.0.rows.column(1).as_string::<i32>().iter().flatten().collect::<Vec<_>>(),
+            ["a", "c"]
+        );
+        let last = batch.0.rows.column(3).as_primitive::<Float64Type>();
         assert!(last.is_null(0) && last.value(1) == 2.0);
     }
 
@@ -493,6 +504,6 @@ mod tests {
         assert!(table.commit(5, &mut budget).is_err());
         table.rollback(&mut budget);
         assert!(table.column("b", ColumnKind::Tag, &mut budget).is_err());
-        assert_eq!(table.finish().unwrap().rows.num_rows(), 5);
+        assert_eq!(table.finish().unwrap().0.rows.num_rows(), 5);
     }
 }

@@ -245,7 +245,7 @@ pub(super) fn quoted(text: &[u8]) -> String {
     format!("{:?}", shortened(&String::from_utf8_lossy(text), 64))
 }
 
-pub(super) fn shortened(text: &str, limit: usize) -> String {
+pub(in crate::engine::columnar) fn shortened(text: &str, limit: usize) -> String {
     if text.chars().nth(limit).is_none() {
         return text.to_owned();
     }

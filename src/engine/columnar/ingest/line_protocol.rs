@@ -49,7 +49,11 @@ pub fn parse(body: &[u8], options: &Options, schemas: &Schemas, room: Room<'_>) 
             b'#' => cursor.at += memchr::memchr(b'\n', cursor.rest()).unwrap_or(cursor.rest().len()),
             _ => {
                 let start = cursor.at;
-                if let Err(error) = parser.point(&mut cursor) {
+                let taken = parser.point(&mut cursor);
+                if options.series.is_some() && taken.is_ok() {
+                    parser.came_with(lines.at(body, start));
+                }
+                if let Err(error) = taken {
                     if parser.budget.exhausted() {
                         return Err(BodyError::NoRoom);
                     }
@@ -157,6 +161,13 @@ impl<'a> Parser<'a> {
             }
         }
         read
+    }
+
+    /// Says which line the last point came with.
+    fn came_with(&mut self, line: usize) {
+        if let Some(table) = self.tables.get_mut(self.last) {
+            table.builder.came_with(line);
+        }
     }
 
     /// Index of the table of the point at the cursor, which moves behind the measurement.

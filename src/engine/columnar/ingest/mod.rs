@@ -11,10 +11,20 @@ mod unpack;
 
 pub use precision::Precision;
 
+use std::collections::HashSet;
+
+use arrow_array::{Array, RecordBatch};
+use arrow_schema::ArrowError;
+use arrow_select::filter::filter_record_batch;
 use serde::Serialize;
 
-use self::{columns::TableBuilder, cursor::shortened};
-use super::{batch::Batch, schema::SchemaError};
+use self::columns::TableBuilder;
+pub(super) use self::cursor::shortened;
+use super::{
+    SeriesGate,
+    batch::{Batch, TableBatch},
+    schema::{SchemaError, TableSchema},
+};
 
 /// Bad lines that are reported one by one; the others are only counted.
 pub const MAX_REPORTED: usize = 100;
@@ -34,7 +44,7 @@ const MAX_BODY: usize = i32::MAX as usize;
 pub type Room<'a> = &'a mut dyn FnMut(usize) -> bool;
 
 /// How to read a body.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Where the points go.
     pub database: String,
@@ -44,6 +54,8 @@ pub struct Options {
     pub now_ns: i64,
     /// Whether good points of a body with bad ones are taken.
     pub accept_partial: bool,
+    /// Judges points by their series; `None` where those are not limited.
+    pub series: Option<SeriesGate>,
 }
 
 /// What became of a body.
@@ -67,6 +79,37 @@ impl Parsed {
         }
     }
 
+    /// Takes out the rows whose series are more than there may be, table by table. Their lines are reported in order, with
+    /// those that were bad for another reason; of lines that there is no room to report, whichever.
+    fn let_in(
+        &mut self,
+        gate: &SeriesGate,
+        tables: &mut Vec<(TableBatch, Vec<u32>)>,
+    ) -> Result<(), BodyError> {
+        let broken = |error: ArrowError| BodyError::Columns(error.to_string());
+        let mut brought = HashSet::new();
+        let mut left = Vec::with_capacity(tables.len());
+        for (table, lines) in tables.drain(..) {
+            let wanted = gate.judge(&table, &mut brought).map_err(broken)?;
+            if wanted.iter().all(|wanted| *wanted) {
+                left.push((table, lines));
+                continue;
+            }
+            for (row, _) in wanted.iter().enumerate().filter(|(_, wanted)| !**wanted) {
+                if self.rejected.len() < MAX_REPORTED {
+                    let line = lines.get(row).map_or(0, |line| *line as usize);
+                    self.reject(line, &gate.reason(&table, row));
+                } else {
+                    self.rejected_total += 1;
+                }
+            }
+            left.extend(only(&table, wanted)?.map(|table| (table, lines)));
+        }
+        self.rejected.sort_by_key(|bad| bad.line);
+        *tables = left;
+        Ok(())
+    }
+
     /// Takes the good points, unless there are bad ones and then none are wanted.
     fn keep(
         &mut self,
@@ -77,7 +120,15 @@ impl Parsed {
             return Ok(());
         }
         let tables = tables.filter(|table| table.rows() > 0).map(TableBuilder::finish);
-        let tables = tables.collect::<Result<Vec<_>, _>>()?;
+        let mut tables = tables.collect::<Result<Vec<_>, _>>()?;
+        if let Some(gate) = &options.series {
+            let before = self.rejected_total;
+            self.let_in(gate, &mut tables)?;
+            if self.rejected_total > before && (gate.whole || !options.accept_partial) {
+                return Ok(());
+            }
+        }
+        let tables: Vec<_> = tables.into_iter().map(|(table, _)| table).collect();
         if !tables.is_empty() {
             let batch = Batch { database: options.database.clone(), tables };
             self.rows = batch.rows();
@@ -85,6 +136,28 @@ impl Parsed {
         }
         Ok(())
     }
+}
+
+/// A table without the rows that are not wanted, and without the columns that only those brought; `None`
+/// if none is left.
+fn only(table: &TableBatch, wanted: Vec<bool>) -> Result<Option<TableBatch>, BodyError> {
+    let broken = |error: &dyn std::fmt::Display| BodyError::Columns(error.to_string());
+    let rows = filter_record_batch(&table.rows, &wanted.into()).map_err(|e| broken(&e))?;
+    if rows.num_rows() == 0 {
+        return Ok(None);
+    }
+    let has_values = |at: &usize| rows.column(*at + 1).null_count() < rows.num_rows();
+    let columns = table.schema.columns();
+    let kept: Vec<usize> = (0..columns.len()).filter(has_values).collect();
+    if kept.len() == columns.len() {
+        return Ok(Some(TableBatch { rows, ..table.clone() }));
+    }
+    let named = kept.iter().filter_map(|at| columns.get(*at).cloned());
+    let schema = TableSchema::new(named).map_err(|e| broken(&e))?;
+    let arrays = [0].into_iter().chain(kept.into_iter().map(|at| at + 1));
+    let arrays = arrays.map(|at| rows.column(at).clone()).collect();
+    let rows = RecordBatch::try_new(schema.to_arrow(), arrays).map_err(|e| broken(&e))?;
+    Ok(Some(TableBatch { table: table.table.clone(), schema, assigned: table.assigned, rows }))
 }
 
 /// A point that cannot be taken, and why.

@@ -47,7 +47,7 @@ pub fn parse(body: &[u8], options: &Options, schemas: &Schemas, room: Room<'_>) 
     let mut number = 0;
     while let Some(item) = items.next()? {
         number += 1;
-        if let Err(error) = item.and_then(|item| parser.item(&item)) {
+        if let Err(error) = item.and_then(|item| parser.item(&item, number)) {
             if parser.budget.exhausted() {
                 return Err(BodyError::NoRoom);
             }
@@ -170,7 +170,7 @@ struct Parser<'a> {
 
 impl Parser<'_> {
     /// Takes an item whole, or nothing of it.
-    fn item(&mut self, item: &Shape<'_>) -> Result<(), String> {
+    fn item(&mut self, item: &Shape<'_>, number: usize) -> Result<(), String> {
         let at = self.table(item.measurement)?;
         let Some(table) = self.tables.get_mut(at) else { return Err("there is no such table".into()) };
         let before = table.rows();
@@ -182,6 +182,8 @@ impl Parser<'_> {
         };
         if result.is_err() {
             table.rollback(&mut self.budget);
+        } else if self.options.series.is_some() {
+            table.came_with(number);
         }
         if before == 0 && table.rows() > 0 {
             self.new_tables += usize::from(table.is_new());

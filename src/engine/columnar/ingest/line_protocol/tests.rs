@@ -18,7 +18,13 @@ use crate::engine::columnar::{
 const NOW: i64 = 42;
 
 pub(super) fn options() -> Options {
-    Options { database: "home".into(), precision: Precision::Nanosecond, now_ns: NOW, accept_partial: true }
+    Options {
+        database: "home".into(),
+        precision: Precision::Nanosecond,
+        now_ns: NOW,
+        accept_partial: true,
+        series: None,
+    }
 }
 
 pub(super) fn read(body: impl AsRef<[u8]>) -> Parsed {

@@ -16,7 +16,13 @@ use crate::engine::columnar::schema::{ColumnKind, FieldType, TableSchema};
 const NOW: i64 = 42;
 
 fn options() -> Options {
-    Options { database: "home".into(), precision: Precision::Nanosecond, now_ns: NOW, accept_partial: true }
+    Options {
+        database: "home".into(),
+        precision: Precision::Nanosecond,
+        now_ns: NOW,
+        accept_partial: true,
+        series: None,
+    }
 }
 
 fn read_with(body: &[u8], schemas: &Schemas) -> Result<Parsed, BodyError> {
