@@ -1,6 +1,6 @@
 //! A limit on series: each node refuses the lines of its own clients, and the writer what a gateway brings.
 
-use crate::{cluster::Cluster, gateway::with};
+use crate::{cluster::Cluster, gateway::with, http::send, process::REQUEST};
 
 #[test]
 fn a_series_too_many_is_refused_wherever_it_is_written() {
@@ -30,6 +30,12 @@ fn a_series_too_many_is_refused_wherever_it_is_written() {
         assert!(why.contains("storage.max_series") && why.contains("cpu,host=c"), "{why}");
         assert!(answer.header("x-skein-lsn").is_some(), "the other line is written: {answer:?}");
     }
+    // A key stands for a whole body: what is refused of it cannot be taken for written later.
+    let (headers, body) = ([("idempotency-key", "once")], b"cpu,host=a v=9 9\ncpu,host=c v=9 9");
+    let answer = send(&cluster[edge].tcp(), "POST", "/write?db=it", &headers, body, REQUEST);
+    let answer = answer.unwrap().expect(400);
+    assert_eq!(answer.bad_lines(), [2], "{answer:?}");
+    assert!(answer.header("x-skein-lsn").is_none(), "nothing of it is written: {answer:?}");
     // A gateway knows no series: the writer refuses the body.
     let answer = cluster[gateway].post("/write?db=it", "cpu,host=a v=3 3\ncpu,host=c v=3 3").expect(400);
     let why = answer.json()["error"].as_str().unwrap().to_owned();
