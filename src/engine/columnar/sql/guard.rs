@@ -1,6 +1,7 @@
 //! Guards in a physical plan, around steps that take memory past the query's limit or cannot be
-//! stopped, and the length of batches where steps do not ask for it. A join makes batches of so many rows however wide they are, and does not give way while
-//! none comes of it; a window keeps all rows of its frame.
+//! stopped, and the length of batches for steps that do not ask for it. A join makes batches of so many
+//! rows however wide they are, and does not give way while none comes of it; a window keeps all rows of
+//! its frame.
 
 use std::{
     fmt,

@@ -70,14 +70,13 @@ impl OverlapExec {
     /// Runs the steps in up to `partitions` partitions.
     pub(super) fn new(schema: SchemaRef, steps: Vec<Step>, partitions: usize) -> Self {
         // In turn, so that each begins with what comes first.
-        let mut shared = vec![Vec::new(); partitions.min(steps.len()).max(1)];
-        let count = shared.len();
+        let count = partitions.min(steps.len()).max(1);
+        let mut partitions = vec![Vec::new(); count];
         for (at, step) in steps.into_iter().enumerate() {
-            if let Some(partition) = shared.get_mut(at % count) {
+            if let Some(partition) = partitions.get_mut(at % count) {
                 partition.push(step);
             }
         }
-        let partitions: Vec<Vec<Step>> = shared;
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema.clone()),
             Partitioning::UnknownPartitioning(partitions.len()),

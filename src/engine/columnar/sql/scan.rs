@@ -6,7 +6,10 @@
 //! merge. Everything else is read like a file that overlaps nothing, so that whatever DataFusion knows of
 //! Parquet counts.
 
-use std::{collections::BTreeMap, collections::HashSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use arrow_array::{ArrayRef, BooleanArray, RecordBatch, TimestampNanosecondArray};
 use datafusion::{
