@@ -1,5 +1,6 @@
 //! `skein bench replicate`: how long after its acknowledgement at the writer a row is applied at a
-//! follower, at half of what the writer can take; and how fast a follower that was away comes back.
+//! follower, at half of what the writer can take; how fast a follower that was away comes back; and what
+//! followers cost the writer, against a node that has none.
 
 use std::{sync::Arc, time::Duration};
 
@@ -44,6 +45,19 @@ pub(super) struct ReplicateReport {
     lag: Option<Spread>,
     /// `None` for nodes of somebody else, which are not this command's to kill.
     return_of: Option<Return>,
+    /// `None` likewise.
+    shipping: Option<Shipping>,
+}
+
+/// Half the rate again, at level local: with the followers, and at a node of its own.
+#[derive(Debug, Serialize)]
+struct Shipping {
+    with_followers: Load,
+    alone: Load,
+    followers: usize,
+    /// Processor time of the writer per row and follower: the difference of the two, by the followers. All that
+    /// having one costs is in it: sending, acknowledgements, and smaller groups of records.
+    ns_per_row: f64,
 }
 
 /// A follower that was killed and came back when everything was written.
@@ -74,6 +88,12 @@ pub(super) async fn measure(
         watch(&args.cluster, &places.writer, &follower, until),
     );
     let (half, lag) = (half?, lag?);
+    // Before a follower is away, and has other work than to follow when it is back.
+    let local = LoadArgs { cluster: ClusterArgs { ack: "local".into(), ..args.cluster.clone() }, ..at_half };
+    let with_followers = match cluster.nodes().is_ok() {
+        true => Some(drive(&local, cluster, &places.writer, &stamps, time).await?),
+        false => None,
+    };
     let return_of = match cluster.nodes() {
         Err(_) => None,
         Ok(nodes) => {
@@ -96,6 +116,15 @@ pub(super) async fn measure(
             Some(Return { rows, seconds, rows_per_s, by_most: rows_per_s / most.rows_per_s })
         }
     };
+    let shipping = match with_followers {
+        // Nothing else is to run beside the single one.
+        Some(with_followers) => {
+            cluster.stop().await;
+            let followers = setting.nodes.saturating_sub(1).max(1);
+            Some(shipping(&local, with_followers, followers, &stamps).await?)
+        }
+        None => None,
+    };
     Ok(ReplicateReport {
         bench: "replicate",
         setting,
@@ -104,7 +133,27 @@ pub(super) async fn measure(
         follower: follower.name,
         lag: Spread::of(lag),
         return_of,
+        shipping,
     })
+}
+
+/// The same at a node of its own.
+async fn shipping(
+    args: &LoadArgs,
+    with_followers: Load,
+    followers: usize,
+    stamps: &Arc<Stamps>,
+) -> Result<Shipping, Failure> {
+    let mut single = Cluster::own(1, &args.cluster.profile)?;
+    single.start().await?;
+    let lone = single.places().await?.writer;
+    let alone = drive(args, &single, &lone, stamps, Duration::from_secs(args.seconds)).await?;
+    single.stop().await;
+    let unknown = || Failure::new("the writer's processor time cannot be read on this machine");
+    let (with, without) = (with_followers.cpu_of(&with_followers.node), alone.cpu_of(&alone.node));
+    let (with, without) = with.zip(without).ok_or_else(unknown)?;
+    let ns_per_row = (with - without) / followers as f64;
+    Ok(Shipping { with_followers, alone, followers, ns_per_row })
 }
 
 async fn drive(
@@ -182,6 +231,48 @@ impl ReplicateReport {
                 self.follower, back.rows, back.seconds, back.rows_per_s, back.by_most
             ));
         }
+        if let Some(shipping) = &self.shipping {
+            out.push_str(&format!(
+                "\n{}\na follower costs the writer {:.0} ns of processor time per row\n",
+                loads(&[&shipping.with_followers, &shipping.alone]),
+                shipping.ns_per_row
+            ));
+        }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::report::tests::{load, setting},
+        *,
+    };
+
+    #[test]
+    fn followers_as_table() {
+        let report = ReplicateReport {
+            bench: "replicate",
+            setting: setting(),
+            most: load("n1", "writer"),
+            half: load("n1", "writer"),
+            follower: "n2".into(),
+            lag: Spread::of(vec![Duration::from_millis(3)]),
+            return_of: Some(Return { rows: 9, seconds: 2.0, rows_per_s: 4.5, by_most: 1.5 }),
+            shipping: Some(Shipping {
+                with_followers: load("n1", "writer"),
+                alone: load("n1", "writer"),
+                followers: 2,
+                ns_per_row: 250.4,
+            }),
+        };
+        let table = report.table();
+        for part in [
+            "\nacknowledged there to applied at n2      1    3.00    3.00    3.00\n",
+            "\nn2 came back 9 rows behind and was level after 2.00 s: 4 rows/s, 1.50 times ",
+            "\na follower costs the writer 250 ns of processor time per row\n",
+        ] {
+            assert!(table.contains(part), "{part} is not in {table}");
+        }
     }
 }

@@ -77,6 +77,13 @@ pub(super) struct Load {
     pub(super) nodes_cpu_ns_per_row: Option<f64>,
 }
 
+impl Load {
+    /// Processor time of a node per row, in nanoseconds.
+    pub(super) fn cpu_of(&self, node: &str) -> Option<f64> {
+        self.cpu.iter().find(|cpu| cpu.process == node).map(|cpu| cpu.ns_per_row)
+    }
+}
+
 /// Processor time of a process under a load.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Cpu {
@@ -315,7 +322,7 @@ pub(super) mod tests {
         }
     }
 
-    fn load(node: &str, place: &'static str) -> Load {
+    pub(in super::super) fn load(node: &str, place: &'static str) -> Load {
         Load {
             node: node.into(),
             place,
