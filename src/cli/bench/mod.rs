@@ -5,6 +5,7 @@
 mod bodies;
 mod cluster;
 mod connection;
+mod dashboard;
 mod failover;
 mod flood;
 mod frozen;
@@ -49,7 +50,7 @@ enum BenchCommand {
     /// How far followers are behind the writer, and how fast one comes back that was away
     Replicate(LoadArgs),
     /// Time and processor time of a few queries over rows that are written first
-    Query(QueryArgs),
+    Query(query::QueryArgs),
     /// What users feel while others ask what costs a node the most
     Hostile(HostileArgs),
     /// Kill the writer again and again: time without one, and whether a row is missing
@@ -159,21 +160,6 @@ struct LatencyArgs {
     /// Writes at each place
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     writes: u32,
-}
-
-#[derive(Debug, Clone, Args)]
-struct QueryArgs {
-    #[command(flatten)]
-    cluster: ClusterArgs,
-    /// What bodies are written in
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
-    /// Requests of 1000 rows that are written first
-    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    requests: u64,
-    /// How often each query is asked
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-    runs: u32,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -1,8 +1,9 @@
 //! `skein bench query`: rows are written, and then the questions of a dashboard asked, each again and
-//! again, with what the node's processor spent on an answer.
+//! again, with what the node's processor spent on an answer; and many rows read as an Arrow stream.
 
 use std::time::Duration;
 
+use clap::{Args, value_parser};
 use futures::future::join_all;
 use hyper::Method;
 use serde::Serialize;
@@ -11,21 +12,45 @@ use tokio::time::Instant;
 use crate::cli::{Client, Failure, Target, client::query_string, table};
 
 use super::{
-    ClusterArgs, QueryArgs,
+    ClusterArgs,
     bodies::{Bodies, Format, Stamps},
     cluster::{Cluster, Edge},
     connection::Connection,
+    dashboard::{self, Dashboard, DashboardArgs},
     load::{now_ns, used},
     report::{Setting, progress, spread},
     spread::Spread,
 };
 
 /// Rows of a request that writes.
-const ROWS: u32 = 1000;
+pub(super) const ROWS: u32 = 1000;
 /// Connections that write.
 const CONNECTIONS: u64 = 12;
 /// The newest rows of all, as a share: rows are a nanosecond apart, so a share stands for "the last hour".
 const RECENT: u64 = 10;
+/// How often rows are read as an Arrow stream.
+const STREAMS: u32 = 3;
+
+/// Flags of `skein bench query`.
+#[derive(Debug, Clone, Args)]
+pub(super) struct QueryArgs {
+    #[command(flatten)]
+    pub(super) cluster: ClusterArgs,
+    /// What bodies are written in
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) format: Format,
+    /// Requests of 1000 rows that are written first
+    #[arg(long, default_value_t = 2000, value_parser = value_parser!(u64).range(1..=1_000_000))]
+    requests: u64,
+    /// How often each query is asked
+    #[arg(long, default_value_t = 10, value_parser = value_parser!(u32).range(1..=10_000))]
+    runs: u32,
+    /// Most rows that are read as one Arrow stream, if so many are written; 0 for none
+    #[arg(long, default_value_t = 5_000_000, value_parser = value_parser!(u64).range(0..=10_000_000))]
+    arrow_rows: u64,
+    #[command(flatten)]
+    pub(super) dashboard: DashboardArgs,
+}
 
 pub(super) async fn measure(
     args: &QueryArgs,
@@ -42,13 +67,16 @@ pub(super) async fn measure(
         progress(&format!("{} x {name}", args.runs));
         questions.push(ask(args, cluster, &edge, name, &sql).await?);
     }
-    Ok(QueryReport {
-        bench: "query",
-        setting,
-        node: edge.name,
-        rows: args.requests * u64::from(ROWS),
-        questions,
-    })
+    let rows = args.requests * u64::from(ROWS);
+    let arrow = match rows.min(args.arrow_rows) {
+        0 => None,
+        most => Some(stream(args, &edge, most).await?),
+    };
+    let dashboard = match args.dashboard.ingest {
+        false => None,
+        true => Some(dashboard::measure(args, cluster, &edge, recent..first + rows).await?),
+    };
+    Ok(QueryReport { bench: "query", setting, node: edge.name, rows, questions, arrow, dashboard })
 }
 
 /// Writes so many thousand rows. Every row is acknowledged when this returns.
@@ -123,26 +151,62 @@ async fn ask(
     name: &'static str,
     sql: &str,
 ) -> Result<Question, Failure> {
-    let client = Client::new(Target::Tcp { authority: edge.authority.clone() }, edge.token.clone());
-    let pairs = [("db", Some(args.cluster.database.as_str())), ("format", Some("json")), ("q", Some(sql))];
-    let path = format!("/api/v3/query_sql{}", query_string(&pairs));
+    let asker = Asker::new(edge, &args.cluster.database, "json", sql);
     let (mut times, mut bytes) = (Vec::new(), 0);
     // The first opens files and plans; its time counts as any other.
     let before = cluster.cpu()?;
     for _ in 0..args.runs {
-        let began = Instant::now();
-        let mut answer = client.send(Method::POST, &path, "").await?;
-        bytes = 0;
-        while let Some(chunk) = answer.chunk().await? {
-            bytes += chunk.len() as u64;
-        }
-        times.push(began.elapsed());
+        let (time, len) = asker.ask().await?;
+        times.push(time);
+        bytes = len;
     }
     let spent = before.zip(cluster.cpu()?).and_then(|(before, after)| {
         used(&before, &after).into_iter().find(|(process, _)| *process == edge.name).map(|(_, time)| time)
     });
     let each = |time: Duration| time.as_secs_f64() * 1e3 / f64::from(args.runs);
     Ok(Question { name, sql: sql.to_owned(), time: Spread::of(times), bytes, cpu_ms: spent.map(each) })
+}
+
+/// Reads so many rows as they come, and throws them away.
+async fn stream(args: &QueryArgs, edge: &Edge, rows: u64) -> Result<ArrowStream, Failure> {
+    progress(&format!("{STREAMS} x {rows} rows as Arrow stream"));
+    let sql = format!("SELECT * FROM cpu LIMIT {rows}");
+    let asker = Asker::new(edge, &args.cluster.database, "arrow", &sql);
+    let (mut times, mut bytes) = (Vec::new(), 0);
+    for _ in 0..STREAMS {
+        let (time, len) = asker.ask().await?;
+        times.push(time);
+        bytes = len;
+    }
+    let time = Spread::of(times).ok_or_else(|| Failure::new("no stream was read"))?;
+    let seconds = time.p50_ms / 1e3;
+    let (rows_per_s, mb_per_s) = (rows as f64 / seconds, bytes as f64 / 1e6 / seconds);
+    Ok(ArrowStream { rows, bytes, time, rows_per_s, mb_per_s })
+}
+
+/// Asks one question.
+pub(super) struct Asker {
+    client: Client,
+    path: String,
+}
+
+impl Asker {
+    pub(super) fn new(edge: &Edge, database: &str, format: &str, sql: &str) -> Self {
+        let client = Client::new(Target::Tcp { authority: edge.authority.clone() }, edge.token.clone());
+        let pairs = [("db", Some(database)), ("format", Some(format)), ("q", Some(sql))];
+        Self { client, path: format!("/api/v3/query_sql{}", query_string(&pairs)) }
+    }
+
+    /// How long it took to the end of the answer, and how many bytes that has.
+    pub(super) async fn ask(&self) -> Result<(Duration, u64), Failure> {
+        let began = Instant::now();
+        let mut answer = self.client.send(Method::POST, &self.path, "").await?;
+        let mut bytes = 0;
+        while let Some(chunk) = answer.chunk().await? {
+            bytes += chunk.len() as u64;
+        }
+        Ok((began.elapsed(), bytes))
+    }
 }
 
 /// A query, asked again and again.
@@ -157,6 +221,17 @@ pub(super) struct Question {
     cpu_ms: Option<f64>,
 }
 
+/// Many rows over one connection.
+#[derive(Debug, Serialize)]
+struct ArrowStream {
+    rows: u64,
+    bytes: u64,
+    time: Spread,
+    /// By the median.
+    rows_per_s: f64,
+    mb_per_s: f64,
+}
+
 /// `skein bench query`.
 #[derive(Debug, Serialize)]
 pub(super) struct QueryReport {
@@ -167,6 +242,8 @@ pub(super) struct QueryReport {
     /// Written before.
     rows: u64,
     questions: Vec<Question>,
+    arrow: Option<ArrowStream>,
+    dashboard: Option<Dashboard>,
 }
 
 impl QueryReport {
@@ -189,13 +266,23 @@ impl QueryReport {
             row
         };
         let rows: Vec<_> = self.questions.iter().map(row).collect();
-        format!(
+        let mut out = format!(
             "{}\n{} rows at {}\n\n{}",
             self.setting.line(),
             self.rows,
             self.node,
             table::render(&columns, &rows)
-        )
+        );
+        if let Some(ArrowStream { rows, time, rows_per_s, mb_per_s, .. }) = &self.arrow {
+            out.push_str(&format!(
+                "\n{rows} rows as Arrow stream in {:.0} ms in the median of {}: {rows_per_s:.0} rows/s, {mb_per_s:.1} MB/s\n",
+                time.p50_ms, time.count
+            ));
+        }
+        if let Some(dashboard) = &self.dashboard {
+            out.push_str(&format!("\n{}", dashboard.table()));
+        }
+        out
     }
 }
 
@@ -212,13 +299,25 @@ mod tests {
             bytes: 20,
             cpu_ms,
         };
-        let questions = vec![question(Some(7.5)), question(None)];
-        let report =
-            QueryReport { bench: "query", setting: setting(), node: "n1".into(), rows: 9, questions };
+        let mut report = QueryReport {
+            bench: "query",
+            setting: setting(),
+            node: "n1".into(),
+            rows: 9,
+            questions: vec![question(Some(7.5)), question(None)],
+            arrow: None,
+            dashboard: None,
+        };
         let table = report.table();
         let end = "QUERY         RUNS  P50 MS  P99 MS  MAX MS  CPU MS  BYTES\n\
                    count of all     3    5.00    6.00    6.00    7.50     20\n\
                    count of all     3    5.00    6.00    6.00       -     20\n";
         assert!(table.ends_with(end) && table.contains("\n9 rows at n1\n"), "{table}");
+        let time = Spread::of(vec![Duration::from_millis(500)]).unwrap();
+        let (rows_per_s, mb_per_s) = (18.0, 1.5);
+        report.arrow = Some(ArrowStream { rows: 9, bytes: 750_000, time, rows_per_s, mb_per_s });
+        let table = report.table();
+        let end = "\n9 rows as Arrow stream in 500 ms in the median of 1: 18 rows/s, 1.5 MB/s\n";
+        assert!(table.ends_with(end), "{table}");
     }
 }
