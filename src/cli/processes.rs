@@ -66,6 +66,8 @@ pub(super) async fn until_ready(name: &str, mut said: Said, log: &Path) -> Resul
 pub(super) struct Nodes {
     home: tempfile::TempDir,
     all: Vec<One>,
+    /// Environment of the processes, besides this one's.
+    variables: Vec<(String, String)>,
 }
 
 struct One {
@@ -95,9 +97,15 @@ impl Nodes {
     /// Finds addresses and makes the directory, named for the command `what`. Starts nothing.
     pub(super) fn prepare(count: u16, what: &str) -> Result<Self, Failure> {
         let home = tempfile::Builder::new().prefix(&format!("skein-{what}-")).tempdir()?;
-        let mut nodes = Self { home, all: Vec::new() };
+        let mut nodes = Self { home, all: Vec::new(), variables: Vec::new() };
         nodes.add(count)?;
         Ok(nodes)
+    }
+
+    /// Processes started from now on have these in their environment.
+    pub(super) fn set(&mut self, variables: &[(&str, &str)]) {
+        self.variables =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     }
 
     /// So many more, not started.
@@ -245,6 +253,7 @@ impl Nodes {
             .arg(home.join(&one.name))
             .args(["--mesh", &one.mesh.to_string(), "--http", &one.http.to_string()])
             .args(more)
+            .envs(self.variables.iter().cloned())
             .stdin(if stdin.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(log)

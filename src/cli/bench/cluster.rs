@@ -21,6 +21,10 @@ const FORMED: Duration = Duration::from_secs(60);
 /// Until a node has said what it sees.
 const ANSWER: Duration = Duration::from_secs(5);
 
+/// Nodes so told keep no log for who was away. Short segments, because the one being written stays.
+const NO_OLD_LOG: [(&str, &str); 2] =
+    [("SKEIN_STORAGE_WAL_KEEP_BYTES", "0"), ("SKEIN_STORAGE_WAL_SEGMENT", "8MiB")];
+
 /// See the module.
 pub(super) struct Cluster {
     nodes: Option<Nodes>,
@@ -84,6 +88,13 @@ impl Cluster {
         let watched = pid.map(|pid| (edge.name.clone(), pid));
         let authorities = vec![edge.authority.clone()];
         Self { nodes: None, authorities, token: None, profile: None, voters: 0, watched }
+    }
+
+    /// As [`Self::own`], and the log goes as soon as it is flushed, so that a newcomer needs a snapshot.
+    pub(super) fn without_an_old_log(count: u16, profile: &str) -> Result<Self, Failure> {
+        let mut cluster = Self::own(count, profile)?;
+        cluster.nodes()?.set(&NO_OLD_LOG);
+        Ok(cluster)
     }
 
     /// As [`Self::own`], with one node more, a reader.
@@ -171,6 +182,14 @@ impl Cluster {
             Some((name, Duration::from_millis(process.accumulated_cpu_time())))
         };
         Ok(Some(wanted.into_iter().filter_map(time).collect()))
+    }
+}
+
+impl ClusterArgs {
+    /// Of a bench that has a cluster of its own in any case.
+    pub(super) fn own(nodes: u16, profile: &str, ack: &str) -> Self {
+        let (profile, ack, database) = (profile.to_owned(), ack.to_owned(), "bench".to_owned());
+        Self { url: Vec::new(), nodes, profile, database, ack, json: false }
     }
 }
 

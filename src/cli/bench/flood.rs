@@ -115,16 +115,8 @@ pub(super) async fn measure(
 
 impl FloodArgs {
     fn load(&self) -> LoadArgs {
-        let cluster = ClusterArgs {
-            url: Vec::new(),
-            nodes: self.nodes,
-            profile: self.profile.clone(),
-            database: "bench".into(),
-            ack: "quorum".into(),
-            json: self.json,
-        };
         LoadArgs {
-            cluster,
+            cluster: ClusterArgs::own(self.nodes, &self.profile, "quorum"),
             connections: self.connections,
             rows: self.rows,
             seconds: self.seconds,

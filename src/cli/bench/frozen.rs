@@ -137,16 +137,8 @@ pub(super) async fn measure(
 
 impl FrozenArgs {
     fn load(&self) -> LoadArgs {
-        let cluster = ClusterArgs {
-            url: Vec::new(),
-            nodes: 3,
-            profile: self.profile.clone(),
-            database: "bench".into(),
-            ack: self.ack.clone(),
-            json: self.json,
-        };
         LoadArgs {
-            cluster,
+            cluster: ClusterArgs::own(3, &self.profile, &self.ack),
             connections: self.connections,
             rows: self.rows,
             seconds: self.seconds,

@@ -2,7 +2,9 @@
 //! writer, and what a frozen reader or a flood of strangers costs. [`run`] brings up a cluster of its own
 //! unless it is given one.
 
+mod arrival;
 mod bodies;
+mod bootstrap;
 mod cluster;
 mod connection;
 mod dashboard;
@@ -14,6 +16,7 @@ mod join;
 mod lan;
 mod latency;
 mod load;
+mod metrics;
 mod query;
 mod replicate;
 mod report;
@@ -49,6 +52,8 @@ enum BenchCommand {
     Latency(LatencyArgs),
     /// How far followers are behind the writer, and how fast one comes back that was away
     Replicate(LoadArgs),
+    /// How fast a newcomer fetches the engine's files, from the start of its join until it is level
+    Bootstrap(bootstrap::BootstrapArgs),
     /// Time and processor time of a few queries over rows that are written first
     Query(query::QueryArgs),
     /// What users feel while others ask what costs a node the most
@@ -289,6 +294,7 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
         BenchCommand::Replicate(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Forward(args) => Cluster::of(&args.load.cluster)?,
         BenchCommand::Latency(args) => Cluster::of(&args.cluster)?,
+        BenchCommand::Bootstrap(args) => Cluster::without_an_old_log(args.nodes, &args.profile)?,
         BenchCommand::Query(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Hostile(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Failover(args) => Cluster::own(args.nodes, &args.profile)?,
@@ -339,6 +345,10 @@ async fn measure(command: BenchCommand, cluster: &mut Cluster) -> Result<(), Fai
         BenchCommand::Replicate(args) => {
             let report = replicate::measure(&args, cluster, setting).await?;
             if args.cluster.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::Bootstrap(args) => {
+            let report = bootstrap::measure(&args, cluster, setting).await?;
+            if args.json { output::json(&report) } else { output::print(&report.table()) }
         }
         BenchCommand::Query(args) => {
             let report = query::measure(&args, cluster, setting).await?;
