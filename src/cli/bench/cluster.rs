@@ -22,7 +22,7 @@ const FORMED: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// Nodes so told keep no log for who was away. Short segments, because the one being written stays.
-const NO_OLD_LOG: [(&str, &str); 2] =
+pub(super) const NO_OLD_LOG: [(&str, &str); 2] =
     [("SKEIN_STORAGE_WAL_KEEP_BYTES", "0"), ("SKEIN_STORAGE_WAL_SEGMENT", "8MiB")];
 
 /// See the module.
@@ -90,11 +90,22 @@ impl Cluster {
         Self { nodes: None, authorities, token: None, profile: None, voters: 0, watched }
     }
 
+    /// Nodes that a bench starts itself, where these addresses are.
+    pub(super) fn elsewhere(authorities: Vec<String>, profile: &str) -> Self {
+        let (voters, profile) = (authorities.len(), Some(profile.to_owned()));
+        Self { nodes: None, authorities, token: None, profile, voters, watched: None }
+    }
+
     /// As [`Self::own`], and the log goes as soon as it is flushed, so that a newcomer needs a snapshot.
     pub(super) fn without_an_old_log(count: u16, profile: &str) -> Result<Self, Failure> {
         let mut cluster = Self::own(count, profile)?;
         cluster.nodes()?.set(&NO_OLD_LOG);
         Ok(cluster)
+    }
+
+    /// The processor time of that process counts too.
+    pub(super) fn watch(&mut self, name: &str, pid: Option<u32>) {
+        self.watched = pid.map(|pid| (name.to_owned(), pid));
     }
 
     /// As [`Self::own`], with one node more, a reader.
@@ -133,7 +144,7 @@ impl Cluster {
             cores: std::thread::available_parallelism().map_or(1, Into::into),
             load_average: load.one,
             nodes: self.authorities.len(),
-            own_nodes: self.nodes.is_some(),
+            own_nodes: self.profile.is_some(),
             profile: self.profile.clone(),
         })
     }

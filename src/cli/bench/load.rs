@@ -3,7 +3,10 @@
 
 use std::{
     collections::BTreeSet,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -61,6 +64,7 @@ pub(super) async fn foreign(
         rows: args.rows,
         rate: None,
         workers: (0..args.connections).map(&mut worker).collect(),
+        enough: Arc::default(),
         took: Duration::ZERO,
         cpu: Vec::new(),
     };
@@ -114,6 +118,8 @@ pub(super) struct Place {
     rows: u32,
     rate: Option<u32>,
     workers: Vec<Worker>,
+    /// Ends a turn before its time.
+    enough: Arc<AtomicBool>,
     took: Duration,
     cpu: CpuTimes,
 }
@@ -168,9 +174,9 @@ impl Tally {
 }
 
 impl Worker {
-    async fn drive(mut self, began: Instant, until: Instant) -> Self {
+    async fn drive(mut self, began: Instant, until: Instant, enough: Arc<AtomicBool>) -> Self {
         let mut due = self.schedule.map(|schedule| began + schedule.first);
-        while due.unwrap_or_else(Instant::now) < until {
+        while due.unwrap_or_else(Instant::now) < until && !enough.load(Ordering::Relaxed) {
             let body = self.bodies.next();
             // Late if the one before was answered late: what it waited then is part of its time.
             let sent = match due {
@@ -212,8 +218,14 @@ impl Place {
             tally: Tally::default(),
         };
         let workers = (0..args.connections).map(&mut worker).collect();
-        let (rows, rate) = (args.rows, args.rate);
-        Self { node: edge.name, is, format, rows, rate, workers, took: Duration::ZERO, cpu: Vec::new() }
+        let (rows, rate, enough) = (args.rows, args.rate, Arc::default());
+        let (node, took, cpu) = (edge.name, Duration::ZERO, Vec::new());
+        Self { node, is, format, rows, rate, workers, enough, took, cpu }
+    }
+
+    /// Set to true, it ends the turn under way, and those that would follow.
+    pub(super) fn enough(&self) -> Arc<AtomicBool> {
+        self.enough.clone()
     }
 
     /// A write on each connection, not counted: connections are open and the schema is known then.
@@ -239,8 +251,8 @@ impl Place {
         ));
         let before = cluster.cpu()?;
         let began = Instant::now();
-        let mut tasks: JoinSet<Worker> =
-            self.workers.drain(..).map(|worker| worker.drive(began, began + time)).collect();
+        let turn = |worker: Worker| worker.drive(began, began + time, self.enough.clone());
+        let mut tasks: JoinSet<Worker> = self.workers.drain(..).map(turn).collect();
         while let Some(worker) = tasks.join_next().await {
             self.workers.push(worker.map_err(|e| Failure::new(format!("a connection's task failed: {e}")))?);
         }

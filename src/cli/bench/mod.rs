@@ -9,14 +9,18 @@ mod cluster;
 mod connection;
 mod dashboard;
 mod failover;
+mod felt;
 mod flood;
 mod frozen;
 mod hostile;
 mod join;
 mod lan;
+mod lanes;
 mod latency;
 mod load;
 mod metrics;
+mod net;
+mod pulse;
 mod query;
 mod replicate;
 mod report;
@@ -54,6 +58,8 @@ enum BenchCommand {
     Replicate(LoadArgs),
     /// How fast a newcomer fetches the engine's files, from the start of its join until it is level
     Bootstrap(bootstrap::BootstrapArgs),
+    /// Whether a snapshot that fills a link starves heartbeats, on links of a given rate (needs root and iproute2)
+    Lanes(lanes::LanesArgs),
     /// Time and processor time of a few queries over rows that are written first
     Query(query::QueryArgs),
     /// What users feel while others ask what costs a node the most
@@ -295,6 +301,7 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
         BenchCommand::Forward(args) => Cluster::of(&args.load.cluster)?,
         BenchCommand::Latency(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Bootstrap(args) => Cluster::without_an_old_log(args.nodes, &args.profile)?,
+        BenchCommand::Lanes(args) => args.cluster(),
         BenchCommand::Query(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Hostile(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Failover(args) => Cluster::own(args.nodes, &args.profile)?,
@@ -348,6 +355,10 @@ async fn measure(command: BenchCommand, cluster: &mut Cluster) -> Result<(), Fai
         }
         BenchCommand::Bootstrap(args) => {
             let report = bootstrap::measure(&args, cluster, setting).await?;
+            if args.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::Lanes(args) => {
+            let report = lanes::measure(&args, cluster, setting).await?;
             if args.json { output::json(&report) } else { output::print(&report.table()) }
         }
         BenchCommand::Query(args) => {
