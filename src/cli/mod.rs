@@ -277,6 +277,7 @@ mod tests {
             "skein bench latency --writes 500 --ack memory --url http://a:1",
             "skein bench failover --kills 20 --profile fast --json",
             "skein bench flood --seconds 30 --rate 5000 --handshakes 50 --json",
+            "skein bench start --starts 3 --idle 5 --requests 100 --json",
             "skein bench join --joins 5 --at-once 0 --role voter --no-lan --json",
             "skein inspect wal --data-dir /d --json",
             "skein inspect wal --repair --accept-loss",

@@ -217,11 +217,15 @@ impl Nodes {
 
     /// The first node, over its socket: who may use that is its owner.
     fn owner(&self) -> Client {
-        Client::new(Target::Socket(self.home.path().join(self.name(0)).join("skein.sock")), None)
+        Client::new(Target::Socket(self.data_dir(0).join("skein.sock")), None)
     }
 
     fn seed(&self) -> String {
         self.all.first().map(|one| one.mesh.to_string()).unwrap_or_default()
+    }
+
+    pub(super) fn data_dir(&self, node: usize) -> PathBuf {
+        self.home.path().join(self.name(node))
     }
 
     fn log(&self, node: usize) -> PathBuf {
@@ -243,14 +247,14 @@ impl Nodes {
 
     async fn launch(&mut self, node: usize, more: &[&str], stdin: Option<&str>) -> Result<Said, Failure> {
         let log = OpenOptions::new().create(true).append(true).open(self.log(node))?;
-        let home = self.home.path().to_path_buf();
+        let data_dir = self.data_dir(node);
         let Some(one) = self.all.get_mut(node) else { return Err(Failure::new("there is no such node")) };
         let mut command = Command::new(std::env::current_exe()?);
         command
             .arg("start")
             .args(["--name", &one.name, "--no-mdns", "--log-format", "json"])
             .arg("--data-dir")
-            .arg(home.join(&one.name))
+            .arg(data_dir)
             .args(["--mesh", &one.mesh.to_string(), "--http", &one.http.to_string()])
             .args(more)
             .envs(self.variables.iter().cloned())

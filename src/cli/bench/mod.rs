@@ -1,6 +1,6 @@
 //! `skein bench`: what a cluster does per second, how long one write takes, how long it is without a
-//! writer, and what a frozen reader or a flood of strangers costs. [`run`] brings up a cluster of its own
-//! unless it is given one.
+//! writer, how soon a node is there, and what a frozen reader or a flood of strangers costs. [`run`]
+//! brings up a cluster of its own unless it is given one.
 
 mod arrival;
 mod bodies;
@@ -25,6 +25,7 @@ mod query;
 mod replicate;
 mod report;
 mod spread;
+mod startup;
 mod strangers;
 mod traffic;
 
@@ -32,6 +33,7 @@ use clap::{Args, Subcommand};
 
 use bodies::Format;
 use cluster::{Cluster, Edge};
+use startup::StartArgs;
 
 use crate::node::AckLevel;
 
@@ -64,6 +66,9 @@ enum BenchCommand {
     Query(query::QueryArgs),
     /// What users feel while others ask what costs a node the most
     Hostile(HostileArgs),
+    /// How soon a node is ready, what it takes when it has nothing to do, and how soon it has all rows again
+    /// after it was killed
+    Start(StartArgs),
     /// Kill the writer again and again: time without one, and whether a row is missing
     Failover(FailoverArgs),
     /// How long nodes take to join: one after the other, many at once by one token, and from nothing to three
@@ -304,6 +309,7 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
         BenchCommand::Lanes(args) => args.cluster(),
         BenchCommand::Query(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Hostile(args) => Cluster::of(&args.cluster)?,
+        BenchCommand::Start(args) => Cluster::own(1, &args.profile)?,
         BenchCommand::Failover(args) => Cluster::own(args.nodes, &args.profile)?,
         BenchCommand::Join(args) => Cluster::own(args.nodes, &args.profile)?,
         BenchCommand::FrozenReader(args) => Cluster::with_a_reader(3, &args.profile)?,
@@ -368,6 +374,10 @@ async fn measure(command: BenchCommand, cluster: &mut Cluster) -> Result<(), Fai
         BenchCommand::Hostile(args) => {
             let report = hostile::measure(&args, cluster, setting).await?;
             if args.cluster.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::Start(args) => {
+            let report = startup::measure(&args, cluster, setting).await?;
+            if args.json { output::json(&report) } else { output::print(&report.table()) }
         }
         BenchCommand::Failover(args) => {
             let report = failover::measure(&args, cluster, setting).await?;

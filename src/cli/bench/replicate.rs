@@ -195,12 +195,12 @@ async fn watch(
     Ok(lag)
 }
 
-fn client(edge: &Edge) -> Client {
+pub(super) fn client(edge: &Edge) -> Client {
     Client::new(Target::Tcp { authority: edge.authority.clone() }, edge.token.clone())
 }
 
 /// How far a node has come, as it says itself.
-async fn applied(client: &Client) -> Result<Lsn, Failure> {
+pub(super) async fn applied(client: &Client) -> Result<Lsn, Failure> {
     let status: ClusterStatus = client.get("/api/v1/cluster").await?;
     let own = status.nodes.iter().find(|node| node.id == status.node_id);
     Ok(own.and_then(|node| node.applied).unwrap_or(Lsn::ZERO))
