@@ -1,5 +1,6 @@
 //! Bodies in the shape of a fleet of machines, as line protocol or as columns in MessagePack. They
 //! are made ahead; only timestamps are written when a body is sent, so that no row is sent twice.
+//! Which machines there are, and which tables, is told by a [`Fleet`].
 
 use std::sync::{
     Arc,
@@ -11,10 +12,12 @@ use clap::ValueEnum;
 use rand::Rng;
 use serde::Serialize;
 
+use super::fleet::Fleet;
+
 /// Digits of a timestamp in nanoseconds, from 2001 to 2286.
 const DIGITS: usize = 19;
 /// Different bodies of one maker, but for their timestamps.
-const KINDS: usize = 16;
+pub(super) const KINDS: usize = 16;
 
 /// What a body is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, ValueEnum)]
@@ -79,13 +82,26 @@ struct Unstamped {
 }
 
 impl Bodies {
-    /// Bodies of that many rows.
+    /// Bodies of that many rows, of a thousand hosts in one table.
     pub(super) fn new(format: Format, rows: u32, stamps: Arc<Stamps>, rng: &mut impl Rng) -> Self {
+        let mut fleet = Fleet::of_a_thousand();
         let one = |_| match format {
-            Format::LineProtocol => text(rows, rng),
-            Format::Msgpack => columns(rows, rng),
+            Format::LineProtocol => text(rows, &mut fleet, rng),
+            Format::Msgpack => columns(rows, &mut fleet, rng),
         };
         Self { format, unstamped: (0..KINDS).map(one).collect(), turn: 0, stamps }
+    }
+
+    /// So many different bodies of that many rows of a fleet, in line protocol.
+    pub(super) fn of(
+        fleet: &mut Fleet,
+        kinds: usize,
+        rows: u32,
+        stamps: Arc<Stamps>,
+        rng: &mut impl Rng,
+    ) -> Self {
+        let unstamped = (0..kinds).map(|_| text(rows, fleet, rng)).collect();
+        Self { format: Format::LineProtocol, unstamped, turn: 0, stamps }
     }
 
     /// The next one.
@@ -116,36 +132,32 @@ fn put(bytes: &mut [u8], at: usize, part: &[u8]) {
     }
 }
 
-/// One of a thousand hosts.
-fn host(rng: &mut impl Rng) -> String {
-    format!("server{:03}", rng.random_range(0..1000))
-}
-
 /// From 0 to 100, with four decimals.
 fn value(rng: &mut impl Rng) -> f64 {
     f64::from(rng.random_range(0..1_000_000)) / 1e4
 }
 
 /// `cpu,host=server017 value=1.0000,cpu_idle=2.0000,cpu_user=3.0000 TIMESTAMP`, line by line.
-fn text(rows: u32, rng: &mut impl Rng) -> Unstamped {
+fn text(rows: u32, fleet: &mut Fleet, rng: &mut impl Rng) -> Unstamped {
     let mut out = String::new();
     let mut stamps_at = Vec::new();
     for row in 0..rows {
-        let (host, value, idle, user) = (host(rng), value(rng), value(rng), value(rng));
-        out.push_str(&format!("cpu,host={host} value={value:.4},cpu_idle={idle:.4},cpu_user={user:.4} "));
+        let (table, host) = (fleet.tables.next(rng), fleet.hosts.next(rng));
+        let (value, idle, user) = (value(rng), value(rng), value(rng));
+        out.push_str(&format!("{table},host={host} value={value:.4},cpu_idle={idle:.4},cpu_user={user:.4} "));
         stamps_at.push(out.len());
         out.push_str(&format!("{row:0width$}\n", width = DIGITS));
     }
     Unstamped { bytes: out.into_bytes(), stamps_at }
 }
 
-/// `{"m": "cpu", "columns": {"time": [..], "host": [..], "value": [..], ..}}`
-fn columns(rows: u32, rng: &mut impl Rng) -> Unstamped {
+/// `{"m": "cpu", "columns": {"time": [..], "host": [..], "value": [..], ..}}`, of one table.
+fn columns(rows: u32, fleet: &mut Fleet, rng: &mut impl Rng) -> Unstamped {
     let mut out = Unstamped::default();
     let bytes = &mut out.bytes;
     bytes.push(0x82);
     word(bytes, "m");
-    word(bytes, "cpu");
+    word(bytes, &fleet.tables.next(rng));
     word(bytes, "columns");
     bytes.push(0x85);
     list(bytes, "time", rows);
@@ -155,7 +167,7 @@ fn columns(rows: u32, rng: &mut impl Rng) -> Unstamped {
         bytes.extend_from_slice(&[0; 8]);
     }
     list(bytes, "host", rows);
-    (0..rows).for_each(|_| word(bytes, &host(rng)));
+    (0..rows).for_each(|_| word(bytes, &fleet.hosts.next(rng)));
     for name in ["value", "cpu_idle", "cpu_user"] {
         list(bytes, name, rows);
         for _ in 0..rows {

@@ -30,7 +30,7 @@ use super::{
 const PATIENCE: Duration = Duration::from_secs(900);
 /// Between two looks at positions and memory.
 const LOOK: Duration = Duration::from_millis(100);
-const MIB: f64 = (1 << 20) as f64;
+pub(super) const MIB: f64 = (1 << 20) as f64;
 
 /// What was found.
 #[derive(Debug, Serialize)]
@@ -171,7 +171,7 @@ pub(super) async fn watched(
     looks
 }
 
-fn rss(process: Pid) -> Result<Option<u64>, Failure> {
+pub(super) fn rss(process: Pid) -> Result<Option<u64>, Failure> {
     let pid = sysinfo::Pid::from_u32(process.as_raw_nonzero().get().unsigned_abs());
     let mut system = System::new().map_err(unreadable)?;
     let kind = ProcessRefreshKind::nothing().with_memory();

@@ -38,7 +38,13 @@ pub(super) async fn measure(
     Ok(LatencyReport { bench: "latency", setting, places })
 }
 
-async fn at(args: &LatencyArgs, edge: Edge, is: &'static str, mut bodies: Bodies) -> Result<Single, Failure> {
+/// One after the other at that node.
+pub(super) async fn at(
+    args: &LatencyArgs,
+    edge: Edge,
+    is: &'static str,
+    mut bodies: Bodies,
+) -> Result<Single, Failure> {
     let node = edge.name.clone();
     progress(&format!("{} single writes to {node} ({is})", args.writes));
     let mut connection =

@@ -210,10 +210,20 @@ impl Schedule {
 impl Place {
     pub(super) fn prepare(args: &LoadArgs, edge: Edge, is: &'static str, stamps: &Arc<Stamps>) -> Self {
         let mut rng = rand::rng();
+        Self::with(args, edge, is, || Bodies::new(args.format, args.rows, stamps.clone(), &mut rng))
+    }
+
+    /// As [`Self::prepare`], with bodies of which each connection gets its own.
+    pub(super) fn with(
+        args: &LoadArgs,
+        edge: Edge,
+        is: &'static str,
+        mut bodies: impl FnMut() -> Bodies,
+    ) -> Self {
         let (cluster, format) = (&args.cluster, args.format);
         let mut worker = |nth| Worker {
             connection: Connection::new(edge.clone(), format, &cluster.database, &cluster.ack),
-            bodies: Bodies::new(format, args.rows, stamps.clone(), &mut rng),
+            bodies: bodies(),
             schedule: args.rate.map(|rate| Schedule::of(nth, args.connections, rate)),
             tally: Tally::default(),
         };

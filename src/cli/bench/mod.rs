@@ -1,5 +1,5 @@
 //! `skein bench`: what a cluster does per second, how long one write takes, how long it is without a
-//! writer, how soon a node is there, and what a frozen reader or a flood of strangers costs. [`run`]
+//! writer, how soon a node is there, and what a frozen reader, a flood of strangers or growth costs. [`run`]
 //! brings up a cluster of its own unless it is given one.
 
 mod arrival;
@@ -10,8 +10,10 @@ mod connection;
 mod dashboard;
 mod failover;
 mod felt;
+mod fleet;
 mod flood;
 mod frozen;
+mod growth;
 mod hostile;
 mod join;
 mod lan;
@@ -21,6 +23,7 @@ mod load;
 mod metrics;
 mod net;
 mod pulse;
+mod plot;
 mod query;
 mod replicate;
 mod report;
@@ -33,6 +36,7 @@ use clap::{Args, Subcommand};
 
 use bodies::Format;
 use cluster::{Cluster, Edge};
+use growth::GrowthArgs;
 use startup::StartArgs;
 
 use crate::node::AckLevel;
@@ -69,6 +73,8 @@ enum BenchCommand {
     /// How soon a node is ready, what it takes when it has nothing to do, and how soon it has all rows again
     /// after it was killed
     Start(StartArgs),
+    /// What a row costs with more tables and more series, and a write with more voters
+    Growth(GrowthArgs),
     /// Kill the writer again and again: time without one, and whether a row is missing
     Failover(FailoverArgs),
     /// How long nodes take to join: one after the other, many at once by one token, and from nothing to three
@@ -310,6 +316,7 @@ pub(super) async fn run(args: BenchArgs) -> Result<(), Failure> {
         BenchCommand::Query(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Hostile(args) => Cluster::of(&args.cluster)?,
         BenchCommand::Start(args) => Cluster::own(1, &args.profile)?,
+        BenchCommand::Growth(args) => Cluster::own(1, &args.profile)?,
         BenchCommand::Failover(args) => Cluster::own(args.nodes, &args.profile)?,
         BenchCommand::Join(args) => Cluster::own(args.nodes, &args.profile)?,
         BenchCommand::FrozenReader(args) => Cluster::with_a_reader(3, &args.profile)?,
@@ -377,6 +384,10 @@ async fn measure(command: BenchCommand, cluster: &mut Cluster) -> Result<(), Fai
         }
         BenchCommand::Start(args) => {
             let report = startup::measure(&args, cluster, setting).await?;
+            if args.json { output::json(&report) } else { output::print(&report.table()) }
+        }
+        BenchCommand::Growth(args) => {
+            let report = growth::measure(&args, cluster, setting).await?;
             if args.json { output::json(&report) } else { output::print(&report.table()) }
         }
         BenchCommand::Failover(args) => {

@@ -148,7 +148,7 @@ async fn idle(args: &StartArgs, cluster: &mut Cluster) -> Result<Idle, Failure> 
 
 async fn recovery(args: &StartArgs, cluster: &mut Cluster) -> Result<Recovery, Failure> {
     let nodes = cluster.nodes()?;
-    UNFLUSHED.into_iter().for_each(|(variable, value)| nodes.set(variable, value));
+    nodes.set(&UNFLUSHED);
     cluster.start().await?;
     let edge = cluster.places().await?.writer;
     let rows = args.requests * ROWS;
