@@ -1,6 +1,8 @@
 //! The real disk: files of the operating system, each operation on a thread of tokio's blocking
-//! pool.
+//! pool, but for reads of what the system holds in memory.
 
+#[cfg(target_os = "linux")]
+use std::io::IoSliceMut;
 use std::{
     fs::{DirBuilder, File, OpenOptions},
     io::{self, IoSlice},
@@ -15,6 +17,8 @@ use super::{Create, Disk, DiskFile, Durability, Io};
 
 /// Parts handed to one system call; below every system's IOV_MAX.
 const PARTS_PER_CALL: usize = 512;
+/// Most bytes that are copied out of the page cache where they are asked for: a millisecond at the worst.
+const AT_ONCE: usize = 4 << 20;
 
 /// Files of the operating system. Operations must be submitted from within a tokio runtime.
 ///
@@ -95,18 +99,23 @@ impl DiskFile for RealFile {
 
     fn read(&self, offset: u64, len: usize) -> Io<Bytes> {
         let (file, path) = (self.file.clone(), self.path.clone());
+        let failed = move |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+        let mut buffer = match buffer(&file, offset, len) {
+            Ok(buffer) => buffer,
+            Err(error) => return Box::pin(std::future::ready(Err(failed(error)))),
+        };
+        let there = if buffer.len() <= AT_ONCE { read_cached(&file, offset, &mut buffer) } else { 0 };
+        if there == buffer.len() {
+            return Box::pin(std::future::ready(Ok(buffer.freeze())));
+        }
         on_thread(move || {
-            // The file's length bounds the allocation, whatever length was asked for.
-            let there = file.metadata()?.len().saturating_sub(offset);
-            let len = len.min(usize::try_from(there).unwrap_or(usize::MAX));
-            let mut buffer = BytesMut::zeroed(len);
-            let mut filled = 0;
+            let mut filled = there;
             while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
                 match file.read_at(rest, offset + filled as u64) {
                     Ok(0) => break,
                     Ok(n) => filled += n,
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(e) => return Err(io::Error::new(e.kind(), format!("{}: {e}", path.display()))),
+                    Err(e) => return Err(failed(e)),
                 }
             }
             buffer.truncate(filled);
@@ -126,6 +135,26 @@ impl DiskFile for RealFile {
             if len <= old { file.set_len(len) } else { grow(&file, old, len) }
         })
     }
+}
+
+/// Room for what is to be read. The file's length bounds it, whatever length was asked for.
+fn buffer(file: &File, offset: u64, len: usize) -> io::Result<BytesMut> {
+    let there = file.metadata()?.len().saturating_sub(offset);
+    Ok(BytesMut::zeroed(len.min(usize::try_from(there).unwrap_or(usize::MAX))))
+}
+
+/// Reads as much as the page cache has from `offset` on, without waiting for the disk: to hand that to a
+/// thread and be woken costs more than to copy it. Nothing where the system or file system has no such read.
+#[cfg(target_os = "linux")]
+fn read_cached(file: &File, offset: u64, buffer: &mut [u8]) -> usize {
+    let mut into = [IoSliceMut::new(buffer)];
+    // An error comes again on the thread, and is told there.
+    rustix::io::preadv2(file, &mut into, offset, rustix::io::ReadWriteFlags::NOWAIT).unwrap_or(0)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn read_cached(_: &File, _: u64, _: &mut [u8]) -> usize {
+    0
 }
 
 /// Runs a blocking operation, submitted now, and resolves with what it returns.
