@@ -5,6 +5,11 @@
 //!
 //! Nothing of a file is believed that was not compared with what was written (`verify.rs`).
 
+#[cfg(feature = "sql")]
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+};
 use std::{
     collections::BTreeSet,
     fmt::Write as _,
@@ -34,6 +39,9 @@ pub(super) const DATA: &str = "data";
 const UNFINISHED: &str = ".tmp";
 /// Nanoseconds of a day.
 pub(super) const DAY: i64 = 86_400_000_000_000;
+/// Most others of which a file remembers whether they share points with it.
+#[cfg(feature = "sql")]
+const MOST_APART: usize = 256;
 
 /// What the manifest says of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +87,9 @@ pub(super) struct DataFile {
     /// Its Parquet metadata, once read.
     #[cfg(feature = "sql")]
     pub(super) metadata: tokio::sync::OnceCell<Arc<parquet::file::metadata::ParquetMetaData>>,
+    /// Of files with a greater hash: whether the two have no point in common.
+    #[cfg(feature = "sql")]
+    apart: Mutex<BTreeMap<[u8; 32], bool>>,
 }
 
 impl FileEntry {
@@ -108,7 +119,28 @@ impl DataFile {
             sums: tokio::sync::OnceCell::new(),
             #[cfg(feature = "sql")]
             metadata: tokio::sync::OnceCell::new(),
+            #[cfg(feature = "sql")]
+            apart: Mutex::default(),
         }
+    }
+
+    /// Whether this file and another have no point in common; `None` if nobody compared them.
+    #[cfg(feature = "sql")]
+    pub(super) fn apart_from(&self, other: &Self) -> Option<bool> {
+        let (at, of) = if self.entry.hash < other.entry.hash { (self, other) } else { (other, self) };
+        at.apart.lock().unwrap_or_else(PoisonError::into_inner).get(&of.entry.hash).copied()
+    }
+
+    /// Remembers whether this file and another have no point in common.
+    #[cfg(feature = "sql")]
+    pub(super) fn note_apart(&self, other: &Self, apart: bool) {
+        let (at, of) = if self.entry.hash < other.entry.hash { (self, other) } else { (other, self) };
+        let mut known = at.apart.lock().unwrap_or_else(PoisonError::into_inner);
+        // Most of those that it knew are gone by then.
+        if known.len() >= MOST_APART {
+            known.clear();
+        }
+        known.insert(of.entry.hash, apart);
     }
 
     /// Writes a file: beside it, fsync, footer read back, rename. Its name is durable only after

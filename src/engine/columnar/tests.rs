@@ -37,7 +37,7 @@ mod sweep;
 /// A row of the test table: time, host, a, b.
 pub(super) type Row = (i64, &'static str, Option<f64>, Option<f64>);
 
-/// A batch of rows for table `cpu`; a field that no row has is not in the batch.
+/// A batch of rows for table `cpu`; a field that no row has is not in the batch, and an empty tag is none.
 pub(super) fn batch(database: &str, rows: &[Row]) -> Operation {
     table_batch(database, "cpu", rows)
 }
@@ -47,7 +47,7 @@ pub(super) fn table_batch(database: &str, table: &str, rows: &[Row]) -> Operatio
     let mut columns = vec![("host".to_owned(), ColumnKind::Tag)];
     let mut arrays: Vec<ArrayRef> = vec![
         Arc::new(TimestampNanosecondArray::from_iter_values(rows.iter().map(|r| r.0))),
-        Arc::new(StringArray::from_iter_values(rows.iter().map(|r| r.1))),
+        Arc::new(StringArray::from_iter(rows.iter().map(|r| (!r.1.is_empty()).then_some(r.1)))),
     ];
     let fields: [(&str, Vec<Option<f64>>); 2] =
         [("a", rows.iter().map(|r| r.2).collect()), ("b", rows.iter().map(|r| r.3).collect())];

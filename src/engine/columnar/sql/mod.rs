@@ -41,6 +41,7 @@ mod sandbox;
 mod scan;
 mod show;
 mod table_provider;
+mod tag_filter;
 mod text;
 mod weight;
 mod workers;

@@ -154,9 +154,7 @@ impl Run {
                 Some(running) => running,
                 None => {
                     let Some(step) = self.todo.pop_front() else { return Ok(None) };
-                    let within = (step.from, step.to);
-                    let cursors = step.inputs.iter().map(|input| Cursor::new(input, within, &self.context));
-                    let cursors = cursors.collect::<Result<Vec<_>>>()?;
+                    let cursors = cursors(&step, &self.context)?;
                     self.running.insert((step, cursors))
                 }
             };
@@ -173,6 +171,27 @@ impl Run {
             }
         }
     }
+}
+
+/// Whether a point is in two of a step's inputs.
+pub(super) async fn repeats(step: Step, context: &Arc<TaskContext>) -> Result<bool> {
+    let mut cursors = cursors(&step, context)?;
+    loop {
+        let rows = complete_rows(&step, &mut cursors).await?;
+        if rows.is_empty() {
+            return Ok(false);
+        }
+        let count = |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum::<usize>();
+        if count(&merge(&step.schema, &rows)?) < count(&rows) {
+            return Ok(true);
+        }
+        // Planning is over when nobody waits for it any more.
+        tokio::task::yield_now().await;
+    }
+}
+
+fn cursors(step: &Step, context: &Arc<TaskContext>) -> Result<Vec<Cursor>> {
+    step.inputs.iter().map(|input| Cursor::new(input, (step.from, step.to), context)).collect()
 }
 
 /// One input, and what of it was read and not given.

@@ -1,5 +1,6 @@
 //! What a scan of a table reads, and how: parts that hold their points alone as they lie, and stretches of
-//! time in which a point may be in several parts through [`OverlapExec`].
+//! time in which a point may be in several parts through [`OverlapExec`]. Files that overlap and are known
+//! to have no point in common hold theirs alone too.
 //!
 //! Of a file that overlaps others only the pages that reach into such a stretch (row groups, where rows are
 //! by tags) are read with care: their rows outside of it come through a filter, those inside from the
@@ -13,28 +14,25 @@ use std::{
 
 use arrow_array::{ArrayRef, BooleanArray, RecordBatch, TimestampNanosecondArray};
 use datafusion::{
-    common::{ColumnStatistics, ScalarValue, Statistics, pruning::PruningStatistics, stats::Precision},
+    common::{ScalarValue, pruning::PruningStatistics},
     datasource::{
-        listing::PartitionedFile,
         memory::{DataSourceExec, MemorySourceConfig},
-        physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource, parquet::ParquetAccessPlan},
+        physical_plan::parquet::ParquetAccessPlan,
     },
     error::Result,
-    execution::{TaskContext, object_store::ObjectStoreUrl},
+    execution::TaskContext,
     logical_expr::Operator,
     physical_expr::{
         PhysicalExpr, conjunction,
         expressions::{BinaryExpr, Column, lit},
     },
     physical_optimizer::pruning::PruningPredicateBuilder,
-    physical_plan::{ExecutionPlan, empty::EmptyExec, filter::FilterExecBuilder, union::UnionExec},
+    physical_plan::{ExecutionPlan, empty::EmptyExec, union::UnionExec},
 };
-use futures::{FutureExt, StreamExt, future::BoxFuture};
 
-use self::zones::{Outside, Zones};
+use self::zones::Zones;
 use super::{
     overlap_exec::{Input, OverlapExec, Step},
-    reader::{OURS, Readers, metadata},
     table_provider::SqlTable,
 };
 use crate::engine::columnar::{
@@ -47,6 +45,8 @@ use crate::engine::columnar::{
     state::TableView,
 };
 
+mod apart;
+mod files;
 mod groups;
 mod newest;
 mod zones;
@@ -138,7 +138,7 @@ impl Scan<'_> {
             self.shrink(&mut needed, context).await?;
             needed = self.needed(needed);
         }
-        self.plan(&needed).await
+        self.plan(&needed, context).await
     }
 
     /// The parts that can have rows at the times asked for.
@@ -156,10 +156,11 @@ impl Scan<'_> {
         }
     }
 
-    async fn plan(&self, parts: &[Part]) -> Result<Arc<dyn ExecutionPlan>> {
+    async fn plan(&self, parts: &[Part], context: &Arc<TaskContext>) -> Result<Arc<dyn ExecutionPlan>> {
         let ranges: Vec<_> = parts.iter().map(Part::range).collect();
-        let (merged, alone): (Vec<_>, Vec<_>) =
+        let (shared, alone): (Vec<_>, Vec<_>) =
             stretches(&ranges).into_iter().partition(|stretch| stretch.parts.len() > 1);
+        let merged = self.merged(parts, shared, context).await?;
         let zones = Arc::new(Zones::new(merged.iter().map(|zone| (zone.from, zone.to)).collect()));
         let mut plans = self.alone(parts, &alone, &zones).await?;
         if !merged.is_empty() {
@@ -178,50 +179,47 @@ impl Scan<'_> {
         }
     }
 
-    /// Reads the stretches that one part has to itself.
+    /// Reads everything outside of zones as it lies. `alone` are the stretches that one part has to itself.
     async fn alone(
         &self,
         parts: &[Part],
         alone: &[Stretch],
         zones: &Arc<Zones>,
     ) -> Result<Vec<Arc<dyn ExecutionPlan>>> {
-        let mut looks = futures::stream::iter(self.looks(parts, alone)).buffer_unordered(LOOKS);
-        while let Some(looked) = looks.next().await {
-            looked?;
-        }
-        let (mut files, mut rows, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
-        // Rows that reach into zones, by the time before which they are gone.
-        let mut edges: BTreeMap<i64, Vec<Reading>> = BTreeMap::new();
-        for stretch in alone {
-            let Some((at, part)) = stretch.parts.first().and_then(|&at| Some((at, parts.get(at)?))) else {
-                continue;
-            };
-            let whole = part.whole() == (stretch.from, stretch.to);
-            match &part.source {
-                Source::Rows(memory) => {
-                    for points in memory.points(&self.table.schema)? {
-                        let points = between(&points, stretch.from, stretch.to)?;
-                        if points.num_rows() > 0 {
-                            rows.push(points);
-                        }
-                    }
+        let (mut files, mut cut, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+        for part in parts {
+            if let Source::File(file) = &part.source {
+                let (first, last) = part.whole();
+                if part.floor <= first && !zones.touch(first, last) {
+                    files.push(Reading::whole(file));
+                } else {
+                    cut.push((file, part.floor));
                 }
-                Source::File(file) if whole => files.push(Reading::whole(file)),
-                // All stretches of a file at once.
-                Source::File(file) if seen.insert(at) => {
-                    let split = self.split(file, part.floor, zones).await?;
-                    files.extend(split.inner);
-                    edges.entry(part.floor).or_default().extend(split.edge);
-                }
-                Source::File(_) => {}
             }
         }
-        let mut plans = Vec::new();
-        if !files.is_empty() {
-            plans.push(self.files(&files, &self.projection, self.all.as_ref(), self.limit)?);
+        self.look_into(cut.iter().map(|(file, _)| *file).filter(|file| file.entry.windows.is_empty()))
+            .await?;
+        // Rows that reach into zones, by the time before which they are gone.
+        let mut edges: BTreeMap<i64, Vec<Reading>> = BTreeMap::new();
+        for (file, floor) in cut {
+            let split = self.split(file, floor, zones).await?;
+            files.extend(split.inner);
+            edges.entry(floor).or_default().extend(split.edge);
         }
-        for (floor, edge) in edges.into_iter().filter(|(_, edge)| !edge.is_empty()) {
-            plans.push(self.edge(&edge, zones, floor)?);
+        for stretch in alone {
+            let part = stretch.parts.first().and_then(|&at| parts.get(at));
+            if let Some(Part { source: Source::Rows(memory), .. }) = part {
+                for points in memory.points(&self.table.schema)? {
+                    let points = between(&points, stretch.from, stretch.to)?;
+                    if points.num_rows() > 0 {
+                        rows.push(points);
+                    }
+                }
+            }
+        }
+        let mut plans = self.narrowed(files, &self.projection, self.limit).await?;
+        for (floor, edge) in edges {
+            plans.extend(self.edge(edge, zones, floor).await?);
         }
         if !rows.is_empty() {
             let projection = Some(self.projection.clone());
@@ -231,33 +229,6 @@ impl Scan<'_> {
             plans.push(DataSourceExec::from_data_source(source.with_limit(self.limit)));
         }
         Ok(plans)
-    }
-
-    /// Reads what files say of themselves that are about to be split, some at a time: for the first query
-    /// after a start all of a file has to be read, to know that it is whole.
-    fn looks(&self, parts: &[Part], alone: &[Stretch]) -> Vec<BoxFuture<'static, Result<()>>> {
-        let mut looks = Vec::new();
-        for stretch in alone {
-            let Some(part) = stretch.parts.first().and_then(|&at| parts.get(at)) else { continue };
-            if let Source::File(file) = &part.source
-                && part.whole() != (stretch.from, stretch.to)
-                && file.entry.windows.is_empty()
-                && file.metadata.get().is_none()
-            {
-                let (disk, file) = (self.table.disk.clone(), file.clone());
-                looks.push(async move { metadata(&disk, &file).await.map(drop) }.boxed());
-            }
-        }
-        looks
-    }
-
-    /// Reads what reaches into zones, and leaves out what is in them.
-    fn edge(&self, edge: &[Reading], zones: &Arc<Zones>, floor: i64) -> Result<Arc<dyn ExecutionPlan>> {
-        let (columns, wanted) = self.with_time([]);
-        let rows = self.files(edge, &columns, self.all.as_ref(), None)?;
-        let outside = Outside { time: Arc::new(Column::new(TIME, 0)), zones: zones.clone(), floor };
-        let filter = FilterExecBuilder::new(Arc::new(outside), rows);
-        Ok(Arc::new(filter.apply_projection(Some(wanted))?.build()?))
     }
 
     /// Reads the parts between two times and merges them.
@@ -276,7 +247,8 @@ impl Scan<'_> {
         for part in parts {
             inputs.push(match &part.source {
                 Source::File(file) => {
-                    let plan = self.files(&[Reading::whole(file)], &columns, Some(&predicate), None)?;
+                    let (file_alone, texts) = ([Reading::whole(file)], Arc::default());
+                    let plan = self.files(&file_alone, &columns, Some(&predicate), None, &texts)?;
                     Input::File { plan, windows: file.entry.windows.clone(), floor: part.floor }
                 }
                 Source::Rows(rows) => {
@@ -296,77 +268,6 @@ impl Scan<'_> {
         columns.dedup();
         let wanted = self.projection.iter().filter_map(|column| columns.binary_search(column).ok()).collect();
         (columns, wanted)
-    }
-
-    /// Reads files, the newest first: it is those that are asked for most, and who looks for the last few
-    /// rows need not read the others then. The predicate only leaves out row groups and pages.
-    fn files(
-        &self,
-        files: &[Reading],
-        columns: &[usize],
-        predicate: Option<&Arc<dyn PhysicalExpr>>,
-        limit: Option<usize>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        let schema = self.table.schema.clone();
-        let mut source = ParquetSource::new(schema)
-            .with_parquet_file_reader_factory(Arc::new(Readers { disk: self.table.disk.clone() }));
-        if let Some(predicate) = predicate {
-            source = source.with_predicate(predicate.clone());
-        }
-        let mut newest_first: Vec<&Reading> = files.iter().collect();
-        newest_first.sort_by_key(|reading| std::cmp::Reverse(reading.range.1));
-        let mut listed_files = Vec::with_capacity(files.len());
-        for reading in newest_first {
-            let entry = &reading.file.entry;
-            let mut listed = PartitionedFile::new(entry.name(), entry.size)
-                .with_extension(reading.file.clone())
-                .with_statistics(Arc::new(self.statistics(std::slice::from_ref(reading))));
-            if let Some(some) = &reading.groups {
-                listed = listed.with_extension(some.clone());
-            }
-            listed_files.push(listed);
-        }
-        // Partitions take files from one queue, which is made of these in their order.
-        let each = listed_files.len().div_ceil(self.partitions).max(1);
-        let groups = listed_files.chunks(each).map(|files| FileGroup::new(files.to_vec())).collect();
-        let mut statistics = self.statistics(files);
-        if files.iter().any(|reading| reading.groups.is_some()) {
-            statistics = statistics.to_inexact();
-        }
-        let config = FileScanConfigBuilder::new(ObjectStoreUrl::parse(OURS)?, Arc::new(source))
-            .with_file_groups(groups)
-            .with_projection_indices(Some(columns.to_vec()))?
-            .with_limit(limit)
-            .with_statistics(statistics)
-            .build();
-        Ok(DataSourceExec::from_data_source(config))
-    }
-
-    /// Rows and times, which the manifest knows; enough to answer `count(*)` without reading. Of row groups
-    /// rows are guessed and times bounded.
-    fn statistics(&self, files: &[Reading]) -> Statistics {
-        let mut statistics = Statistics::new_unknown(&self.table.schema);
-        let rows: u64 = files.iter().map(|reading| reading.rows).sum();
-        let guessed = files.iter().any(|reading| reading.groups.is_some());
-        statistics.num_rows = match usize::try_from(rows) {
-            Ok(rows) if guessed => Precision::Inexact(rows),
-            Ok(rows) => Precision::Exact(rows),
-            Err(_) => Precision::Absent,
-        };
-        let time = |time: Option<i64>| match time {
-            // Exact also where it is a bound: whoever leaves out a file by it asks for no more.
-            Some(time) => Precision::Exact(ScalarValue::TimestampNanosecond(Some(time), None)),
-            None => Precision::Absent,
-        };
-        if let Some(column) = statistics.column_statistics.first_mut() {
-            *column = ColumnStatistics {
-                null_count: Precision::Exact(0),
-                min_value: time(files.iter().map(|reading| reading.range.0).min()),
-                max_value: time(files.iter().map(|reading| reading.range.1).max()),
-                ..ColumnStatistics::new_unknown()
-            };
-        }
-        statistics
     }
 }
 

@@ -28,6 +28,7 @@ mod gaps;
 mod hostile;
 mod latest;
 mod parameters;
+mod tags;
 mod visible;
 mod zones;
 

@@ -14,7 +14,10 @@ use parquet::{
 };
 
 use super::{Reading, Scan, zones::Zones};
-use crate::engine::columnar::{data_file::DataFile, sql::reader::metadata};
+use crate::{
+    disk::Disk,
+    engine::columnar::{data_file::DataFile, sql::reader::metadata},
+};
 
 /// Some rows of a row group that follow each other.
 #[derive(Debug, Clone, Copy)]
@@ -33,15 +36,23 @@ pub(super) struct Split {
     pub(super) edge: Option<Reading>,
 }
 
+/// About how many rows a file has in what reaches between two times, ends included: windows are guessed.
+pub(super) async fn rows_between(
+    disk: &Arc<dyn Disk>,
+    file: &Arc<DataFile>,
+    from: i64,
+    to: i64,
+) -> Result<u64> {
+    let Some(groups) = groups(disk, file).await? else { return Ok(file.entry.rows) };
+    let here = groups.iter().flatten().filter(|piece| piece.first <= to && piece.last >= from);
+    Ok(here.map(|piece| piece.rows).sum())
+}
+
 impl Scan<'_> {
     /// Splits a file. What is in zones with all of its rows, or gone, is in neither part.
     pub(super) async fn split(&self, file: &Arc<DataFile>, floor: i64, zones: &Zones) -> Result<Split> {
-        let groups = match windows(file) {
-            Some(windows) => windows,
-            None => match pages(&*metadata(&self.table.disk, file).await?) {
-                Some(pages) => pages,
-                None => return Ok(Split { inner: Vec::new(), edge: Some(Reading::whole(file)) }),
-            },
+        let Some(groups) = groups(&self.table.disk, file).await? else {
+            return Ok(Split { inner: Vec::new(), edge: Some(Reading::whole(file)) });
         };
         let inner = |piece: &Piece| piece.first >= floor && !zones.touch(piece.first, piece.last);
         let edge =
@@ -55,6 +66,14 @@ impl Scan<'_> {
         ];
         let edge = reading(file, &groups, |_, piece| edge(piece));
         Ok(Split { inner: inners.into_iter().flatten().collect(), edge })
+    }
+}
+
+/// The row groups of a file in pieces; `None` for one that does not say enough.
+async fn groups(disk: &Arc<dyn Disk>, file: &Arc<DataFile>) -> Result<Option<Vec<Vec<Piece>>>> {
+    match windows(file) {
+        Some(windows) => Ok(Some(windows)),
+        None => Ok(pages(&*metadata(disk, file).await?)),
     }
 }
 

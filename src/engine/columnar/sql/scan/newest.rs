@@ -64,7 +64,7 @@ impl Scan<'_> {
         }
         let schema = &self.table.schema;
         let columns: Vec<usize> = (0..schema.fields().len()).collect();
-        let rows = self.files(&[Reading::whole(file)], &columns, None, None)?;
+        let rows = self.files(&[Reading::whole(file)], &columns, None, None, &Arc::default())?;
         let mut rows = rows.execute(0, context.clone())?;
         let mut digest = Digest::new(schema, file.entry.rows);
         let mut worth = true;

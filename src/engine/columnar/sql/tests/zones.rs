@@ -20,7 +20,7 @@ fn write(engine: &ColumnarEngine, seq: u64, points: &mut Points, rows: &[Row]) {
 }
 
 /// Puts what is in memory into a file of its own, which later flushes leave alone.
-async fn flush(engine: &ColumnarEngine) {
+pub(super) async fn flush(engine: &ColumnarEngine) {
     engine.checkpoint(Bytes::new()).await.unwrap();
     claim(engine, true);
 }
