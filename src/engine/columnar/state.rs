@@ -32,6 +32,8 @@ pub(super) struct State {
     /// What databases were told to keep.
     pub(super) retentions: Retentions,
     databases: BTreeMap<String, BTreeMap<String, Table>>,
+    /// Bytes of all their live rows: asked for after each record, and there may be many tables.
+    live_bytes: usize,
     /// The manifest on disk.
     pub(super) manifest: Arc<Manifest>,
     /// The files it names.
@@ -183,9 +185,12 @@ impl State {
                 return Err(refused("it has no schema".into()));
             };
             let table = self.table(database, &part.table, at);
+            let before = table.live.bytes();
             table.live.append(&schema, part).map_err(|e| refused(e.to_string()))?;
+            let more = table.live.bytes() - before;
             table.live_from.get_or_insert(at);
             table.records = Some((table.records.map_or(at, |(first, _)| first), at));
+            self.live_bytes += more;
         }
         Ok(())
     }
@@ -194,7 +199,10 @@ impl State {
     pub(super) fn drop_database(&mut self, database: &str) {
         self.schemas.remove_database(database);
         self.retentions.remove(database);
-        self.dropped |= self.databases.remove(database).is_some();
+        if let Some(tables) = self.databases.remove(database) {
+            self.dropped = true;
+            self.live_bytes -= tables.values().map(|table| table.live.bytes()).sum::<usize>();
+        }
     }
 
     /// Sets what a database keeps.
@@ -240,7 +248,7 @@ impl State {
 
     /// Bytes of rows that no checkpoint was asked to hold.
     pub(super) fn live_bytes(&self) -> usize {
-        self.databases.values().flat_map(BTreeMap::values).map(|table| table.live.bytes()).sum()
+        self.live_bytes
     }
 
     /// A table as it is now, or `None` if there is no such table.
@@ -287,7 +295,7 @@ impl State {
             let tables = databases.get(database).into_iter().flat_map(BTreeMap::values);
             retention.forget_idle_cuts(tables.flat_map(|table| &table.files).map(|file| &file.entry));
         });
-        (self.oldest, self.dropped) = (None, false);
+        (self.oldest, self.dropped, self.live_bytes) = (None, false, 0);
         self.retry_at = Some(retry_at);
         let (schemas, retentions) = (self.schemas.clone(), self.retentions.clone());
         Ok(Frozen { position: self.applied, schemas, retentions, parts })
