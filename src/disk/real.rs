@@ -106,7 +106,11 @@ impl DiskFile for RealFile {
         };
         let there = if buffer.len() <= AT_ONCE { read_cached(&file, offset, &mut buffer) } else { 0 };
         if there == buffer.len() {
-            return Box::pin(std::future::ready(Ok(buffer.freeze())));
+            return Box::pin(async move {
+                // Who reads a whole file in a loop must not hold its thread until the end.
+                tokio::task::yield_now().await;
+                Ok(buffer.freeze())
+            });
         }
         on_thread(move || {
             let mut filled = there;

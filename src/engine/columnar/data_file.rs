@@ -41,7 +41,7 @@ const UNFINISHED: &str = ".tmp";
 pub(super) const DAY: i64 = 86_400_000_000_000;
 /// Most others of which a file remembers whether they share points with it.
 #[cfg(feature = "sql")]
-const MOST_APART: usize = 256;
+const MOST_APART: usize = 4_096;
 
 /// What the manifest says of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,11 +136,9 @@ impl DataFile {
     pub(super) fn note_apart(&self, other: &Self, apart: bool) {
         let (at, of) = if self.entry.hash < other.entry.hash { (self, other) } else { (other, self) };
         let mut known = at.apart.lock().unwrap_or_else(PoisonError::into_inner);
-        // Most of those that it knew are gone by then.
-        if known.len() >= MOST_APART {
-            known.clear();
+        if known.len() < MOST_APART {
+            known.insert(of.entry.hash, apart);
         }
-        known.insert(of.entry.hash, apart);
     }
 
     /// Writes a file: beside it, fsync, footer read back, rename. Its name is durable only after

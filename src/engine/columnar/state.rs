@@ -201,7 +201,8 @@ impl State {
         self.retentions.remove(database);
         if let Some(tables) = self.databases.remove(database) {
             self.dropped = true;
-            self.live_bytes -= tables.values().map(|table| table.live.bytes()).sum::<usize>();
+            let gone: usize = tables.values().map(|table| table.live.bytes()).sum();
+            self.live_bytes = self.live_bytes.saturating_sub(gone);
         }
     }
 

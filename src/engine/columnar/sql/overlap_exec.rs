@@ -22,6 +22,7 @@ use datafusion::{
     },
 };
 use futures::StreamExt;
+use tokio::time::Instant;
 
 use super::guard::pieces;
 use crate::engine::columnar::merge::{Windows, merge, times};
@@ -173,21 +174,22 @@ impl Run {
     }
 }
 
-/// Whether a point is in two of a step's inputs.
-pub(super) async fn repeats(step: Step, context: &Arc<TaskContext>) -> Result<bool> {
+/// Whether a point is in two of a step's inputs; `None` if that is not known by then.
+pub(super) async fn repeats(step: Step, until: Instant, context: &Arc<TaskContext>) -> Result<Option<bool>> {
     let mut cursors = cursors(&step, context)?;
-    loop {
+    while Instant::now() < until {
         let rows = complete_rows(&step, &mut cursors).await?;
         if rows.is_empty() {
-            return Ok(false);
+            return Ok(Some(false));
         }
         let count = |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum::<usize>();
         if count(&merge(&step.schema, &rows)?) < count(&rows) {
-            return Ok(true);
+            return Ok(Some(true));
         }
         // Planning is over when nobody waits for it any more.
         tokio::task::yield_now().await;
     }
+    Ok(None)
 }
 
 fn cursors(step: &Step, context: &Arc<TaskContext>) -> Result<Vec<Cursor>> {

@@ -155,7 +155,10 @@ fn spans(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
     let mut spans: Vec<Range<u64>> = Vec::new();
     for range in ranges {
         match spans.last_mut() {
-            Some(last) if range.start <= last.end.saturating_add(GAP) && range.end - last.start <= SPAN => {
+            Some(last)
+                if range.start < last.end
+                    || range.start - last.end <= GAP && range.end.saturating_sub(last.start) <= SPAN =>
+            {
                 last.end = last.end.max(range.end);
             }
             _ => spans.push(range),

@@ -192,7 +192,7 @@ impl Scan<'_> {
                 let (first, last) = part.whole();
                 if part.floor <= first && !zones.touch(first, last) {
                     files.push(Reading::whole(file));
-                } else {
+                } else if !zones.cover(first.max(part.floor), last) {
                     cut.push((file, part.floor));
                 }
             }

@@ -11,7 +11,7 @@ use arrow_array::{
     Array, ArrayRef, BooleanArray, DictionaryArray, Int32Array, RecordBatch, StringArray, cast::AsArray,
     types::Int32Type,
 };
-use arrow_buffer::BooleanBuffer;
+use arrow_buffer::{BooleanBuffer, BooleanBufferBuilder};
 use arrow_cast::cast;
 use arrow_ord::cmp::eq;
 use arrow_schema::{DataType, Field, Schema, SchemaRef};
@@ -75,17 +75,24 @@ impl Condition {
     }
 
     /// What it is true of, in order; `None` if it cannot be judged apart from the others, which may keep it
-    /// from being asked about a text.
-    fn judge(&self, texts: &ArrayRef) -> Option<BooleanBuffer> {
+    /// from being asked about a text. So many at a time as a batch has rows: what is made of each of them
+    /// may be long.
+    fn judge(&self, texts: &ArrayRef, rows: usize) -> Option<BooleanBuffer> {
         let schema = Arc::new(Schema::new(vec![self.field.clone()]));
-        let batch = RecordBatch::try_new(schema, vec![texts.clone()]).ok()?;
-        let judged = self.of_text.evaluate(&batch).ok()?.into_array(texts.len()).ok()?;
-        let judged = judged.as_boolean_opt()?;
-        // What is not known is not true.
-        Some(match judged.nulls() {
-            Some(known) => judged.values() & known.inner(),
-            None => judged.values().clone(),
-        })
+        let mut allowed = BooleanBufferBuilder::new(texts.len());
+        let rows = rows.max(1);
+        for start in (0..texts.len()).step_by(rows) {
+            let some = texts.slice(start, rows.min(texts.len() - start));
+            let batch = RecordBatch::try_new(schema.clone(), vec![some]).ok()?;
+            let judged = self.of_text.evaluate(&batch).ok()?.into_array(batch.num_rows()).ok()?;
+            let judged = judged.as_boolean_opt()?;
+            // What is not known is not true.
+            match judged.nulls() {
+                Some(known) => allowed.append_buffer(&(judged.values() & known.inner())),
+                None => allowed.append_buffer(judged.values()),
+            }
+        }
+        Some(allowed.finish())
     }
 }
 
@@ -183,9 +190,10 @@ impl ExecutionPlan for TagFilterExec {
     }
 
     fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
+        let rows = context.session_config().batch_size();
         let batches = self.of.execute(partition, context)?;
         let mut judges: Vec<Judge> =
-            self.conditions.iter().map(|(at, condition)| Judge::new(*at, condition)).collect();
+            self.conditions.iter().map(|(at, condition)| Judge::new(*at, condition, rows)).collect();
         let schema = self.schema.clone();
         let left = batches.map(move |batch| narrow(&batch?, &mut judges, &schema));
         let left = left.try_filter(|batch| ready(batch.num_rows() > 0));
@@ -197,6 +205,8 @@ impl ExecutionPlan for TagFilterExec {
 struct Judge {
     at: usize,
     condition: Condition,
+    /// Of a batch.
+    rows: usize,
     /// Of a row without this tag.
     of_none: bool,
     texts: Option<ArrayRef>,
@@ -204,21 +214,21 @@ struct Judge {
 }
 
 impl Judge {
-    fn new(at: usize, condition: &Condition) -> Self {
+    fn new(at: usize, condition: &Condition, rows: usize) -> Self {
         let none: ArrayRef = Arc::new(StringArray::new_null(1));
-        let of_none = condition.judge(&none).is_none_or(|allowed| allowed.value(0));
-        Self { at, condition: condition.clone(), of_none, texts: None, allowed: None }
+        let of_none = condition.judge(&none, rows).is_none_or(|allowed| allowed.value(0));
+        Self { at, condition: condition.clone(), rows, of_none, texts: None, allowed: None }
     }
 
     /// Which rows of a batch it allows; `None` for all.
-    fn rows(&mut self, batch: &RecordBatch) -> Result<Option<BooleanBuffer>> {
+    fn allowed_of(&mut self, batch: &RecordBatch) -> Result<Option<BooleanBuffer>> {
         let codes = batch.columns().get(self.at).and_then(|column| column.as_dictionary_opt::<Int32Type>());
         let Some(codes) = codes else {
             return Err(DataFusionError::Internal("a tag that was to come in codes does not".into()));
         };
         let same = |texts: &ArrayRef| texts.to_data().ptr_eq(&codes.values().to_data());
         if !self.texts.as_ref().is_some_and(same) {
-            self.allowed = self.condition.judge(codes.values());
+            self.allowed = self.condition.judge(codes.values(), self.rows);
             self.texts = Some(codes.values().clone());
         }
         self.allowed.as_ref().map(|allowed| self.of_codes(codes, allowed)).transpose()
@@ -255,7 +265,7 @@ impl Judge {
 fn narrow(batch: &RecordBatch, judges: &mut [Judge], schema: &SchemaRef) -> Result<RecordBatch> {
     let mut allowed: Option<BooleanBuffer> = None;
     for judge in judges {
-        if let Some(rows) = judge.rows(batch)? {
+        if let Some(rows) = judge.allowed_of(batch)? {
             allowed = Some(match allowed {
                 Some(allowed) => &allowed & &rows,
                 None => rows,

@@ -4,11 +4,11 @@
 //! and yet no point is written twice. Files never change, so whether two of them share a point is found out
 //! once, by the first query that needs to know, and remembered as long as both are there.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::{Arc, OnceLock};
 
 use datafusion::{error::Result, execution::TaskContext};
 use futures::{FutureExt, StreamExt, future::BoxFuture};
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, timeout_at};
 
 use super::{LOOKS, Part, Scan, Source, groups::rows_between};
 use crate::engine::columnar::{data_file::DataFile, overlap::Stretch, sql::overlap_exec::repeats};
@@ -27,12 +27,20 @@ struct Pair<'a> {
     other: &'a Arc<DataFile>,
     from: i64,
     to: i64,
+    /// What this query found out.
+    found: OnceLock<bool>,
 }
 
 impl Pair<'_> {
     /// Whether they have no point in common, if that is known.
     fn apart(&self) -> Option<bool> {
-        self.one.apart_from(self.other)
+        self.found.get().copied().or_else(|| self.one.apart_from(self.other))
+    }
+
+    /// Whether what both say of their pages is known: to read whole files only to compare them is not worth it.
+    fn can_be_compared(&self) -> bool {
+        let is_known = |file: &DataFile| file.metadata.get().is_some() || !file.entry.windows.is_empty();
+        is_known(self.one) && is_known(self.other)
     }
 }
 
@@ -46,15 +54,20 @@ impl Scan<'_> {
     ) -> Result<Vec<Stretch>> {
         let until = Instant::now() + COMPARING_TIME;
         let pairs: Vec<Option<Vec<Pair>>> = shared.iter().map(|stretch| pairs(parts, stretch)).collect();
-        let unknown = || pairs.iter().flatten().flatten().filter(|pair| pair.apart().is_none());
-        let mut files: BTreeSet<_> = BTreeSet::new();
-        let unknown_files = unknown().flat_map(|pair| [pair.one, pair.other]);
-        self.look_into(unknown_files.filter(|file| files.insert(file.entry.hash))).await?;
-        let comparisons: Vec<BoxFuture<'_, Result<()>>> =
-            unknown().map(|pair| self.compare(pair, until, context).boxed()).collect();
-        let mut comparisons = futures::stream::iter(comparisons).buffer_unordered(LOOKS);
-        while let Some(compared) = comparisons.next().await {
-            compared?;
+        let unknown = || {
+            let each = pairs.iter().flatten().flatten();
+            each.filter(|pair| pair.apart().is_none() && pair.can_be_compared())
+        };
+        // One query compares at a time; others find what it found.
+        if unknown().next().is_some()
+            && let Ok(_comparing) = timeout_at(until, self.table.digests.making.lock()).await
+        {
+            let comparisons: Vec<BoxFuture<'_, Result<()>>> =
+                unknown().map(|pair| self.compare(pair, until, context).boxed()).collect();
+            let mut comparisons = futures::stream::iter(comparisons).buffer_unordered(LOOKS);
+            while let Some(compared) = comparisons.next().await {
+                compared?;
+            }
         }
         let are_apart =
             |pairs: &Option<Vec<Pair>>| pairs.iter().flatten().all(|pair| pair.apart() == Some(true));
@@ -72,15 +85,20 @@ impl Scan<'_> {
         for file in [pair.one, pair.other] {
             rows += rows_between(&self.table.disk, file, pair.from, pair.to).await?;
         }
-        if rows > COMPARED_ROWS {
-            return Ok(());
+        let repeats = if rows > COMPARED_ROWS {
+            Some(true)
+        } else {
+            // Nothing but what makes a point, and all of it.
+            let scan = Scan { projection: Vec::new(), all: None, identity: None, limit: None, ..*self };
+            let part = |file: &Arc<DataFile>| Part { source: Source::File(file.clone()), floor: i64::MIN };
+            let (one, other) = (part(pair.one), part(pair.other));
+            repeats(scan.step(pair.from, pair.to, &[&one, &other])?, until, context).await?
+        };
+        if let Some(repeats) = repeats {
+            pair.one.note_apart(pair.other, !repeats);
+            // Somebody else cannot have been faster.
+            let _ = pair.found.set(!repeats);
         }
-        // Nothing but what makes a point, and all of it.
-        let scan = Scan { projection: Vec::new(), all: None, identity: None, limit: None, ..*self };
-        let part = |file: &Arc<DataFile>| Part { source: Source::File(file.clone()), floor: i64::MIN };
-        let (one, other) = (part(pair.one), part(pair.other));
-        let repeats = repeats(scan.step(pair.from, pair.to, &[&one, &other])?, context).await?;
-        pair.one.note_apart(pair.other, !repeats);
         Ok(())
     }
 }
@@ -101,7 +119,7 @@ fn pairs<'a>(parts: &'a [Part], stretch: &Stretch) -> Option<Vec<Pair<'a>>> {
             let from = one.entry.min_time.max(other.entry.min_time);
             let to = one.entry.max_time.min(other.entry.max_time);
             if from <= to {
-                pairs.push(Pair { one, other, from, to });
+                pairs.push(Pair { one, other, from, to, found: OnceLock::new() });
             }
         }
     }

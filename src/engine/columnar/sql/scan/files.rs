@@ -46,10 +46,8 @@ impl Scan<'_> {
         let conditions: Vec<Condition> = conditions.filter_map(Result::transpose).collect::<Result<_>>()?;
         let (mut coded, mut plain) = (Vec::new(), Vec::new());
         let names: HashSet<String> = tags.iter().map(|&tag| schema.field(tag).name().clone()).collect();
-        if !conditions.is_empty() {
-            self.look_into(files.iter().map(|reading| &reading.file)).await?;
-        }
         for reading in files {
+            // A file that nobody has read yet is not read here to know: most may never be.
             let known = reading.file.metadata.get();
             match known.is_some_and(|known| !conditions.is_empty() && are_in_codes(known, &names)) {
                 true => coded.push(reading),

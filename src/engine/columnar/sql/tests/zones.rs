@@ -153,3 +153,49 @@ async fn only_row_groups_that_reach_into_an_overlap_are_read_with_care() {
     assert!(rows_of("DataSourceExec") > 18_000, "{plan}");
     assert_eq!(csv(&engine, "select count(*) as n, sum(a) as s from cpu").await, "n,s\n20380,30620.0\n");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_have_no_point_in_common_are_not_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path()).await;
+    let mut seq = 0;
+    let mut write = |rows: &[Row]| {
+        seq += 1;
+        engine.apply(at(seq), &batch("db", rows)).unwrap();
+    };
+    let rows = |times: std::ops::Range<i64>, host, a: f64| -> Vec<Row> {
+        times.map(|n| (n, host, Some(a), None)).collect()
+    };
+    // The same times in the middle, of another host.
+    write(&rows(0..600, "x", 1.0));
+    flush(&engine).await;
+    write(&rows(500..1_200, "y", 1.0));
+    flush(&engine).await;
+    let count = async |n: u64, sum: f64| {
+        let found = csv(&engine, "select count(*) as n, sum(a) as s from cpu").await;
+        assert_eq!(found, format!("n,s\n{n},{sum:.1}\n"));
+        let found = csv(&engine, "select count(*) as n from cpu").await;
+        assert_eq!(found, format!("n\n{n}\n"));
+        csv(&engine, "explain select time, host, a from cpu").await.contains("OverlapExec")
+    };
+    // Not before something is known of both files.
+    count(1_300, 1_300.0).await;
+    assert!(!count(1_300, 1_300.0).await, "two files without a point in common are merged");
+    // A third one: nothing in common with the first, and one point with the second.
+    write(&[rows(550..600, "z", 1.0), vec![(700, "y", Some(5.0), None)]].concat());
+    flush(&engine).await;
+    count(1_350, 1_354.0).await;
+    assert!(count(1_350, 1_354.0).await, "a point that is in two files is counted twice before long");
+    // In the first stretch, of which nothing was in common: memory is never known to be apart.
+    write(&[(100, "x", Some(3.0), None)]);
+    assert!(count(1_350, 1_356.0).await);
+    flush(&engine).await;
+    count(1_350, 1_356.0).await;
+    count(1_350, 1_356.0).await;
+    let y = csv(
+        &engine,
+        "select count(*) as n, max(a) as m from cpu where host = 'y' and time >= to_timestamp_nanos(600)",
+    )
+    .await;
+    assert_eq!(y, "n,m\n600,5.0\n");
+}
