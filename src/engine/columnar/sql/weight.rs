@@ -23,8 +23,8 @@ const MAX_STEP: u64 = 200_000;
 const MAX_CONSTANT_TEXT: u64 = 1 << 20;
 /// Constants up to this length are not counted as text: what they take in a row is a column's.
 const SHORT: usize = 256;
-/// Bytes of constant text in one batch.
-const BATCH_TEXT: u64 = 32 << 20;
+/// Bytes of constant text in one batch. Each partition may have two or three at a time.
+const BATCH_TEXT: u64 = 8 << 20;
 /// Functions that are rewritten with an argument copied.
 const COPYING: [&str; 7] = ["coalesce", "nvl", "nvl2", "ifnull", "nullif", "greatest", "least"];
 
