@@ -8,15 +8,15 @@ use std::sync::{Arc, OnceLock};
 
 use datafusion::{error::Result, execution::TaskContext};
 use futures::{FutureExt, StreamExt, future::BoxFuture};
-use tokio::time::{Duration, Instant, timeout_at};
+use tokio::time::{Duration, Instant};
 
 use super::{LOOKS, Part, Scan, Source, groups::rows_between};
 use crate::engine::columnar::{data_file::DataFile, overlap::Stretch, sql::overlap_exec::repeats};
 
 /// How long a query compares files, about: those that it does not come to are merged as if they shared points.
 const COMPARING_TIME: Duration = Duration::from_secs(2);
-/// Most rows of two files between the same times that are compared. To merge them costs as much each time, so
-/// where more overlap, as when old data are written again, they mostly do share points.
+/// Most rows of two files between the same times that are compared: of those that overlap more, as when old data
+/// are written again, most do share points, and to find that out costs as much as to merge them.
 const COMPARED_ROWS: u64 = 1 << 18;
 /// Most files of a stretch: each is compared with each.
 const COMPARED_FILES: usize = 8;
@@ -58,9 +58,9 @@ impl Scan<'_> {
             let each = pairs.iter().flatten().flatten();
             each.filter(|pair| pair.apart().is_none() && pair.can_be_compared())
         };
-        // One query compares at a time; others find what it found.
+        // One query at a time, and nobody waits for it: to merge once more is cheaper.
         if unknown().next().is_some()
-            && let Ok(_comparing) = timeout_at(until, self.table.digests.making.lock()).await
+            && let Ok(_comparing) = self.table.digests.making.try_lock()
         {
             let comparisons: Vec<BoxFuture<'_, Result<()>>> =
                 unknown().map(|pair| self.compare(pair, until, context).boxed()).collect();
