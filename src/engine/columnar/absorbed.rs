@@ -84,7 +84,7 @@ mod tests {
     fn told(table: &str, kind: FieldType) -> Schemas {
         let schema = TableSchema::new([("v".to_owned(), ColumnKind::Field(kind))]).unwrap();
         let mut schemas = Schemas::default();
-        schemas.merge("db", table, &schema).unwrap();
+        schemas.merge("db", table, &schema.into()).unwrap();
         schemas
     }
 

@@ -22,6 +22,11 @@ pub(super) struct Assigned {
 }
 
 impl Assigned {
+    /// Applied and reserved.
+    pub(super) fn known(&self) -> Schemas {
+        self.schemas.clone()
+    }
+
     /// Lets a batch in and reserves what it brings, or changes nothing.
     pub(super) fn admit(&mut self, header: &Header) -> Result<(), Refused> {
         let mut next = self.schemas.clone();
@@ -110,7 +115,7 @@ mod tests {
     };
 
     fn header(column: &str, kind: FieldType) -> Header {
-        let schema = TableSchema::new([(column.to_owned(), ColumnKind::Field(kind))]).unwrap();
+        let schema = TableSchema::new([(column.to_owned(), ColumnKind::Field(kind))]).unwrap().into();
         let table = TableHeader { name: "t".into(), schema, assigned: 0, rows: 1, ipc_len: 0 };
         Header { database: "db".into(), tables: vec![table] }
     }

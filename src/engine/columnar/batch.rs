@@ -6,20 +6,20 @@
 //! ```
 //! The head says everything that the writer must know to let a batch in; only `decode` reads rows.
 
-use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_buffer::Buffer;
-use arrow_ipc::MetadataVersion;
-use arrow_schema::{ArrowError, DataType};
+use arrow_schema::ArrowError;
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 
 pub use encode::encode;
 
 use super::schema::{SchemaError, Schemas, TableSchema, check_database_name, check_table_name};
 
+mod decode;
 mod encode;
+mod head;
 
 /// The encoding byte of the payload that [`encode`] makes.
 pub const ENCODING: u8 = 1;
@@ -44,7 +44,7 @@ pub struct TableBatch {
     /// Its name.
     pub table: String,
     /// The columns that these points have: a part of the table's, in their own order.
-    pub schema: TableSchema,
+    pub schema: Arc<TableSchema>,
     /// Fingerprint of the schema that the table had when this was parsed; 0 if it was new.
     pub assigned: u64,
     /// At least one row; the Arrow schema is `schema.to_arrow()`.
@@ -52,7 +52,7 @@ pub struct TableBatch {
 }
 
 /// What a payload says about itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     /// Name of the database.
     pub database: String,
@@ -61,12 +61,12 @@ pub struct Header {
 }
 
 /// What a payload says about one table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableHeader {
     /// Name of the table.
     pub name: String,
     /// Columns of the rows.
-    pub schema: TableSchema,
+    pub schema: Arc<TableSchema>,
     /// Fingerprint of the schema that the table had when the rows were parsed; 0 if it was new.
     pub assigned: u64,
     /// How many rows, at least one.
@@ -102,7 +102,15 @@ impl Batch {
 /// # Errors
 /// The head is malformed or does not fit the payload's length.
 pub fn peek(payload: &Bytes) -> Result<Header, BatchError> {
-    Ok(open(payload)?.0)
+    peek_like(payload, &Schemas::default())
+}
+
+/// As [`peek`], with schemas as in [`decode_like`].
+///
+/// # Errors
+/// As [`peek`].
+pub(super) fn peek_like(payload: &Bytes, known: &Schemas) -> Result<Header, BatchError> {
+    Ok(open(payload, known)?.0)
 }
 
 /// The batch of a payload. Columns share the payload's memory where they are aligned.
@@ -119,109 +127,35 @@ pub fn decode(payload: &Bytes) -> Result<Batch, BatchError> {
 /// # Errors
 /// As [`decode`].
 pub(super) fn decode_like(payload: &Bytes, known: &Schemas) -> Result<Batch, BatchError> {
-    let (header, mut start) = open(payload)?;
+    let (header, mut start) = open(payload, known)?;
+    let whole = Buffer::from(payload.clone());
     let mut tables = Vec::with_capacity(header.tables.len());
-    for mut table in header.tables {
-        if let Some(known) = known.get(&header.database, &table.name)
-            && **known == table.schema
-        {
-            table.schema = TableSchema::clone(known);
-        }
+    for table in header.tables {
+        let len = table.ipc_len as usize;
         // `open` has checked that the lengths add up to the payload's.
-        let end = start + table.ipc_len as usize;
-        let rows = read_rows(&payload.slice(start..end), &table)?;
-        start = end;
+        let rows = decode::rows(&whole.slice_with_length(start, len), table.rows as usize, &table.schema)?;
+        start += len;
         tables.push(TableBatch { table: table.name, schema: table.schema, assigned: table.assigned, rows });
     }
     Ok(Batch { database: header.database, tables })
 }
 
 /// The head, and where the first table's message starts.
-fn open(payload: &Bytes) -> Result<(Header, usize), BatchError> {
+fn open(payload: &Bytes, known: &Schemas) -> Result<(Header, usize), BatchError> {
     let (head_len, rest) = payload.split_first_chunk::<4>().ok_or_else(|| malformed("it has no head"))?;
     let head_len = u32::from_le_bytes(*head_len) as usize;
     let head = rest.get(..head_len).ok_or_else(|| malformed("its head is cut off"))?;
-    let header: Header = rmp_serde::from_slice(head).map_err(|error| malformed(error.to_string()))?;
-    check_database_name(&header.database)?;
-    let mut names = BTreeSet::new();
-    for table in &header.tables {
-        check_table_name(&table.name)?;
-        if table.rows == 0 || !names.insert(&table.name) {
-            return Err(malformed(format!("table {:?} is empty or appears twice", table.name)));
-        }
-    }
+    let header = head::read(head, known)?;
     let start = (4 + head_len).next_multiple_of(ALIGNMENT);
     let body: u64 = header.tables.iter().map(|table| u64::from(table.ipc_len)).sum();
-    if names.is_empty() || start as u64 + body != payload.len() as u64 {
+    if header.tables.is_empty() || start as u64 + body != payload.len() as u64 {
         return Err(malformed("it has no tables or another length than its head says"));
     }
     Ok((header, start))
 }
 
-/// Reads one encapsulated message. Arrow's reader panics on offsets outside of the body, so all of
-/// them are checked first.
-fn read_rows(message: &Bytes, table: &TableHeader) -> Result<RecordBatch, BatchError> {
-    let cut = || malformed("an Arrow message is cut off");
-    let (prefix, rest) = message.split_first_chunk::<8>().ok_or_else(cut)?;
-    let [mark @ .., l0, l1, l2, l3] = *prefix;
-    let metadata_len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-    if mark != CONTINUATION {
-        return Err(malformed("an Arrow message does not start with its mark"));
-    }
-    let metadata = rest.get(..metadata_len).ok_or_else(cut)?;
-    let body = Buffer::from(message.slice(8 + metadata_len..));
-
-    let envelope = arrow_ipc::root_as_message(metadata).map_err(|error| malformed(error.to_string()))?;
-    let batch =
-        envelope.header_as_record_batch().ok_or_else(|| malformed("an Arrow message of another type"))?;
-    let rows = i64::from(table.rows);
-    let schema = table.schema.to_arrow();
-    let (Some(nodes), Some(buffers)) = (batch.nodes(), batch.buffers()) else {
-        return Err(malformed("an Arrow message without columns"));
-    };
-    let plain = batch.compression().is_none()
-        && batch.variadicBufferCounts().is_none_or(|counts| counts.is_empty())
-        && envelope.version() == MetadataVersion::V5;
-    if !plain || batch.length() != rows || nodes.len() != schema.fields().len() {
-        return Err(malformed("rows, columns or coding of an Arrow message differ from the head"));
-    }
-    let bitmap = table.rows.div_ceil(8) as usize;
-    let mut sizes = Vec::with_capacity(buffers.len());
-    for buffer in buffers {
-        let range = usize::try_from(buffer.offset()).ok().zip(usize::try_from(buffer.length()).ok());
-        match range {
-            Some((offset, len)) if offset.checked_add(len).is_some_and(|end| end <= body.len()) => {
-                sizes.push(len)
-            }
-            _ => return Err(malformed("a column lies outside of its Arrow message")),
-        }
-    }
-    let mut sizes = sizes.into_iter();
-    for (field, node) in schema.fields().iter().zip(nodes) {
-        let nulls = node.null_count();
-        let validity = sizes.next().unwrap_or(0);
-        let values = sizes.next();
-        // Of offsets Arrow asserts that they are whole; text has a third buffer, the bytes.
-        let whole = match field.data_type() {
-            DataType::Utf8 => values == Some((table.rows as usize + 1) * 4) && sizes.next().is_some(),
-            _ => values.is_some(),
-        };
-        if !whole || node.length() != rows || !(0..=rows).contains(&nulls) || (nulls > 0 && validity < bitmap)
-        {
-            return Err(malformed(format!("column {:?} does not have the rows it should", field.name())));
-        }
-    }
-    if sizes.next().is_some() {
-        return Err(malformed("an Arrow message with more buffers than columns have"));
-    }
-    Ok(arrow_ipc::reader::read_record_batch(
-        &body,
-        batch,
-        schema,
-        &HashMap::new(),
-        None,
-        &MetadataVersion::V5,
-    )?)
+fn length(len: usize) -> Result<u32, BatchError> {
+    u32::try_from(len).map_err(|_| malformed("a part is longer than 4 GiB"))
 }
 
 fn malformed(reason: impl Into<String>) -> BatchError {
@@ -254,7 +188,7 @@ pub(super) mod tests {
             Arc::new(StringArray::from(vec![None, Some(""), Some("text")])),
         ];
         let rows = RecordBatch::try_new(schema.to_arrow(), columns).unwrap();
-        let one = TableBatch { table: "cpu".into(), schema, assigned: 7, rows };
+        let one = TableBatch { table: "cpu".into(), schema: schema.into(), assigned: 7, rows };
         let two = TableBatch { table: "mem, or ory".into(), rows: one.rows.slice(1, 2), ..one.clone() };
         Batch { database: "home".into(), tables: vec![one, two] }
     }
@@ -312,7 +246,7 @@ pub(super) mod tests {
         let time: ArrayRef = Arc::new(TimestampNanosecondArray::from(vec![Some(1), None]));
         let rows =
             RecordBatch::try_new(Arc::new(arrow_schema::Schema::new(vec![field])), vec![time]).unwrap();
-        let table = TableBatch { table: "t".into(), schema, assigned: 0, rows };
+        let table = TableBatch { table: "t".into(), schema: schema.into(), assigned: 0, rows };
         let payload = encode(&Batch { database: "home".into(), tables: vec![table] }).unwrap();
         assert!(matches!(decode(&payload), Err(BatchError::Arrow(_))));
     }

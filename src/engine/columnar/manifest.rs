@@ -139,7 +139,7 @@ mod tests {
 
     fn sample() -> Manifest {
         let mut schemas = Schemas::default();
-        schemas.merge("db", "t", &TableSchema::default()).unwrap();
+        schemas.merge("db", "t", &TableSchema::default().into()).unwrap();
         let file = FileEntry {
             database: "db".into(),
             table: "t".into(),

@@ -12,7 +12,7 @@ use arrow_array::{
     cast::AsArray,
     types::{Float64Type, Int64Type, TimestampNanosecondType, UInt64Type},
 };
-use arrow_schema::{ArrowError, SchemaRef};
+use arrow_schema::{ArrowError, DataType, SchemaRef};
 
 use super::{
     batch::TableBatch,
@@ -40,6 +40,21 @@ pub(super) fn width(schema: &TableSchema) -> usize {
     schema.columns().iter().map(|(_, kind)| of(kind)).sum()
 }
 
+/// Bytes of a column's values and nulls.
+fn size(column: &ArrayRef) -> Result<usize, ArrowError> {
+    let rows = column.len();
+    let values = match column.data_type() {
+        DataType::Float64 | DataType::Int64 | DataType::UInt64 | DataType::Timestamp(..) => 8 * rows,
+        DataType::Utf8 => {
+            let offsets = column.as_string_opt::<i32>().map(|texts| texts.value_offsets());
+            let ends = offsets.and_then(|offsets| Some((*offsets.first()?, *offsets.last()?)));
+            4 * (rows + 1) + ends.map_or(0, |(start, end)| (end - start) as usize)
+        }
+        _ => return column.to_data().get_slice_memory_size(),
+    };
+    Ok(values + column.nulls().map_or(0, |_| rows.div_ceil(8)))
+}
+
 /// Rows of one table in the order in which they were written.
 #[derive(Debug, Default)]
 pub(super) struct Memtable {
@@ -65,10 +80,10 @@ pub(super) struct Rows {
 impl Memtable {
     /// Adds rows. `schema` is the table's, which has every column of the batch.
     pub(super) fn append(&mut self, schema: &Arc<TableSchema>, batch: &TableBatch) -> Result<(), ArrowError> {
-        let size = |column: &ArrayRef| column.to_data().get_slice_memory_size();
         let own = batch.rows.columns().iter().map(size).sum::<Result<usize, _>>()?;
+        let alike = Arc::ptr_eq(&batch.schema, schema);
         // Columns of the table that the batch does not have are filled with nulls in an open chunk.
-        let absent = width(schema).saturating_sub(width(&batch.schema));
+        let absent = if alike { 0 } else { width(schema).saturating_sub(width(&batch.schema)) };
         let bytes = own + batch.rows.num_rows() * absent;
         if batch.rows.num_rows() >= LARGE_BATCH || bytes >= CHUNK_BYTES {
             self.bytes += own;
@@ -246,9 +261,11 @@ impl Chunk {
         let rows = batch.rows.num_rows();
         let time = batch.rows.columns().first();
         let time = time.and_then(|c| c.as_primitive_opt::<TimestampNanosecondType>()).ok_or_else(wrong)?;
+        let alike = Arc::ptr_eq(&batch.schema, &self.schema);
         let mut given = Vec::with_capacity(self.columns.len());
         for ((name, _), column) in self.schema.columns().iter().zip(&self.columns) {
-            let values = batch.schema.position(name).and_then(|at| batch.rows.columns().get(at + 1));
+            let place = if alike { Some(given.len()) } else { batch.schema.position(name) };
+            let values = place.and_then(|at| batch.rows.columns().get(at + 1));
             if values.is_some_and(|values| !column.takes(values)) {
                 return Err(wrong());
             }
@@ -364,7 +381,7 @@ mod tests {
             arrays.push(Arc::new(StringArray::from(vec!["x"; time.len()])));
         }
         let rows = RecordBatch::try_new(schema.to_arrow(), arrays).unwrap();
-        TableBatch { table: "t".into(), schema, assigned: 0, rows }
+        TableBatch { table: "t".into(), schema: schema.into(), assigned: 0, rows }
     }
 
     #[test]
@@ -388,13 +405,13 @@ mod tests {
     fn columns_come_later_and_snapshots_do_not_change() {
         let mut table = Memtable::default();
         let one = batch(&[("host", ColumnKind::Tag)], &[3, 1]);
-        table.append(&Arc::new(one.schema.clone()), &one).unwrap();
+        table.append(&one.schema, &one).unwrap();
         let before = table.snapshot().unwrap();
         assert!(Arc::ptr_eq(&before[0], &table.snapshot().unwrap()[0]), "not copied twice");
         let two = batch(&[("host", ColumnKind::Tag), ("s", ColumnKind::Field(FieldType::String))], &[9]);
-        table.append(&Arc::new(two.schema.clone()), &two).unwrap();
+        table.append(&two.schema, &two).unwrap();
         // A batch without the new column fits the wider chunk.
-        table.append(&Arc::new(two.schema.clone()), &one).unwrap();
+        table.append(&two.schema, &one).unwrap();
         assert_eq!(before[0].batch().num_rows(), 2);
         assert_eq!(before[0].range(), (1, 3));
         let now = table.snapshot().unwrap();
@@ -422,11 +439,11 @@ mod tests {
     fn large_batches_and_full_chunks_are_not_copied() {
         let mut table = Memtable::default();
         let large = batch(&[("host", ColumnKind::Tag)], &vec![5; LARGE_BATCH]);
-        table.append(&Arc::new(large.schema.clone()), &large).unwrap();
+        table.append(&large.schema, &large).unwrap();
         assert!(Arc::ptr_eq(table.snapshot().unwrap()[0].batch().column(1), large.rows.column(1)));
         let small = batch(&[("host", ColumnKind::Tag)], &vec![5; 10_000]);
         for _ in 0..8 {
-            table.append(&Arc::new(small.schema.clone()), &small).unwrap();
+            table.append(&small.schema, &small).unwrap();
         }
         let sizes: Vec<_> = table.take().unwrap().iter().map(|rows| rows.batch().num_rows()).collect();
         assert_eq!(sizes, [LARGE_BATCH, 70_000, 10_000]);

@@ -200,7 +200,9 @@ impl StorageEngine for ColumnarEngine {
             return Err(Refused::Invalid(format!("this engine does not know encoding {encoding}")));
         }
         let invalid = |e: batch::BatchError| Refused::Invalid(e.to_string());
-        let header = batch::peek(payload).map_err(invalid)?;
+        let known = self.inner.assigned().known();
+        let header = batch::peek_like(payload, &known).map_err(invalid)?;
+        drop(known);
         if let Some(series) = &self.inner.series {
             let batch = batch::decode(payload).map_err(invalid)?;
             series.check(&batch).map_err(Refused::Invalid)?;

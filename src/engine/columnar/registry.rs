@@ -86,23 +86,31 @@ impl Schemas {
     ///
     /// # Errors
     /// As [`Schemas::conflict`]; nothing was changed.
-    pub fn merge(&mut self, database: &str, table: &str, schema: &TableSchema) -> Result<bool, SchemaError> {
-        if let Some(error) = self.conflict(database, table, schema) {
-            return Err(error);
-        }
+    pub fn merge(
+        &mut self,
+        database: &str,
+        table: &str,
+        schema: &Arc<TableSchema>,
+    ) -> Result<bool, SchemaError> {
         let merged = match self.get(database, table) {
-            Some(assigned) if assigned.covers(schema) => return Ok(false),
+            Some(assigned) if Arc::ptr_eq(assigned, schema) || assigned.covers(schema) => return Ok(false),
             Some(assigned) => {
+                if let Some(error) = assigned.conflict(schema) {
+                    return Err(error.of_table(table));
+                }
                 let mut merged = TableSchema::clone(assigned);
                 for (name, kind) in schema.columns() {
                     merged.add(name, *kind).map_err(|error| error.of_table(table))?;
                 }
-                merged
+                Arc::new(merged)
             }
-            None => schema.clone(),
+            None => {
+                self.check_new_table(database, table)?;
+                Arc::clone(schema)
+            }
         };
         let tables = Arc::make_mut(&mut self.databases).entry(database.to_owned()).or_default();
-        Arc::make_mut(tables).insert(table.to_owned(), Arc::new(merged));
+        Arc::make_mut(tables).insert(table.to_owned(), merged);
         Ok(true)
     }
 
@@ -155,8 +163,9 @@ mod tests {
     const FLOAT: ColumnKind = ColumnKind::Field(FieldType::Float);
     const INT: ColumnKind = ColumnKind::Field(FieldType::Int);
 
-    fn schema(columns: &[(&str, ColumnKind)]) -> TableSchema {
-        TableSchema::new(columns.iter().map(|(name, kind)| ((*name).to_owned(), *kind))).unwrap()
+    fn schema(columns: &[(&str, ColumnKind)]) -> Arc<TableSchema> {
+        let columns = columns.iter().map(|(name, kind)| ((*name).to_owned(), *kind));
+        Arc::new(TableSchema::new(columns).unwrap())
     }
 
     #[test]
@@ -186,7 +195,7 @@ mod tests {
     fn limits_hold() {
         let wide: Vec<_> = (0..MAX_COLUMNS).map(|at| (format!("c{at}"), FLOAT)).collect();
         let mut schemas = Schemas::default();
-        schemas.merge("home", "cpu", &TableSchema::new(wide.clone()).unwrap()).unwrap();
+        schemas.merge("home", "cpu", &Arc::new(TableSchema::new(wide.clone()).unwrap())).unwrap();
         assert!(TableSchema::new(wide.into_iter().chain([("one".into(), FLOAT)])).is_err());
         let error = schemas.conflict("home", "cpu", &schema(&[("one", FLOAT)])).unwrap();
         assert_eq!(error.to_string(), "table \"cpu\" would have more than 1000 columns");

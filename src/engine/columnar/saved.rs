@@ -1,6 +1,9 @@
 //! A checkpoint outside of its engine: what a backup takes of it, and how its rows come back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use arrow_array::RecordBatch;
 use bytes::Bytes;
@@ -180,7 +183,7 @@ impl Saved {
 fn encode(
     database: &str,
     table: &str,
-    schema: &TableSchema,
+    schema: &Arc<TableSchema>,
     rows: RecordBatch,
     made: &mut Vec<Bytes>,
 ) -> Result<(), BatchError> {

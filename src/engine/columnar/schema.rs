@@ -6,6 +6,7 @@
 use std::sync::{Arc, OnceLock};
 
 use arrow_schema::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use rmp::encode::{self, ByteBuf};
 use serde::{Deserialize, Serialize};
 
 pub use super::registry::{Schemas, Tables};
@@ -42,6 +43,8 @@ pub struct TableSchema {
     fingerprint: OnceLock<u64>,
     /// Likewise.
     arrow: OnceLock<SchemaRef>,
+    /// Likewise.
+    encoded: OnceLock<Box<[u8]>>,
 }
 
 /// A name, a column or a table cannot be taken.
@@ -170,7 +173,7 @@ impl TableSchema {
         }
         self.columns.insert(at, (name.to_owned(), kind));
         self.tags += usize::from(kind == ColumnKind::Tag);
-        (self.fingerprint, self.arrow) = (OnceLock::new(), OnceLock::new());
+        (self.fingerprint, self.arrow, self.encoded) = <_>::default();
         // The limit on columns keeps every index within u16.
         self.by_name.insert(slot, u16::try_from(at).unwrap_or(u16::MAX));
         Ok(true)
@@ -196,7 +199,7 @@ impl TableSchema {
     /// True if every column of `other` is here with the same kind.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
-        other.columns.iter().all(|(name, kind)| self.kind(name) == Some(*kind))
+        self == other || other.columns.iter().all(|(name, kind)| self.kind(name) == Some(*kind))
     }
 
     /// 64 bits over names and kinds sorted by name: the same on every node and version, whatever
@@ -226,6 +229,21 @@ impl TableSchema {
             Arc::new(Schema::new(std::iter::once(time).chain(columns).collect::<Vec<_>>()))
         };
         self.arrow.get_or_init(make).clone()
+    }
+
+    /// As serde writes it in MessagePack, which is how it stands in records. Made once; clones have it too.
+    pub(super) fn encoded(&self) -> &[u8] {
+        self.encoded.get_or_init(|| {
+            let mut bytes = ByteBuf::with_capacity(8 + self.columns.len() * 16);
+            // The limits on names and columns keep every length within u32.
+            let Ok(_) = encode::write_array_len(&mut bytes, self.columns.len() as u32);
+            for (name, kind) in &self.columns {
+                let Ok(_) = encode::write_array_len(&mut bytes, 2);
+                let Ok(()) = encode::write_str(&mut bytes, name);
+                let Ok(_) = encode::write_uint(&mut bytes, u8::from(*kind).into());
+            }
+            bytes.into_vec().into()
+        })
     }
 
     /// From Arrow as [`TableSchema::to_arrow`] makes it, also after a detour over Parquet or

@@ -70,6 +70,11 @@ struct Table {
 }
 
 impl Table {
+    /// An empty one.
+    fn since(since: Lsn) -> Self {
+        Self { since, ..Self::default() }
+    }
+
     /// The files that are not all gone.
     fn there(&self, retention: &Retention) -> Vec<Arc<DataFile>> {
         let there = |file: &&Arc<DataFile>| file.entry.max_time >= retention.floor_of(&file.entry);
@@ -161,7 +166,9 @@ impl State {
         for entry in &manifest.files {
             let file = Arc::new(DataFile::new(dir, entry.clone()));
             state.committed.push(file.clone());
-            state.table(&entry.database, &entry.table, Lsn::ZERO).files.push(file);
+            let tables = state.databases.entry(entry.database.clone()).or_default();
+            let table = tables.entry(entry.table.clone()).or_insert_with(|| Table::since(Lsn::ZERO));
+            table.files.push(file);
         }
         state.manifest = Arc::new(manifest);
         state
@@ -178,15 +185,20 @@ impl State {
                 |why: String| EngineError::Broken(format!("record {at}, table {:?}: {why}", part.table));
             self.schemas.merge(database, &part.table, &part.schema).map_err(|e| refused(e.to_string()))?;
         }
+        let schemas = self.schemas.tables(database);
+        let tables = self.databases.entry(database.clone()).or_default();
         for part in &batch.tables {
             let refused =
                 |why: String| EngineError::Broken(format!("record {at}, table {:?}: {why}", part.table));
-            let Some(schema) = self.schemas.get(database, &part.table).cloned() else {
+            let Some(schema) = schemas.and_then(|schemas| schemas.get(&part.table)) else {
                 return Err(refused("it has no schema".into()));
             };
-            let table = self.table(database, &part.table, at);
+            let table = match tables.get_mut(&part.table) {
+                Some(table) => table,
+                None => tables.entry(part.table.clone()).or_insert_with(|| Table::since(at)),
+            };
             let before = table.live.bytes();
-            table.live.append(&schema, part).map_err(|e| refused(e.to_string()))?;
+            table.live.append(schema, part).map_err(|e| refused(e.to_string()))?;
             let more = table.live.bytes() - before;
             table.live_from.get_or_insert(at);
             table.records = Some((table.records.map_or(at, |(first, _)| first), at));
@@ -438,10 +450,5 @@ impl State {
                 (name.to_owned(), retention, files)
             })
             .collect()
-    }
-
-    fn table(&mut self, database: &str, name: &str, since: Lsn) -> &mut Table {
-        let tables = self.databases.entry(database.to_owned()).or_default();
-        tables.entry(name.to_owned()).or_insert_with(|| Table { since, ..Table::default() })
     }
 }

@@ -59,7 +59,7 @@ pub(super) fn table_batch(database: &str, table: &str, rows: &[Row]) -> Operatio
     }
     let schema = TableSchema::new(columns).unwrap();
     let rows = RecordBatch::try_new(schema.to_arrow(), arrays).unwrap();
-    let table = TableBatch { table: table.into(), schema, assigned: 0, rows };
+    let table = TableBatch { table: table.into(), schema: schema.into(), assigned: 0, rows };
     let payload = encode(&Batch { database: database.into(), tables: vec![table] }).unwrap();
     Operation::Batch { encoding: 1, payload }
 }
@@ -314,7 +314,7 @@ async fn schemas_are_judged_before_a_batch_gets_its_position() {
         Arc::new(arrow_array::Int64Array::from(vec![1])),
     ];
     let rows = RecordBatch::try_new(schema.to_arrow(), columns).unwrap();
-    let table = TableBatch { table: "cpu".into(), schema, assigned: 0, rows };
+    let table = TableBatch { table: "cpu".into(), schema: schema.into(), assigned: 0, rows };
     let int = encode(&Batch { database: "db".into(), tables: vec![table] }).unwrap();
 
     engine.admit(1, &float).unwrap();

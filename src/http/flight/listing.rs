@@ -144,7 +144,7 @@ mod tests {
 
     fn schemas(tables: usize, fields: usize) -> Schemas {
         let fields = (0..fields).map(|n| (format!("f{n}"), ColumnKind::Field(FieldType::Float)));
-        let schema = TableSchema::new(fields).unwrap();
+        let schema = TableSchema::new(fields).unwrap().into();
         let mut schemas = Schemas::default();
         for database in ["home", "office"] {
             for table in 0..tables {

@@ -115,7 +115,7 @@ mod columnar {
                 ],
             )
             .unwrap();
-            let table = TableBatch { table: "t".into(), schema, assigned: 0, rows };
+            let table = TableBatch { table: "t".into(), schema: schema.into(), assigned: 0, rows };
             (ENCODING, encode(&Batch { database: database.into(), tables: vec![table] }).unwrap())
         }
 

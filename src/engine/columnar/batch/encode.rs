@@ -12,7 +12,7 @@ use arrow_schema::{DataType, TimeUnit};
 use bytes::Bytes;
 use flatbuffers::FlatBufferBuilder;
 
-use super::{ALIGNMENT, Batch, BatchError, CONTINUATION, Header, TableHeader, malformed};
+use super::{ALIGNMENT, Batch, BatchError, CONTINUATION, head, length, malformed};
 
 /// Bytes of a message before its metadata: the mark and a length.
 const PREFIX: usize = 8;
@@ -22,92 +22,94 @@ const PREFIX: usize = 8;
 /// # Errors
 /// More than 4 GiB, or rows that do not have the columns of their schema.
 pub fn encode(batch: &Batch) -> Result<Bytes, BatchError> {
-    let mut header =
-        Header { database: batch.database.clone(), tables: Vec::with_capacity(batch.tables.len()) };
-    let mut messages = Vec::with_capacity(batch.tables.len());
+    let (mut messages, mut lengths) = (Messages::default(), Vec::with_capacity(batch.tables.len()));
     for table in &batch.tables {
         if table.rows.num_columns() != table.schema.columns().len() + 1 {
             return Err(malformed("rows and schema differ in their columns"));
         }
-        let message = Message::of(&table.rows)?;
-        header.tables.push(TableHeader {
-            name: table.table.clone(),
-            schema: table.schema.clone(),
-            assigned: table.assigned,
-            rows: length(table.rows.num_rows())?,
-            ipc_len: length(message.len())?,
-        });
-        messages.push(message);
+        lengths.push(length(messages.add(&table.rows)?)?);
     }
-    let head = rmp_serde::to_vec(&header).map_err(|error| malformed(error.to_string()))?;
-    let body: usize = messages.iter().map(Message::len).sum();
+    let head = head::write(batch, &lengths)?;
+    let body: usize = lengths.iter().map(|len| *len as usize).sum();
     let mut payload = Vec::with_capacity((4 + head.len()).next_multiple_of(ALIGNMENT) + body);
     payload.extend_from_slice(&length(head.len())?.to_le_bytes());
     payload.extend_from_slice(&head);
     pad(&mut payload);
-    for message in messages {
-        message.write(&mut payload)?;
-    }
+    messages.write(&mut payload);
     Ok(payload.into())
 }
 
-/// An encapsulated Arrow IPC message of one record batch. Every part of it is padded to [`ALIGNMENT`].
-struct Message {
-    metadata: Vec<u8>,
+/// Encapsulated Arrow IPC messages of one record batch each. Every part of them is padded to
+/// [`ALIGNMENT`]. All share what memory they need.
+#[derive(Default)]
+struct Messages {
+    /// What stands before the buffers of each: prefix, metadata, padding.
+    heads: Vec<u8>,
     buffers: Vec<Buffer>,
-    /// Bytes of the buffers.
-    body: usize,
+    /// For each, how many bytes of `heads` and which of `buffers` are its own.
+    parts: Vec<(usize, usize)>,
+    builder: FlatBufferBuilder<'static>,
+    nodes: Vec<FieldNode>,
+    places: Vec<arrow_ipc::Buffer>,
 }
 
-impl Message {
-    fn of(rows: &RecordBatch) -> Result<Self, BatchError> {
-        let mut nodes = Vec::with_capacity(rows.num_columns());
-        let mut buffers = Vec::with_capacity(rows.num_columns() * 3);
+impl Messages {
+    /// Adds a message, and says how long it is.
+    fn add(&mut self, rows: &RecordBatch) -> Result<usize, BatchError> {
+        let (buffers, nodes, places) = (&mut self.buffers, &mut self.nodes, &mut self.places);
+        nodes.clear();
+        places.clear();
+        let first = buffers.len();
         for column in rows.columns() {
             let nulls = column.nulls().filter(|nulls| nulls.null_count() > 0);
             nodes.push(FieldNode::new(of(column.len())?, of(column.null_count())?));
             buffers.push(nulls.map(|nulls| nulls.inner().sliced()).unwrap_or_default());
-            values(column, &mut buffers)?;
+            values(column, buffers)?;
         }
-        let (mut places, mut body) = (Vec::with_capacity(buffers.len()), 0);
-        for buffer in &buffers {
+        let mut body = 0;
+        for buffer in buffers.iter().skip(first) {
             places.push(arrow_ipc::Buffer::new(of(body)?, of(buffer.len())?));
             body += buffer.len().next_multiple_of(ALIGNMENT);
         }
-        let mut builder = FlatBufferBuilder::with_capacity(1024);
-        let places = builder.create_vector(&places);
-        let nodes = builder.create_vector(&nodes);
-        let mut batch = RecordBatchBuilder::new(&mut builder);
+        let builder = &mut self.builder;
+        builder.reset();
+        let places = builder.create_vector(places);
+        let nodes = builder.create_vector(nodes);
+        let mut batch = RecordBatchBuilder::new(builder);
         batch.add_length(of(rows.num_rows())?);
         batch.add_nodes(nodes);
         batch.add_buffers(places);
         let batch = batch.finish().as_union_value();
-        let mut message = MessageBuilder::new(&mut builder);
+        let mut message = MessageBuilder::new(builder);
         message.add_version(MetadataVersion::V5);
         message.add_header_type(MessageHeader::RecordBatch);
         message.add_bodyLength(of(body)?);
         message.add_header(batch);
         let message = message.finish();
         builder.finish(message, None);
-        Ok(Self { metadata: builder.finished_data().to_vec(), buffers, body })
-    }
-
-    fn len(&self) -> usize {
-        (PREFIX + self.metadata.len()).next_multiple_of(ALIGNMENT) + self.body
+        let metadata = builder.finished_data();
+        let head = (PREFIX + metadata.len()).next_multiple_of(ALIGNMENT);
+        self.heads.extend_from_slice(&CONTINUATION);
+        self.heads.extend_from_slice(&length(head - PREFIX)?.to_le_bytes());
+        self.heads.extend_from_slice(metadata);
+        // All before it are padded too.
+        pad(&mut self.heads);
+        self.parts.push((head, buffers.len() - first));
+        Ok(head + body)
     }
 
     /// Behind what is a multiple of [`ALIGNMENT`] long.
-    fn write(&self, payload: &mut Vec<u8>) -> Result<(), BatchError> {
-        let metadata = (PREFIX + self.metadata.len()).next_multiple_of(ALIGNMENT) - PREFIX;
-        payload.extend_from_slice(&CONTINUATION);
-        payload.extend_from_slice(&length(metadata)?.to_le_bytes());
-        payload.extend_from_slice(&self.metadata);
-        pad(payload);
-        for buffer in &self.buffers {
-            payload.extend_from_slice(buffer);
-            pad(payload);
+    fn write(&self, payload: &mut Vec<u8>) {
+        let (mut heads, mut buffers) = (self.heads.as_slice(), self.buffers.iter());
+        for (head, count) in &self.parts {
+            let (own, rest) = heads.split_at_checked(*head).unwrap_or_default();
+            payload.extend_from_slice(own);
+            for buffer in buffers.by_ref().take(*count) {
+                payload.extend_from_slice(buffer);
+                pad(payload);
+            }
+            heads = rest;
         }
-        Ok(())
     }
 }
 
@@ -155,10 +157,6 @@ fn pad(payload: &mut Vec<u8>) {
     payload.resize(payload.len().next_multiple_of(ALIGNMENT), 0);
 }
 
-fn length(len: usize) -> Result<u32, BatchError> {
-    u32::try_from(len).map_err(|_| malformed("a part is longer than 4 GiB"))
-}
-
 fn of(len: usize) -> Result<i64, BatchError> {
     i64::try_from(len).map_err(|_| malformed("a part is longer than 4 GiB"))
 }
@@ -188,11 +186,14 @@ mod tests {
         for offset in 0..whole.num_rows() {
             for len in 1..=whole.num_rows() - offset {
                 let rows = whole.slice(offset, len);
-                let message = Message::of(&rows).unwrap();
+                let mut messages = Messages::default();
+                let lengths = [&rows, &whole].map(|rows| messages.add(rows).unwrap());
                 let mut bytes = Vec::new();
-                message.write(&mut bytes).unwrap();
-                assert_eq!(bytes.len(), message.len());
-                assert_eq!(bytes, by_arrow(&rows), "{len} rows from {offset}");
+                messages.write(&mut bytes);
+                let (one, two) = bytes.split_at(lengths[0]);
+                assert_eq!(two.len(), lengths[1]);
+                assert_eq!(one, by_arrow(&rows), "{len} rows from {offset}");
+                assert_eq!(two, by_arrow(&whole), "behind {len} rows from {offset}");
             }
         }
     }

@@ -24,6 +24,9 @@ const MOST_EXPECTED: usize = 4_096;
 const MOST_EXPECTED_COLUMNS: usize = 32;
 const MOST_EXPECTED_TEXT: usize = 64 << 10;
 
+/// Columns of a table that are looked through by name rather than hashed.
+const FEW: usize = 16;
+
 /// A value of a tag or field.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Value<'a> {
@@ -42,6 +45,7 @@ pub(super) struct TableBuilder {
     /// The table's schema in the registry; None for a new table.
     assigned: Option<Arc<TableSchema>>,
     columns: Vec<Column>,
+    /// Of more than [`FEW`] columns; fewer are looked through.
     by_name: HashMap<String, usize>,
     /// Columns there were when the current row began.
     settled: usize,
@@ -58,15 +62,20 @@ pub(super) struct TableBuilder {
 /// table, and is longer by one if the current row has set it.
 #[derive(Debug)]
 struct Column {
-    name: String,
+    name: Name,
     kind: ColumnKind,
-    /// The registry does not know it.
-    new: bool,
     values: Values,
     /// Values and nulls so far.
     len: usize,
     /// Where nulls are; in order, below the table's rows.
     gaps: Vec<Range<usize>>,
+}
+
+/// The name of a column: at its place in the registry's schema, or here if that does not have it.
+#[derive(Debug, PartialEq)]
+enum Name {
+    Assigned(usize),
+    New(String),
 }
 
 #[derive(Debug)]
@@ -117,14 +126,17 @@ impl TableBuilder {
         kind: ColumnKind,
         budget: &mut Budget<'_>,
     ) -> Result<usize, String> {
-        if let Some((at, column)) = self.by_name.get(name).and_then(|&at| Some((at, self.columns.get(at)?))) {
+        if let Some((at, column)) = self.find(name) {
             if takes(column.kind, kind) {
                 return Ok(at);
             }
             return Err(SchemaError::mismatch(&self.name, name, column.kind, kind).to_string());
         }
-        let assigned = self.assigned.as_ref().and_then(|schema| schema.kind(name));
-        if let Some(assigned) = assigned {
+        let known = self.assigned.as_ref().and_then(|schema| {
+            let at = schema.position(name)?;
+            Some((Name::Assigned(at), schema.columns().get(at)?.1))
+        });
+        if let Some((_, assigned)) = known {
             if !takes(assigned, kind) {
                 return Err(SchemaError::mismatch(&self.name, name, assigned, kind).to_string());
             }
@@ -137,16 +149,30 @@ impl TableBuilder {
         }
         budget.take(self.rows())?;
         budget.take_column()?;
-        self.added += usize::from(assigned.is_none());
+        let (known, kind) = known.unwrap_or_else(|| (Name::New(name.to_owned()), kind));
+        self.added += usize::from(known.is_new());
         let at = self.columns.len();
-        self.columns.push(Column::new(name.to_owned(), assigned.unwrap_or(kind), assigned.is_none()));
-        self.by_name.insert(name.to_owned(), at);
+        self.columns.push(Column::new(known, kind));
+        if at == FEW {
+            let names = self.columns.iter().map(|column| column.name.text(&self.assigned).to_owned());
+            self.by_name.extend(names.zip(0..));
+        } else if at > FEW {
+            self.by_name.insert(name.to_owned(), at);
+        }
         Ok(at)
+    }
+
+    fn find(&self, name: &str) -> Option<(usize, &Column)> {
+        if self.columns.len() > FEW {
+            let at = *self.by_name.get(name)?;
+            return Some((at, self.columns.get(at)?));
+        }
+        self.columns.iter().enumerate().find(|(_, column)| column.name.text(&self.assigned) == name)
     }
 
     /// The type of a column, here or in the registry; `None` if there is no such column yet.
     pub(super) fn kind(&self, name: &str) -> Option<ColumnKind> {
-        let own = self.by_name.get(name).and_then(|&at| self.columns.get(at)).map(|column| column.kind);
+        let own = self.find(name).map(|(_, column)| column.kind);
         own.or_else(|| self.assigned.as_ref()?.kind(name))
     }
 
@@ -188,7 +214,7 @@ impl TableBuilder {
             let len = text.len();
             return Err(format!(
                 "column {:?} would hold a text of {len} bytes: {MAX_TEXT} are possible",
-                column.name
+                column.name.text(&self.assigned)
             ));
         }
         column.pad(row);
@@ -206,9 +232,8 @@ impl TableBuilder {
                 ends.push(end(bytes));
             }
             (_, value) => {
-                return Err(
-                    SchemaError::mismatch(&self.name, &column.name, column.kind, value.kind()).to_string()
-                );
+                let name = column.name.text(&self.assigned);
+                return Err(SchemaError::mismatch(&self.name, name, column.kind, value.kind()).to_string());
             }
         }
         column.len += 1;
@@ -232,7 +257,8 @@ impl TableBuilder {
         }
         let Values::Float(values) = &mut column.values else {
             let float = ColumnKind::Field(FieldType::Float);
-            return Err(SchemaError::mismatch(&self.name, &column.name, column.kind, float).to_string());
+            let name = column.name.text(&self.assigned);
+            return Err(SchemaError::mismatch(&self.name, name, column.kind, float).to_string());
         };
         column.len += floats.len();
         values.extend(floats);
@@ -298,8 +324,8 @@ impl TableBuilder {
     pub(super) fn rollback(&mut self, budget: &mut Budget<'_>) {
         let rows = self.times.len();
         for column in self.columns.drain(self.settled..) {
-            self.by_name.remove(&column.name);
-            self.added -= usize::from(column.new);
+            self.by_name.remove(column.name.text(&self.assigned));
+            self.added -= usize::from(column.name.is_new());
             budget.give(rows);
         }
         for at in self.touched.drain(..) {
@@ -307,48 +333,75 @@ impl TableBuilder {
                 column.cut(rows);
             }
         }
+        if self.columns.len() <= FEW {
+            self.by_name.clear();
+        }
     }
 
     /// The kept rows, and with which lines they came.
     ///
     /// # Errors
     /// Arrow does not take the columns: a bug here or in the parser.
-    pub(super) fn finish(self) -> Result<(TableBatch, Vec<u32>), BodyError> {
+    pub(super) fn finish(mut self) -> Result<(TableBatch, Vec<u32>), BodyError> {
         let broken = |error: &dyn std::fmt::Display| BodyError::Columns(error.to_string());
         let rows = self.times.len();
-        let (tags, fields): (Vec<_>, Vec<_>) =
-            self.columns.into_iter().partition(|column| column.kind == ColumnKind::Tag);
-        let mut names = Vec::with_capacity(tags.len() + fields.len());
-        let mut arrays: Vec<ArrayRef> = Vec::with_capacity(tags.len() + fields.len() + 1);
+        self.columns.sort_by_key(|column| column.kind != ColumnKind::Tag);
+        let in_place = |(at, column): (usize, &Column)| column.name == Name::Assigned(at);
+        let alike = |known: &&Arc<TableSchema>| {
+            known.columns().len() == self.columns.len() && self.columns.iter().enumerate().all(in_place)
+        };
+        let schema = match self.assigned.as_ref().filter(alike) {
+            // What was made of it once is there already.
+            Some(assigned) => Arc::clone(assigned),
+            None => {
+                let name = |column: &Column| (column.name.text(&self.assigned).to_owned(), column.kind);
+                let schema = TableSchema::new(self.columns.iter().map(name));
+                Arc::new(schema.map_err(|error| broken(&error))?)
+            }
+        };
+        let mut arrays: Vec<ArrayRef> = Vec::with_capacity(self.columns.len() + 1);
         arrays.push(Arc::new(TimestampNanosecondArray::from(self.times)));
-        for mut column in tags.into_iter().chain(fields) {
+        for mut column in self.columns {
             column.pad(rows);
-            names.push((std::mem::take(&mut column.name), column.kind));
             arrays.push(column.finish().map_err(|error| broken(&error))?);
         }
-        let schema = match &self.assigned {
-            // What was made of it once is there already.
-            Some(assigned) if assigned.columns() == names => TableSchema::clone(assigned),
-            _ => TableSchema::new(names).map_err(|error| broken(&error))?,
-        };
         let rows = RecordBatch::try_new(schema.to_arrow(), arrays).map_err(|error| broken(&error))?;
         let assigned = self.assigned.map_or(0, |schema| schema.fingerprint());
         Ok((TableBatch { table: self.name, schema, assigned, rows }, self.lines))
     }
 }
 
+impl Name {
+    fn is_new(&self) -> bool {
+        matches!(self, Self::New(_))
+    }
+
+    fn text<'a>(&'a self, assigned: &'a Option<Arc<TableSchema>>) -> &'a str {
+        match self {
+            Self::New(name) => name,
+            Self::Assigned(at) => {
+                let columns = assigned.as_ref().map_or(&[][..], |schema| schema.columns());
+                columns.get(*at).map_or("", |(name, _)| name)
+            }
+        }
+    }
+}
+
 impl Column {
-    fn new(name: String, kind: ColumnKind, new: bool) -> Self {
+    fn new(name: Name, kind: ColumnKind) -> Self {
         let values = match kind {
             ColumnKind::Tag | ColumnKind::Field(FieldType::String) => {
-                Values::Text { ends: vec![0], bytes: Vec::new() }
+                // Most tables of a body that names many have a row or two.
+                let mut ends = Vec::with_capacity(4);
+                ends.push(0);
+                Values::Text { ends, bytes: Vec::new() }
             }
             ColumnKind::Field(FieldType::Float) => Values::Float(Vec::new()),
             ColumnKind::Field(FieldType::Int) => Values::Int(Vec::new()),
             ColumnKind::Field(FieldType::UInt) => Values::UInt(Vec::new()),
             ColumnKind::Field(FieldType::Bool) => Values::Bool(BooleanBufferBuilder::new(0)),
         };
-        Self { name, kind, new, values, len: 0, gaps: Vec::new() }
+        Self { name, kind, values, len: 0, gaps: Vec::new() }
     }
 
     /// Appends nulls up to `rows`.

@@ -6,7 +6,7 @@
 //! Most lines look like the one before: its table and its keys are tried first, by comparing bytes.
 //! Only what differs is taken apart and looked up.
 
-use std::collections::HashMap;
+use std::{borrow::Cow, collections::HashMap};
 
 use super::{
     super::schema::{ColumnKind, MAX_TABLES, SchemaError, Schemas, Tables, check_table_name},
@@ -90,8 +90,8 @@ struct Parser<'a> {
     options: &'a Options,
     /// The database's tables in the registry.
     assigned: Option<&'a Tables>,
-    tables: Vec<Table>,
-    by_name: HashMap<String, usize>,
+    tables: Vec<Table<'a>>,
+    by_name: HashMap<Cow<'a, str>, usize>,
     /// Index of the table of the last line.
     last: usize,
     /// Tables with points that the registry does not know.
@@ -102,14 +102,14 @@ struct Parser<'a> {
 }
 
 /// A table, and what the next line of it is likely to look like.
-struct Table {
+struct Table<'a> {
     builder: TableBuilder,
     /// The measurement as it was spelled first.
-    spelled: Key,
+    spelled: Key<'a>,
     /// The table whose line came after the last line of this one.
     next: usize,
     /// Per column its key as it was spelled first, with the equals sign.
-    keys: Vec<Key>,
+    keys: Vec<Key<'a>>,
     /// Columns of the last line in order.
     tags: Vec<usize>,
     /// The same for fields.
@@ -184,36 +184,40 @@ impl<'a> Parser<'a> {
         }
         let (spelled, escaped) = cursor.measurement();
         let name = plain(spelled, escaped, MEASUREMENT_ESCAPES);
-        let name = std::str::from_utf8(&name).map_err(|_| "the measurement is not valid UTF-8")?;
-        if let Some(&at) = self.by_name.get(name) {
+        let name = match name {
+            Cow::Borrowed(name) => std::str::from_utf8(name).ok().map(Cow::Borrowed),
+            Cow::Owned(name) => String::from_utf8(name).ok().map(Cow::Owned),
+        };
+        let name = name.ok_or("the measurement is not valid UTF-8")?;
+        if let Some(&at) = self.by_name.get(&name) {
             return Ok(at);
         }
-        let assigned = self.assigned.and_then(|tables| tables.get(name)).cloned();
+        let assigned = self.assigned.and_then(|tables| tables.get(&*name)).cloned();
         if assigned.is_none() {
-            check_table_name(name).map_err(|error| error.to_string())?;
+            check_table_name(&name).map_err(|error| error.to_string())?;
             if self.assigned.map_or(0, |tables| tables.len()) + self.new_tables >= MAX_TABLES {
                 return Err(SchemaError::too_many_tables(&self.options.database).to_string());
             }
         }
         let at = self.tables.len();
-        self.by_name.insert(name.to_owned(), at);
         self.tables.push(Table {
-            builder: TableBuilder::new(name.to_owned(), assigned),
+            builder: TableBuilder::new(name.clone().into_owned(), assigned),
             spelled: Key::new(spelled),
             next: at,
             keys: Vec::new(),
             tags: Vec::new(),
             fields: Vec::new(),
         });
+        self.by_name.insert(name, at);
         Ok(at)
     }
 }
 
-impl Table {
+impl<'a> Table<'a> {
     /// Puts the tags and fields behind the measurement; gives the timestamp.
     fn read(
         &mut self,
-        cursor: &mut Cursor<'_>,
+        cursor: &mut Cursor<'a>,
         unescaped: &mut Vec<u8>,
         budget: &mut Budget<'_>,
     ) -> Result<Option<i64>, String> {
@@ -261,7 +265,7 @@ impl Table {
     fn tag(
         &mut self,
         nth: usize,
-        cursor: &mut Cursor<'_>,
+        cursor: &mut Cursor<'a>,
         unescaped: &mut Vec<u8>,
         budget: &mut Budget<'_>,
     ) -> Result<(), String> {
@@ -292,7 +296,7 @@ impl Table {
     fn field(
         &mut self,
         nth: usize,
-        cursor: &mut Cursor<'_>,
+        cursor: &mut Cursor<'a>,
         unescaped: &mut Vec<u8>,
         budget: &mut Budget<'_>,
     ) -> Result<(), String> {
@@ -322,7 +326,7 @@ impl Table {
     fn column(
         &mut self,
         name: &str,
-        spelled: &[u8],
+        spelled: &'a [u8],
         kind: ColumnKind,
         budget: &mut Budget<'_>,
     ) -> Result<usize, String> {
@@ -335,7 +339,7 @@ impl Table {
 
     /// A column's key as the line spells it, for messages.
     fn key_of(&self, at: usize) -> String {
-        let key = self.keys.get(at).map(|key| key.spelled.as_slice()).unwrap_or_default();
+        let key = self.keys.get(at).map(|key| key.spelled).unwrap_or_default();
         quoted(key.strip_suffix(b"=").unwrap_or(key))
     }
 
@@ -351,27 +355,27 @@ impl Table {
 }
 
 /// Bytes that begin a part of a line. Short ones are compared at once.
-struct Key {
-    spelled: Vec<u8>,
+struct Key<'a> {
+    spelled: &'a [u8],
     /// The same with zeros behind, and which bits of it count; none if it is too long.
     short: Option<(u128, u128)>,
 }
 
-impl Key {
-    fn new(spelled: &[u8]) -> Self {
+impl<'a> Key<'a> {
+    fn new(spelled: &'a [u8]) -> Self {
         const LONGEST: usize = 16;
         let mut word = [0; LONGEST];
         let short = word.get_mut(..spelled.len()).map(|place| place.copy_from_slice(spelled));
         let unused = 8 * (LONGEST - spelled.len().min(LONGEST)) as u32;
         let mask = u128::MAX.checked_shr(unused).unwrap_or(0);
-        Self { spelled: spelled.to_vec(), short: short.map(|()| (u128::from_le_bytes(word), mask)) }
+        Self { spelled, short: short.map(|()| (u128::from_le_bytes(word), mask)) }
     }
 
     #[inline]
     fn begins(&self, text: &[u8]) -> bool {
         match (self.short, text.first_chunk()) {
             (Some((word, mask)), Some(text)) => u128::from_le_bytes(*text) & mask == word,
-            _ => text.starts_with(&self.spelled),
+            _ => text.starts_with(self.spelled),
         }
     }
 }

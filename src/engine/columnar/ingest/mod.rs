@@ -11,7 +11,7 @@ mod unpack;
 
 pub use precision::Precision;
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use arrow_array::{Array, RecordBatch};
 use arrow_schema::ArrowError;
@@ -153,7 +153,7 @@ fn only(table: &TableBatch, wanted: Vec<bool>) -> Result<Option<TableBatch>, Bod
         return Ok(Some(TableBatch { rows, ..table.clone() }));
     }
     let named = kept.iter().filter_map(|at| columns.get(*at).cloned());
-    let schema = TableSchema::new(named).map_err(|e| broken(&e))?;
+    let schema = Arc::new(TableSchema::new(named).map_err(|e| broken(&e))?);
     let arrays = [0].into_iter().chain(kept.into_iter().map(|at| at + 1));
     let arrays = arrays.map(|at| rows.column(at).clone()).collect();
     let rows = RecordBatch::try_new(schema.to_arrow(), arrays).map_err(|e| broken(&e))?;

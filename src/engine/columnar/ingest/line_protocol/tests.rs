@@ -1,5 +1,7 @@
 //! What the parser takes and what it refuses.
 
+use std::sync::Arc;
+
 use arrow_array::{
     Array, RecordBatch,
     cast::AsArray,
@@ -241,6 +243,7 @@ fn the_registry_wins_over_the_body() {
     let mut schemas = Schemas::default();
     let columns = [("h", ColumnKind::Tag), ("f", ColumnKind::Field(FieldType::Float))];
     let schema = TableSchema::new(columns.map(|(name, kind)| (name.to_owned(), kind))).unwrap();
+    let schema = Arc::new(schema);
     schemas.merge("home", "m", &schema).unwrap();
     let body = "m,h=a f=3i 1\nm f=t 2\nm h=1 3\nm,f=a g=1 4\nm g=1u 5";
     let parsed = parse(body.as_bytes(), &options(), &schemas, &mut |_| true).unwrap();

@@ -216,7 +216,7 @@ fn types_follow_the_table() {
     ];
     let table = TableSchema::new(kinds.map(|(name, kind)| (name.to_owned(), kind))).unwrap();
     let mut schemas = Schemas::default();
-    schemas.merge("home", "cpu", &table).unwrap();
+    schemas.merge("home", "cpu", &table.into()).unwrap();
     let read = |body: Json| {
         let parsed = read_with(&to_vec(&body).unwrap(), &schemas).unwrap();
         (points(&parsed), parsed.rejected.first().map(|bad| bad.error.clone()).unwrap_or_default())

@@ -1,0 +1,163 @@
+//! The head of a payload in MessagePack:
+//! `[database, [[table, [[column, kind], ..], assigned, rows, length of its message], ..]]`.
+//!
+//! A body may name a thousand tables, and columns seldom change. So the columns of a table are written as
+//! the bytes that its schema keeps, and those of a table that is known are not read but compared.
+
+use std::{collections::HashSet, sync::Arc};
+
+use rmp::{decode, encode};
+
+use super::{
+    super::schema::{ColumnKind, MAX_COLUMNS, MAX_NAME, Schemas, TableSchema},
+    Batch, BatchError, Header, TableBatch, TableHeader, check_database_name, check_table_name, length,
+    malformed,
+};
+
+/// The bytes of a head. `lengths` are those of the tables' messages.
+pub(super) fn write(batch: &Batch, lengths: &[u32]) -> Result<Vec<u8>, BatchError> {
+    let columns = |table: &TableBatch| table.table.len() + table.schema.encoded().len() + 32;
+    let mut head = Vec::with_capacity(80 + batch.tables.iter().map(columns).sum::<usize>());
+    let failed = |error: encode::ValueWriteError| malformed(error.to_string());
+    encode::write_array_len(&mut head, 2).map_err(failed)?;
+    encode::write_str(&mut head, &batch.database).map_err(failed)?;
+    encode::write_array_len(&mut head, length(batch.tables.len())?).map_err(failed)?;
+    for (table, ipc_len) in batch.tables.iter().zip(lengths) {
+        encode::write_array_len(&mut head, 5).map_err(failed)?;
+        encode::write_str(&mut head, &table.table).map_err(failed)?;
+        head.extend_from_slice(table.schema.encoded());
+        encode::write_uint(&mut head, table.assigned).map_err(failed)?;
+        encode::write_uint(&mut head, length(table.rows.num_rows())?.into()).map_err(failed)?;
+        encode::write_uint(&mut head, (*ipc_len).into()).map_err(failed)?;
+    }
+    Ok(head)
+}
+
+/// Reads a head, and the schema of a table that has just these columns in `known` from there.
+///
+/// # Errors
+/// Anything that [`write`] would not have made.
+pub(super) fn read(head: &[u8], known: &Schemas) -> Result<Header, BatchError> {
+    let mut head = head;
+    array_of(&mut head, 2)?;
+    let database = text(&mut head)?;
+    check_database_name(database)?;
+    let known = known.tables(database);
+    let count = decode::read_array_len(&mut head).map_err(wrong)? as usize;
+    // Each takes more than ten bytes, whatever is said about their number.
+    let most = count.min(head.len() / 10);
+    let (mut tables, mut names) = (Vec::with_capacity(most), HashSet::with_capacity(most));
+    for _ in 0..count {
+        array_of(&mut head, 5)?;
+        let name = text(&mut head)?;
+        check_table_name(name)?;
+        let known = known.and_then(|tables| tables.get(name));
+        let schema = match known.map(|known| (known, head.strip_prefix(known.encoded()))) {
+            Some((known, Some(rest))) => {
+                head = rest;
+                Arc::clone(known)
+            }
+            _ => Arc::new(columns(&mut head)?),
+        };
+        let table = TableHeader {
+            name: name.to_owned(),
+            schema,
+            assigned: decode::read_int(&mut head).map_err(wrong)?,
+            rows: decode::read_int(&mut head).map_err(wrong)?,
+            ipc_len: decode::read_int(&mut head).map_err(wrong)?,
+        };
+        if table.rows == 0 || !names.insert(name) {
+            return Err(malformed(format!("table {name:?} is empty or appears twice")));
+        }
+        tables.push(table);
+    }
+    if !head.is_empty() {
+        return Err(malformed("its head is longer than what it says"));
+    }
+    Ok(Header { database: database.to_owned(), tables })
+}
+
+fn columns(head: &mut &[u8]) -> Result<TableSchema, BatchError> {
+    let count = decode::read_array_len(head).map_err(wrong)? as usize;
+    let mut columns = Vec::with_capacity(count.min(MAX_COLUMNS).min(head.len() / 3));
+    for _ in 0..count {
+        array_of(head, 2)?;
+        let name = text(head)?.to_owned();
+        let kind: u8 = decode::read_int(head).map_err(wrong)?;
+        columns.push((name, ColumnKind::try_from(kind)?));
+    }
+    Ok(TableSchema::new(columns)?)
+}
+
+fn array_of(head: &mut &[u8], len: u32) -> Result<(), BatchError> {
+    match decode::read_array_len(head).map_err(wrong)? {
+        found if found == len => Ok(()),
+        found => Err(malformed(format!("{found} things in its head where {len} belong"))),
+    }
+}
+
+/// A name, borrowed.
+fn text<'a>(head: &mut &'a [u8]) -> Result<&'a str, BatchError> {
+    let len = decode::read_str_len(head).map_err(wrong)? as usize;
+    let cut = || malformed("a name in its head is cut off or too long");
+    let (name, rest) = head.split_at_checked(len).filter(|_| len <= MAX_NAME).ok_or_else(cut)?;
+    *head = rest;
+    std::str::from_utf8(name).map_err(wrong)
+}
+
+fn wrong(error: impl std::fmt::Display) -> BatchError {
+    malformed(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::tests::sample, *};
+
+    fn known(batch: &Batch) -> Schemas {
+        let mut known = Schemas::default();
+        for table in &batch.tables {
+            known.merge(&batch.database, &table.table, &table.schema).unwrap();
+        }
+        known
+    }
+
+    /// As serde writes it, and as heads were written before there was [`write`].
+    fn by_serde(batch: &Batch, lengths: &[u32]) -> Vec<u8> {
+        let of = |(table, len): (&TableBatch, &u32)| {
+            let schema = TableSchema::clone(&table.schema);
+            (table.table.clone(), schema, table.assigned, table.rows.num_rows() as u32, *len)
+        };
+        let tables: Vec<_> = batch.tables.iter().zip(lengths).map(of).collect();
+        rmp_serde::to_vec(&(&batch.database, tables)).unwrap()
+    }
+
+    #[test]
+    fn heads_are_those_of_serde_byte_by_byte() {
+        let batch = sample();
+        for lengths in [[0, 127], [128, 65_535], [65_536, u32::MAX]] {
+            let head = write(&batch, &lengths).unwrap();
+            assert_eq!(head, by_serde(&batch, &lengths));
+            let read = read(&head, &Schemas::default()).unwrap();
+            assert_eq!(read.tables.iter().map(|table| table.ipc_len).collect::<Vec<_>>(), lengths);
+        }
+    }
+
+    #[test]
+    fn a_known_schema_is_taken_only_if_it_has_just_these_columns() {
+        let batch = sample();
+        let head = write(&batch, &[8, 16]).unwrap();
+        let same = read(&head, &known(&batch)).unwrap();
+        assert!(Arc::ptr_eq(&same.tables[0].schema, &batch.tables[0].schema));
+        let mut wider = batch.clone();
+        for table in &mut wider.tables {
+            Arc::make_mut(&mut table.schema).add("more", ColumnKind::Tag).unwrap();
+        }
+        let other = read(&head, &known(&wider)).unwrap();
+        assert_eq!(other, same);
+        let none = Schemas::default();
+        for cut in 0..head.len() {
+            assert!(read(&head[..cut], &none).is_err() && read(&head[..cut], &known(&batch)).is_err());
+        }
+        assert!(read(&[&head[..], &[0]].concat(), &none).is_err(), "there is something behind it");
+    }
+}
