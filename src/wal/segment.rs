@@ -153,6 +153,25 @@ impl SegmentHeader {
         crc32c_append(seeded, replicated.get(..RECORD_HEADER).unwrap_or(replicated))
     }
 
+    /// Whether these bytes could begin a record at `offset`, whatever their checksum. All records of a
+    /// segment have one seq more than the one before and take at least [`FOUND`] bytes, epochs never fall,
+    /// and no version has a kind 0. The seqs of a former life are all lower, and of other bytes hardly any
+    /// pass: times, floats and text are far above every seq.
+    fn could_hold(&self, offset: u64, bytes: &[u8]) -> bool {
+        let mut fields = Fields(bytes);
+        let (group, _crc, zero) = (fields.u64(), fields.u32(), fields.u32());
+        let (_len, [kind, ..]) = (fields.u32(), fields.take::<4>());
+        let (epoch, seq) = (fields.u64(), fields.u64());
+        let before = offset.saturating_sub(SEGMENT_HEADER) / FOUND as u64;
+        let seqs = self.first_seq..=self.first_seq.saturating_add(before);
+        zero == 0
+            && kind != 0
+            && epoch >= self.epoch
+            && group <= seq
+            && seqs.contains(&group)
+            && seqs.contains(&seq)
+    }
+
     /// Group and header of the record that starts at the front of `bytes`, if the checksum over
     /// both verifies in this segment. Says nothing about the payload.
     pub(super) fn find(&self, bytes: &[u8]) -> Option<(u64, Result<Header, RecordError>)> {
@@ -266,8 +285,10 @@ pub(super) struct Behind {
 
 /// Looks at every place behind `offset` where a record could start.
 ///
-/// A payload that happens to hold a record of the same segment would be taken for one; the nonce,
-/// which never leaves the node, keeps that from happening on purpose.
+/// Most of what lies there is of a recycled file's former life: eight million places, each of which
+/// could have the right checksum by chance. So what is found must also be what this segment could hold
+/// there ([`SegmentHeader::could_hold`]). A payload that happens to hold a record of the same segment
+/// would be taken for one; the nonce, which never leaves the node, keeps that from happening on purpose.
 pub(super) async fn look_behind(segment: &Segment, offset: u64) -> io::Result<Behind> {
     let mut behind = Behind::default();
     let mut at = offset;
@@ -276,12 +297,13 @@ pub(super) async fn look_behind(segment: &Segment, offset: u64) -> io::Result<Be
         let places = block.len().saturating_sub(FOUND - 1).min(BLOCK);
         for place in (0..places).step_by(8) {
             let Some(bytes) = block.get(place..place + FOUND) else { break };
-            if bytes.first_chunk::<8>() == Some(&[0; 8]) {
+            let offset = at + place as u64;
+            if !segment.header.could_hold(offset, bytes) {
                 continue;
             }
             if let Some((group, header)) = segment.header.find(bytes) {
                 let (len, last) = header.map_or((0, Lsn::ZERO), |h| (h.len, h.lsn));
-                let end = at + (place + LOCAL_PART + replicated_len(len)) as u64;
+                let end = offset + (LOCAL_PART + replicated_len(len)) as u64;
                 behind.extent = behind.extent.max(end.min(segment.len));
                 behind.group = behind.group.max(group);
                 behind.last = behind.last.max(last);
@@ -298,6 +320,10 @@ pub(super) async fn look_behind(segment: &Segment, offset: u64) -> io::Result<Be
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        disk::{Create, Disk, Durability},
+        testing::SimDisk,
+    };
 
     #[test]
     fn names_and_headers_round_trip_and_refuse_other_bytes() {
@@ -315,5 +341,43 @@ mod tests {
             wrong[at] ^= 16;
             assert!(SegmentHeader::decode(&wrong).is_err(), "byte {at}");
         }
+    }
+
+    /// What [`look_behind`] sees in a file with one header at `at`, whose checksum is right.
+    async fn behind(at: u64, group: u64, kind: u8, (epoch, seq): (u64, u64)) -> Behind {
+        let header =
+            SegmentHeader { cluster: ClusterId([3; 16]), nonce: 7, first_seq: 100, epoch: 2, chain: 0 };
+        let mut replicated = BytesMut::new();
+        replicated.put_slice(&[16, 0, 0, 0, kind, 0, 1, 0]);
+        replicated.put_u64_le(epoch);
+        replicated.put_u64_le(seq);
+        replicated.resize(RECORD_HEADER, 0);
+        let mut bytes = BytesMut::new();
+        bytes.put_u64_le(group);
+        bytes.put_u32_le(header.header_crc(group, &replicated));
+        bytes.put_u32_le(0);
+        bytes.put_slice(&replicated);
+        let disk = SimDisk::new();
+        let file = disk.open("/x.wal".as_ref(), Create::New).await.unwrap();
+        file.resize(65_536).await.unwrap();
+        file.write(at, vec![bytes.freeze()], Durability::Later).await.unwrap();
+        let segment = Segment::new("/x.wal".into(), file, header, 65_536);
+        look_behind(&segment, SEGMENT_HEADER).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_what_a_segment_could_hold_there_is_found() {
+        let second = SEGMENT_HEADER + FOUND as u64;
+        let nothing = Behind::default();
+        let found = behind(second, 100, 1, (2, 101)).await;
+        assert_eq!((found.group, found.last), (100, Lsn::new(2, 101)));
+        assert_eq!(found.extent, second + FOUND as u64 + 16);
+        assert_eq!(behind(second, 101, 9, (3, 101)).await.group, 101, "a kind of a later version");
+        // Of a former life, or of bytes that have the right checksum by chance.
+        assert_eq!(behind(second, 99, 1, (2, 101)).await, nothing);
+        assert_eq!(behind(second, 101, 1, (2, 100)).await, nothing, "a group begins with one of its records");
+        assert_eq!(behind(second, 100, 1, (2, 102)).await, nothing, "there is room for one record before it");
+        assert_eq!(behind(second, 100, 1, (1, 101)).await, nothing, "epochs do not fall");
+        assert_eq!(behind(second, 100, 0, (2, 101)).await, nothing, "no version has this kind");
     }
 }
