@@ -120,6 +120,10 @@ pub trait StorageEngine: fmt::Debug + Send + Sync + 'static {
     }
     /// True when a checkpoint is worth its cost by now (size or age of what is in memory).
     fn checkpoint_due(&self) -> bool;
+    /// How much more may be applied before a checkpoint has ended. Asked for each record; must be cheap.
+    fn room(&self) -> Room {
+        Room::Enough
+    }
     /// Makes everything applied **at the time of the call** durable, with `sidecar`; resolves to
     /// that position. The part that fixes what is included runs before the method returns.
     /// One checkpoint at a time: a second call while one runs is an error.
@@ -157,6 +161,17 @@ pub trait StorageEngine: fmt::Debug + Send + Sync + 'static {
     fn damaged(&self) -> Vec<String> {
         Vec::new()
     }
+}
+
+/// Memory for records that no checkpoint holds yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// As many as come.
+    Enough,
+    /// They should come slowly, so that a checkpoint keeps up.
+    Little,
+    /// They should wait.
+    None,
 }
 
 /// A consistent set of files that holds all records up to `position`.

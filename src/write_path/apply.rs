@@ -15,11 +15,11 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crate::{
-    engine::{EngineError, Export, Operation, StorageEngine, Work},
+    engine::{EngineError, Export, Operation, Room, StorageEngine, Work},
     protocol::{frame, replication::Mark},
     replication::{Applier, Replica, mend},
     types::{Lsn, MembershipId},
@@ -27,6 +27,7 @@ use crate::{
 };
 
 use super::{
+    checkpoints::Checkpointer,
     dedup::{Dedup, Seen},
     in_flight::InFlight,
     policy::Change,
@@ -34,10 +35,12 @@ use super::{
 
 /// Bytes of records read from the log at a time.
 const BATCH: usize = 4 * 1024 * 1024;
+/// Where there is little room for records, this many bytes of them are applied, and then none for so long.
+const SLOW: (usize, Duration) = (256 << 10, Duration::from_millis(20));
 /// How soon a record that was damaged is looked for again.
 const DAMAGE_LOOK: Duration = Duration::from_millis(100);
 /// How often an idle node asks its engine whether a checkpoint is due.
-const CHECKPOINT_TICK: Duration = Duration::from_secs(1);
+pub(super) const CHECKPOINT_TICK: Duration = Duration::from_secs(1);
 
 /// The applied state of one node.
 #[derive(Debug)]
@@ -179,15 +182,36 @@ impl Apply {
                     }
                     Err(error) => return Err(ApplyError::Read { seq: next, error }),
                 };
-                let (mut took, all) = (0, records.len());
+                let (mut took, mut bytes, all) = (0, 0, records.len());
                 for record in records.into_iter().take_while(|record| record.lsn.seq <= limit) {
                     self.apply(&record)?;
-                    took += 1;
+                    (took, bytes) = (took + 1, bytes + record.raw.len());
+                    match self.engine.room() {
+                        Room::Enough => {}
+                        Room::Little if bytes < SLOW.0 => {}
+                        Room::Little | Room::None => break,
+                    }
                 }
                 reader = (took == all).then_some(here);
             }
             self.checkpoint_if_due();
+            self.wait_for_room(&replica).await;
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// Lets checkpoints keep up with what is applied. A new writer does not wait before it is open: it is
+    /// what everybody waits for.
+    async fn wait_for_room(&self, replica: &Replica) {
+        while let room @ (Room::Little | Room::None) = self.engine.room() {
+            if replica.tenure().is_some_and(|tenure| !*tenure.watch_opened().borrow()) {
+                return;
+            }
+            tokio::time::sleep(SLOW.1).await;
+            self.checkpoint_if_due();
+            if room == Room::Little {
+                return;
+            }
         }
     }
 
@@ -405,45 +429,5 @@ impl Applier for AppliedState {
 
     fn export(&self) -> Pin<Box<dyn Future<Output = Result<Export, EngineError>> + Send>> {
         self.0.engine.export()
-    }
-}
-
-/// Runs checkpoints beside the apply loop and lets the log go behind them.
-#[derive(Debug)]
-pub struct Checkpointer {
-    jobs: mpsc::UnboundedReceiver<(Work<Lsn>, OwnedSemaphorePermit)>,
-    flushed: watch::Sender<Lsn>,
-}
-
-impl Checkpointer {
-    /// Follows the flushed position.
-    pub fn watch(&self) -> watch::Receiver<Lsn> {
-        self.flushed.subscribe()
-    }
-
-    /// Runs until the apply loop is gone. A failed checkpoint is logged and tried again when the
-    /// engine next asks: the records stay in the log until one succeeds. `keep_bytes` of the log
-    /// stay behind a checkpoint for followers that were away.
-    pub async fn run(mut self, replica: Arc<Replica>, keep_bytes: u64) {
-        while let Some((job, permit)) = self.jobs.recv().await {
-            let started = Instant::now();
-            match job.await {
-                Ok(at) => {
-                    self.flushed.send_replace(at);
-                    replica.wal.note_checkpoint(at.seq);
-                    tracing::info!(flushed = %at, millis = started.elapsed().as_millis() as u64, "checkpoint");
-                    if let Err(error) =
-                        replica.wal.retire_keeping(at.seq.min(replica.free_through()), keep_bytes).await
-                    {
-                        tracing::warn!(%error, "could not retire log segments");
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(%error, "checkpoint failed; it is tried again");
-                    tokio::time::sleep(CHECKPOINT_TICK).await;
-                }
-            }
-            drop(permit);
-        }
     }
 }

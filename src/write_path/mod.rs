@@ -1,6 +1,7 @@
 //! What happens to a write. [`Submitter::submit`] is the whole path on one screen.
 
 pub mod apply;
+pub mod checkpoints;
 pub mod commit;
 pub mod dedup;
 pub mod forward;

@@ -1,10 +1,17 @@
 //! The writer over a real log on the simulated disk. Its followers are what they acknowledge.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinHandle,
     time::{Duration, Instant, sleep},
 };
@@ -17,7 +24,7 @@ use super::{
 };
 use crate::{
     disk::Disk,
-    engine::{MemoryEngine, Operation, StorageEngine},
+    engine::{EngineError, Export, MemoryEngine, Operation, Refused, Room, StorageEngine, Work},
     protocol::forward::{AckLevel, BatchId, Progress},
     replication::{Applier, Replica, Tenure, fence::Fence},
     testing::{DiskLatency, SimDisk},
@@ -454,6 +461,75 @@ fn a_refusal_is_told_as_one_only_where_it_is_final() {
     let progress = Progress { at: Lsn::new(4, 9), asked: AckLevel::All, reached: AckLevel::Quorum };
     let error = CommitError::Unknown(Some(progress));
     assert_eq!(told(error, Some(4)), SubmitError::Unknown(Some(progress)));
+}
+
+/// Takes a checkpoint from the third record on, until it is let go, and has no room meanwhile.
+#[derive(Debug, Default)]
+struct Crowded {
+    inner: MemoryEngine,
+    running: Arc<AtomicBool>,
+    let_go: Arc<Notify>,
+}
+
+impl StorageEngine for Crowded {
+    fn recovered(&self) -> (Lsn, Bytes) {
+        self.inner.recovered()
+    }
+
+    fn applied(&self) -> Lsn {
+        self.inner.applied()
+    }
+
+    fn admit(&self, encoding: u8, payload: &Bytes) -> Result<(), Refused> {
+        self.inner.admit(encoding, payload)
+    }
+
+    fn apply(&self, at: Lsn, operation: &Operation) -> Result<(), EngineError> {
+        self.inner.apply(at, operation)
+    }
+
+    fn checkpoint_due(&self) -> bool {
+        self.applied().seq == 3 && self.recovered().0.seq < 3
+    }
+
+    fn room(&self) -> Room {
+        if self.running.load(Ordering::Relaxed) { Room::None } else { Room::Enough }
+    }
+
+    fn checkpoint(&self, sidecar: Bytes) -> Work<Lsn> {
+        self.running.store(true, Ordering::Relaxed);
+        let (running, let_go, work) =
+            (self.running.clone(), self.let_go.clone(), self.inner.checkpoint(sidecar));
+        Box::pin(async move {
+            let_go.notified().await;
+            running.store(false, Ordering::Relaxed);
+            work.await
+        })
+    }
+
+    fn export(&self) -> Work<Export> {
+        self.inner.export()
+    }
+
+    fn install(&self, from: PathBuf) -> Work<Lsn> {
+        self.inner.install(from)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_wait_for_a_checkpoint_when_there_is_no_room() {
+    let engine = Arc::new(Crowded::default());
+    let rig = Rig::of(&[1], SimDisk::new(), engine.clone()).await;
+    for counter in 1..=2 {
+        rig.commit(batch(counter, AckLevel::Quorum)).await.unwrap();
+    }
+    let third = rig.commit(batch(3, AckLevel::Quorum));
+    tokio::pin!(third);
+    assert!(tokio::time::timeout(PATIENCE / 2, &mut third).await.is_err(), "it is not applied");
+    assert_eq!((engine.applied().seq, rig.replica.wal.end().seq), (3, 4));
+    engine.let_go.notify_one();
+    third.await.unwrap();
+    assert_eq!(engine.applied().seq, 4);
 }
 
 /// Applied, and in a checkpoint.

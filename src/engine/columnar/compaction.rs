@@ -17,8 +17,9 @@ use bytes::Bytes;
 use self::streams::{Input, Merged, Unfit, merge_files};
 use super::{
     Inner,
+    background::background,
     data_file::{DataFile, FileEntry, sync_names},
-    flush::{blocking, unencodable},
+    flush::unencodable,
     lock, manifest,
     memtable::width,
     parquet::decoded_groups,
@@ -80,7 +81,7 @@ async fn run(
         })
         .collect();
     let (database, name, schema) = (table.database.clone(), table.table.clone(), table.schema.clone());
-    let merged = match blocking(move || Ok(merge_files(&database, &name, &schema, inputs))).await? {
+    let merged = match background(move || Ok(merge_files(&database, &name, &schema, inputs))).await? {
         Ok(merged) => merged,
         Err(Unfit::TooManyAtOnce) => {
             tracing::info!(table = %table.table, "more points at one time than are put together at once");

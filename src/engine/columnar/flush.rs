@@ -9,6 +9,7 @@ use parquet::errors::ParquetError;
 
 use super::{
     Inner,
+    background::background,
     data_file::{DAY, DataFile, FileEntry, sync_names},
     manifest::{self, Manifest},
     memtable::{Rows, width},
@@ -82,13 +83,13 @@ async fn write_part(
     let schema = part.view.schema.to_arrow();
     for group in groups(&part.view)? {
         let of = schema.clone();
-        let (span, pieces) = blocking(move || pieces(&of, &group)).await?;
+        let (span, pieces) = background(move || pieces(&of, &group)).await?;
         for piece in pieces {
             let mut entry = entry(part, &piece)?;
             let (taken, mut points) = older(inner, part, &files, span, &mut entry, &piece).await?;
             points.extend(piece);
             let (database, table, schema) = (part.database.clone(), part.table.clone(), schema.clone());
-            let (points, bytes) = blocking(move || {
+            let (points, bytes) = background(move || {
                 let points = merge(&schema, &points).map_err(unmergeable)?;
                 let bytes = encode(&database, &table, &schema, &points).map_err(unencodable)?;
                 Ok((points, bytes))
@@ -270,7 +271,7 @@ async fn load(
     let floor = part.view.retention.floor_of(&file.entry);
     let loaded = async {
         let content = file.read_checked(&*inner.disk).await?;
-        blocking(move || {
+        background(move || {
             let damaged = |e: ParquetError| EngineError::Damaged(path.clone(), e.to_string());
             let bytes = decoded_len(&content, width(&table)).map_err(damaged)?;
             let Some(bytes) = bytes.filter(|bytes| *bytes <= room) else { return Ok(None) };
@@ -295,21 +296,6 @@ async fn load(
             None
         }
     }
-}
-
-/// Runs CPU-heavy work on a thread of its own where the runtime has threads, so that it does not
-/// hold up others; inline where there is only one (simulation).
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
-) -> Result<T, EngineError> {
-    use tokio::runtime::{Handle, RuntimeFlavor};
-    let threads =
-        Handle::try_current().is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
-    if !threads {
-        return work();
-    }
-    let worked = tokio::task::spawn_blocking(work).await;
-    worked.map_err(|e| EngineError::Broken(format!("a flush thread ended early: {e}")))?
 }
 
 pub(super) fn unmergeable(error: ArrowError) -> EngineError {

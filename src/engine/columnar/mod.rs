@@ -21,11 +21,12 @@ use self::{
     series::Series,
     state::State,
 };
-use super::{EngineError, Export, Operation, Pace, Refused, StorageEngine, Work};
+use super::{EngineError, Export, Operation, Pace, Refused, Room, StorageEngine, Work};
 use crate::{disk::Disk, types::Lsn};
 
 mod absorbed;
 mod assigned;
+mod background;
 pub mod batch;
 mod compaction;
 mod contents;
@@ -55,11 +56,15 @@ pub mod survey;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod views;
 
 pub use absorbed::ToldSchemas;
 pub use contents::DatabaseSurvey;
 pub use series::SeriesGate;
 
+/// Times what a flush is worth that may be in memory, beside what one that runs holds, before records are
+/// slowed down and before they wait.
+const CROWDED: (usize, usize) = (2, 4);
 /// Time from a failed checkpoint to the next try.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
@@ -202,9 +207,8 @@ impl StorageEngine for ColumnarEngine {
         let invalid = |e: batch::BatchError| Refused::Invalid(e.to_string());
         let known = self.inner.assigned().known();
         let header = batch::peek_like(payload, &known).map_err(invalid)?;
-        drop(known);
         if let Some(series) = &self.inner.series {
-            let batch = batch::decode(payload).map_err(invalid)?;
+            let batch = batch::decode_like(payload, &known).map_err(invalid)?;
             series.check(&batch).map_err(Refused::Invalid)?;
         }
         self.inner.assigned().admit(&header)
@@ -290,6 +294,18 @@ impl StorageEngine for ColumnarEngine {
         state.dropped
             || state.oldest.is_some_and(|oldest| oldest.elapsed() >= self.inner.config.flush_age)
             || state.live_bytes() >= self.inner.config.flush_bytes
+    }
+
+    fn room(&self) -> Room {
+        let (busy, state) = (self.inner.busy.load(Ordering::Acquire), self.inner.state());
+        // What a checkpoint that failed was to hold is nobody's now.
+        let bytes = state.live_bytes() + if busy { 0 } else { state.frozen_bytes() };
+        let times = |most: usize| self.inner.config.flush_bytes.saturating_mul(most);
+        match bytes {
+            bytes if bytes >= times(CROWDED.1) => Room::None,
+            bytes if bytes >= times(CROWDED.0) => Room::Little,
+            _ => Room::Enough,
+        }
     }
 
     fn checkpoint(&self, sidecar: Bytes) -> Work<Lsn> {

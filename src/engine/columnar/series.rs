@@ -21,9 +21,9 @@ use tokio::time::Instant;
 
 use super::{
     Inner,
+    background::background,
     batch::{Batch, TableBatch},
     data_file::DataFile,
-    flush::blocking,
     ingest::shortened,
     memtable::width,
     merge::tags,
@@ -290,7 +290,7 @@ pub(super) async fn count(inner: &Arc<Inner>) -> bool {
         for rows in view.rows {
             let (of, floor, name) = (series.clone(), view.retention.floor_of_rows(), name.clone());
             let work = move || of.fingerprints(&name, &not_before(rows.batch(), floor)?);
-            note_found(series, &database, blocking(move || work().map_err(unreadable)).await);
+            note_found(series, &database, background(move || work().map_err(unreadable)).await);
         }
         let width = width(&view.schema) + size_of::<i64>();
         for file in view.files {
@@ -325,7 +325,7 @@ async fn prints_of(
     };
     let (series, table) = (series.clone(), file.entry.table.clone());
     let rows_of_file = usize::try_from(file.entry.rows).unwrap_or(usize::MAX).max(1);
-    blocking(move || {
+    background(move || {
         let work = || -> Result<Vec<u64>, ParquetError> {
             let len = decoded_len(&content, width)?.unwrap_or(usize::MAX);
             let rows = (READ_BYTES / (len / rows_of_file).max(1)).clamp(*READ_ROWS.start(), *READ_ROWS.end());

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Display,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -10,13 +11,14 @@ use std::{
 use arrow_schema::ArrowError;
 use tokio::time::Instant;
 
+pub(super) use super::views::{Change, Frozen, Part, TableOnDisk, TableView};
 use super::{
-    batch::Batch,
+    batch::{Batch, TableBatch},
     data_file::{DataFile, FileEntry},
     manifest::Manifest,
     memtable::{Memtable, Rows},
     retention::{Retention, Retentions},
-    schema::{Schemas, TableSchema},
+    schema::Schemas,
 };
 use crate::{engine::EngineError, types::Lsn};
 
@@ -34,6 +36,8 @@ pub(super) struct State {
     databases: BTreeMap<String, BTreeMap<String, Table>>,
     /// Bytes of all their live rows: asked for after each record, and there may be many tables.
     live_bytes: usize,
+    /// Of those handed to checkpoints, none of which has finished.
+    frozen_bytes: usize,
     /// The manifest on disk.
     pub(super) manifest: Arc<Manifest>,
     /// The files it names.
@@ -70,40 +74,11 @@ struct Table {
 }
 
 impl Table {
-    /// An empty one.
-    fn since(since: Lsn) -> Self {
-        Self { since, ..Self::default() }
-    }
-
     /// The files that are not all gone.
     fn there(&self, retention: &Retention) -> Vec<Arc<DataFile>> {
         let there = |file: &&Arc<DataFile>| file.entry.max_time >= retention.floor_of(&file.entry);
         self.files.iter().filter(there).cloned().collect()
     }
-}
-
-/// One table as a query or a checkpoint sees it.
-#[derive(Debug, Clone)]
-pub(super) struct TableView {
-    /// Its columns.
-    pub(super) schema: Arc<TableSchema>,
-    /// Its files that are not all gone, in the order in which their rows were written.
-    pub(super) files: Vec<Arc<DataFile>>,
-    /// Its rows in memory, all written after those in files.
-    pub(super) rows: Vec<Arc<Rows>>,
-    /// Which rows of both are gone: whoever reads leaves them out.
-    pub(super) retention: Retention,
-}
-
-/// One table as a compaction sees it, all as of the manifest.
-#[derive(Debug, Clone)]
-pub(super) struct TableOnDisk {
-    pub(super) database: String,
-    pub(super) table: String,
-    pub(super) schema: Arc<TableSchema>,
-    /// In the order in which their rows were written.
-    pub(super) files: Vec<Arc<DataFile>>,
-    pub(super) retention: Retention,
 }
 
 /// These files with `output` in the place of the last of `inputs`.
@@ -125,35 +100,6 @@ fn replaced(
     after
 }
 
-/// Everything a checkpoint has to make durable.
-#[derive(Debug)]
-pub(super) struct Frozen {
-    pub(super) position: Lsn,
-    pub(super) schemas: Schemas,
-    pub(super) retentions: Retentions,
-    pub(super) parts: Vec<Part>,
-}
-
-/// One table of a checkpoint.
-#[derive(Debug)]
-pub(super) struct Part {
-    pub(super) database: String,
-    pub(super) table: String,
-    pub(super) view: TableView,
-    since: Lsn,
-    /// First and last record with rows in memory.
-    pub(super) records: (Lsn, Lsn),
-}
-
-/// What a checkpoint makes of the files of a table.
-#[derive(Debug, Default)]
-pub(super) struct Change {
-    /// New ones, in the order of their rows; all written after those in older files.
-    pub(super) new: Vec<Arc<DataFile>>,
-    /// Those whose rows are in new ones.
-    pub(super) taken: Vec<Arc<DataFile>>,
-}
-
 impl State {
     /// The state that a manifest describes.
     pub(super) fn of(dir: &Path, manifest: Manifest) -> Self {
@@ -167,7 +113,7 @@ impl State {
             let file = Arc::new(DataFile::new(dir, entry.clone()));
             state.committed.push(file.clone());
             let tables = state.databases.entry(entry.database.clone()).or_default();
-            let table = tables.entry(entry.table.clone()).or_insert_with(|| Table::since(Lsn::ZERO));
+            let table = tables.entry(entry.table.clone()).or_default();
             table.files.push(file);
         }
         state.manifest = Arc::new(manifest);
@@ -180,25 +126,26 @@ impl State {
     /// A column has another type than in its table. Such a batch is never let in.
     pub(super) fn append(&mut self, at: Lsn, batch: &Batch) -> Result<(), EngineError> {
         let database = &batch.database;
+        let refused = |part: &TableBatch, why: &dyn Display| {
+            EngineError::Broken(format!("record {at}, table {:?}: {why}", part.table))
+        };
         for part in &batch.tables {
-            let refused =
-                |why: String| EngineError::Broken(format!("record {at}, table {:?}: {why}", part.table));
-            self.schemas.merge(database, &part.table, &part.schema).map_err(|e| refused(e.to_string()))?;
+            self.schemas.merge(database, &part.table, &part.schema).map_err(|e| refused(part, &e))?;
         }
         let schemas = self.schemas.tables(database);
         let tables = self.databases.entry(database.clone()).or_default();
         for part in &batch.tables {
-            let refused =
-                |why: String| EngineError::Broken(format!("record {at}, table {:?}: {why}", part.table));
             let Some(schema) = schemas.and_then(|schemas| schemas.get(&part.table)) else {
-                return Err(refused("it has no schema".into()));
+                return Err(refused(part, &"it has no schema"));
             };
             let table = match tables.get_mut(&part.table) {
                 Some(table) => table,
-                None => tables.entry(part.table.clone()).or_insert_with(|| Table::since(at)),
+                None => tables
+                    .entry(part.table.clone())
+                    .or_insert_with(|| Table { since: at, ..Table::default() }),
             };
             let before = table.live.bytes();
-            table.live.append(schema, part).map_err(|e| refused(e.to_string()))?;
+            table.live.append(schema, part).map_err(|e| refused(part, &e))?;
             let more = table.live.bytes() - before;
             table.live_from.get_or_insert(at);
             table.records = Some((table.records.map_or(at, |(first, _)| first), at));
@@ -264,6 +211,11 @@ impl State {
         self.live_bytes
     }
 
+    /// Bytes of rows that one was asked to hold and does not yet.
+    pub(super) fn frozen_bytes(&self) -> usize {
+        self.frozen_bytes
+    }
+
     /// A table as it is now, or `None` if there is no such table.
     pub(super) fn view(&mut self, database: &str, name: &str) -> Result<Option<TableView>, ArrowError> {
         let Some(schema) = self.schemas.get(database, name).cloned() else { return Ok(None) };
@@ -308,7 +260,8 @@ impl State {
             let tables = databases.get(database).into_iter().flat_map(BTreeMap::values);
             retention.forget_idle_cuts(tables.flat_map(|table| &table.files).map(|file| &file.entry));
         });
-        (self.oldest, self.dropped, self.live_bytes) = (None, false, 0);
+        (self.oldest, self.dropped) = (None, false);
+        self.frozen_bytes += std::mem::take(&mut self.live_bytes);
         self.retry_at = Some(retry_at);
         let (schemas, retentions) = (self.schemas.clone(), self.retentions.clone());
         Ok(Frozen { position: self.applied, schemas, retentions, parts })
@@ -349,7 +302,7 @@ impl State {
         self.version += 1;
         let before = std::mem::replace(&mut self.committed, committed);
         self.retire(before);
-        self.retry_at = None;
+        (self.retry_at, self.frozen_bytes) = (None, 0);
     }
 
     /// Every table with the files of it that are not all gone, and its columns, all as of the manifest.

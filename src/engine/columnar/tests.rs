@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     disk::{Create, Disk, DiskFile, Io, RealDisk},
-    engine::{EngineError, Operation, Refused, StorageEngine},
+    engine::{EngineError, Operation, Refused, Room, StorageEngine},
     types::Lsn,
 };
 
@@ -389,6 +389,35 @@ async fn an_export_installs_elsewhere_and_a_partial_one_does_not() {
     target.apply(at(2), &batch("db", &[(1, "x", Some(7.0), None)])).unwrap();
     target.checkpoint(Bytes::new()).await.unwrap();
     assert_eq!(points(&target).await[0].2, Some(7.0));
+}
+
+#[tokio::test]
+async fn room_ends_with_what_checkpoints_do_not_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = ColumnarConfig { flush_bytes: 1000, ..ColumnarConfig::default() };
+    let engine = ColumnarEngine::open(real(), dir.path().to_owned(), config).await.unwrap();
+    let rows = batch("db", &[(1, "x", Some(1.0), None); 25]);
+    let fill = |seqs: std::ops::RangeInclusive<u64>| {
+        let mut seen = Vec::new();
+        for seq in seqs {
+            engine.apply(at(seq), &rows).unwrap();
+            let room = engine.room();
+            seen.extend((seen.last() != Some(&room)).then_some(room));
+        }
+        seen
+    };
+    let shrinks = [Room::Enough, Room::Little, Room::None];
+    assert_eq!(fill(1..=20), shrinks);
+    let one = engine.checkpoint(Bytes::new());
+    assert_eq!(engine.room(), Room::Enough, "what it holds is not counted while it runs");
+    assert_eq!(fill(21..=40), shrinks);
+    drop(one);
+    let two = engine.checkpoint(Bytes::new());
+    assert_eq!(engine.room(), Room::Enough);
+    drop(two);
+    assert_eq!((engine.room(), engine.inner.state().live_bytes()), (Room::None, 0), "they failed");
+    engine.checkpoint(Bytes::new()).await.unwrap();
+    assert_eq!((engine.room(), engine.inner.state().frozen_bytes()), (Room::Enough, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -353,7 +353,7 @@ async fn on_large_stack<T: Send + 'static>(
     let (mut done, result) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("skein-plan".into()).stack_size(PLAN_STACK);
     let started = thread.spawn(move || {
-        workers::yield_to_others();
+        super::background::yield_to_others();
         let planned = runtime.block_on(async {
             tokio::select! {
                 planned = work => Some(planned),

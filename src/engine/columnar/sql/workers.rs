@@ -21,10 +21,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::error::QueryError;
-
-/// How much less the kernel gives to them where there is not enough for all: about a third.
-const NICE: i32 = 5;
+use super::{super::background::yield_to_others, error::QueryError};
 
 /// Most threads of one query.
 const MOST_THREADS: usize = 8;
@@ -90,12 +87,6 @@ async fn run(plan: Arc<dyn ExecutionPlan>, context: Arc<TaskContext>, give: mpsc
             None => return place.send(Given::End),
         }
     }
-}
-
-/// Makes the calling thread one that the kernel does not prefer.
-pub(super) fn yield_to_others() {
-    // Where that is not allowed it runs as others do.
-    let _ = rustix::process::nice(NICE);
 }
 
 fn threads() -> Result<Runtime, QueryError> {
