@@ -172,6 +172,19 @@ impl SegmentHeader {
             && seqs.contains(&seq)
     }
 
+    /// Whether a look behind the end would know each of these records, written as one group at `offset`.
+    pub(super) fn could_hold_all(&self, mut offset: u64, group: &[Record]) -> bool {
+        let first = group.first().map_or(0, |record| record.lsn.seq);
+        group.iter().all(|record| {
+            let mut bytes = BytesMut::new();
+            self.local_part(first, record, &mut bytes);
+            bytes.put_slice(&record.raw);
+            let at = offset;
+            offset += record.stored_len() as u64;
+            self.could_hold(at, &bytes) && self.find(&bytes).is_some()
+        })
+    }
+
     /// Group and header of the record that starts at the front of `bytes`, if the checksum over
     /// both verifies in this segment. Says nothing about the payload.
     pub(super) fn find(&self, bytes: &[u8]) -> Option<(u64, Result<Header, RecordError>)> {

@@ -250,6 +250,7 @@ impl WalDriver {
             return Ok(false);
         };
         let parts = local_parts(&header, first.lsn.seq, &group);
+        debug_assert!(header.could_hold_all(offset, &group), "a torn tail could hide {}", first.lsn);
         #[cfg(feature = "testing")]
         if crate::types::planted::is("ack_before_fsync") {
             file.write(offset, parts, Durability::Later).await.map_err(failed("writing the log"))?;

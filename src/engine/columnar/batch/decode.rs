@@ -38,7 +38,8 @@ pub(super) fn rows(message: &Buffer, rows: usize, schema: &TableSchema) -> Resul
     if !plain || usize::try_from(batch.length()) != Ok(rows) || nodes.len() != width {
         return Err(malformed("rows, columns or coding of an Arrow message differ from the head"));
     }
-    let mut parts = Parts { body: in_place(message.slice(8 + metadata_len)), buffers: buffers.iter(), rows };
+    let mut parts =
+        Parts { body: in_place(message.slice(8 + metadata_len)), buffers: buffers.iter(), behind: 0, rows };
     let kinds = std::iter::once(None).chain(schema.columns().iter().map(Some));
     let mut columns = Vec::with_capacity(width);
     for (column, node) in kinds.zip(nodes) {
@@ -61,6 +62,8 @@ fn in_place(body: Buffer) -> Buffer {
 struct Parts<'a, B: Iterator<Item = &'a arrow_ipc::Buffer>> {
     body: Buffer,
     buffers: B,
+    /// Where the last one ended.
+    behind: usize,
     rows: usize,
 }
 
@@ -129,18 +132,70 @@ impl<'a, B: Iterator<Item = &'a arrow_ipc::Buffer>> Parts<'a, B> {
         Ok(OffsetBuffer::new(offsets))
     }
 
-    /// The next buffer. It lies in the body, at a multiple of [`ALIGNMENT`].
+    /// The next buffer. It lies in the body behind the one before, at a multiple of [`ALIGNMENT`]: columns that
+    /// share bytes would be many times what the message is.
     fn buffer(&mut self) -> Result<Buffer, &'static str> {
         let place = self.buffers.next().ok_or("is not there")?;
         let place = usize::try_from(place.offset()).ok().zip(usize::try_from(place.length()).ok());
         match place {
             Some((offset, len))
-                if offset.is_multiple_of(ALIGNMENT)
+                if offset >= self.behind
+                    && offset.is_multiple_of(ALIGNMENT)
                     && offset.checked_add(len).is_some_and(|end| end <= self.body.len()) =>
             {
+                self.behind = offset + len;
                 Ok(self.body.slice_with_length(offset, len))
             }
             _ => Err("lies outside of its message"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::{
+        super::{BatchError, decode, encode, tests::sample},
+        *,
+    };
+
+    /// The sample's first table alone, with the entry of that buffer changed in its message.
+    fn changed(buffer: usize, change: impl FnOnce(&mut i64, &mut i64)) -> Result<(), BatchError> {
+        let mut batch = sample();
+        batch.tables.truncate(1);
+        let mut payload = encode(&batch).unwrap().to_vec();
+        let places: Vec<[u8; 16]> = {
+            let at = payload.windows(4).position(|mark| mark == CONTINUATION).unwrap() + 8;
+            let message = arrow_ipc::root_as_message(&payload[at..]).unwrap();
+            let buffers = message.header_as_record_batch().unwrap().buffers().unwrap();
+            buffers.iter().map(|place| place.0).collect()
+        };
+        let all = places.concat();
+        let start = payload.windows(all.len()).position(|bytes| bytes == all).unwrap() + buffer * 16;
+        let number = |at: usize| i64::from_le_bytes(payload[at..at + 8].try_into().unwrap());
+        let (mut offset, mut len) = (number(start), number(start + 8));
+        change(&mut offset, &mut len);
+        payload[start..start + 8].copy_from_slice(&offset.to_le_bytes());
+        payload[start + 8..start + 16].copy_from_slice(&len.to_le_bytes());
+        decode(&Bytes::from(payload)).map(drop)
+    }
+
+    #[test]
+    fn buffers_lie_one_behind_the_other_where_they_can_be_used() {
+        changed(1, |_, _| {}).unwrap();
+        // Of the time: no nulls, then 24 bytes. Behind it the nulls of a tag, offsets and text.
+        for why in [
+            changed(3, |offset, _| *offset = 0),
+            changed(1, |offset, _| *offset += 4),
+            changed(1, |offset, _| *offset = -8),
+            changed(1, |_, len| *len = i64::MAX),
+            changed(1, |_, len| *len -= 8),
+            changed(2, |_, len| *len = 0),
+            changed(3, |_, len| *len -= 4),
+            changed(4, |_, len| *len -= 1),
+        ] {
+            assert!(matches!(why, Err(BatchError::Malformed(_))), "{why:?}");
         }
     }
 }

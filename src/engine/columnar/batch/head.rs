@@ -9,7 +9,7 @@ use std::{collections::HashSet, sync::Arc};
 use rmp::{decode, encode};
 
 use super::{
-    super::schema::{ColumnKind, MAX_COLUMNS, MAX_NAME, Schemas, TableSchema},
+    super::schema::{ColumnKind, MAX_COLUMNS, MAX_NAME, MAX_TABLES, Schemas, TableSchema},
     Batch, BatchError, Header, TableBatch, TableHeader, check_database_name, check_table_name, length,
     malformed,
 };
@@ -44,9 +44,11 @@ pub(super) fn read(head: &[u8], known: &Schemas) -> Result<Header, BatchError> {
     check_database_name(database)?;
     let known = known.tables(database);
     let count = decode::read_array_len(&mut head).map_err(wrong)? as usize;
-    // Each takes more than ten bytes, whatever is said about their number.
-    let most = count.min(head.len() / 10);
-    let (mut tables, mut names) = (Vec::with_capacity(most), HashSet::with_capacity(most));
+    // Each takes 8 bytes or more, whatever is said about their number.
+    if count > MAX_TABLES.min(head.len() / 8) {
+        return Err(malformed(format!("its head cannot tell of {count} tables")));
+    }
+    let (mut tables, mut names) = (Vec::with_capacity(count), HashSet::with_capacity(count));
     for _ in 0..count {
         array_of(&mut head, 5)?;
         let name = text(&mut head)?;
@@ -79,7 +81,11 @@ pub(super) fn read(head: &[u8], known: &Schemas) -> Result<Header, BatchError> {
 
 fn columns(head: &mut &[u8]) -> Result<TableSchema, BatchError> {
     let count = decode::read_array_len(head).map_err(wrong)? as usize;
-    let mut columns = Vec::with_capacity(count.min(MAX_COLUMNS).min(head.len() / 3));
+    // Each takes 4 bytes or more.
+    if count > MAX_COLUMNS.min(head.len() / 4) {
+        return Err(malformed(format!("its head cannot tell of {count} columns of a table")));
+    }
+    let mut columns = Vec::with_capacity(count);
     for _ in 0..count {
         array_of(head, 2)?;
         let name = text(head)?.to_owned();

@@ -1,14 +1,13 @@
 //! Points of one table on their way into columns. A row is put value by value and then either kept
 //! ([`TableBuilder::commit`]) or taken back ([`TableBuilder::rollback`]), columns it brought included.
 
-use std::{collections::HashMap, ops::Range, sync::Arc};
+mod column;
 
-use arrow_array::{
-    ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray,
-    UInt64Array,
-};
-use arrow_buffer::{BooleanBufferBuilder, Buffer, NullBuffer, OffsetBuffer};
+use std::{collections::HashMap, sync::Arc};
 
+use arrow_array::{ArrayRef, RecordBatch, TimestampNanosecondArray};
+
+use self::column::{Column, Name, Values, end};
 use super::{
     super::{
         batch::TableBatch,
@@ -56,35 +55,6 @@ pub(super) struct TableBuilder {
     times: Vec<i64>,
     /// Where in the body each row comes from, for whoever asks for that.
     lines: Vec<u32>,
-}
-
-/// A column that is padded with nulls only when its next value comes: it may be shorter than the
-/// table, and is longer by one if the current row has set it.
-#[derive(Debug)]
-struct Column {
-    name: Name,
-    kind: ColumnKind,
-    values: Values,
-    /// Values and nulls so far.
-    len: usize,
-    /// Where nulls are; in order, below the table's rows.
-    gaps: Vec<Range<usize>>,
-}
-
-/// The name of a column: at its place in the registry's schema, or here if that does not have it.
-#[derive(Debug, PartialEq)]
-enum Name {
-    Assigned(usize),
-    New(String),
-}
-
-#[derive(Debug)]
-enum Values {
-    Float(Vec<f64>),
-    Int(Vec<i64>),
-    UInt(Vec<u64>),
-    Bool(BooleanBufferBuilder),
-    Text { ends: Vec<i32>, bytes: Vec<u8> },
 }
 
 impl TableBuilder {
@@ -371,104 +341,6 @@ impl TableBuilder {
     }
 }
 
-impl Name {
-    fn is_new(&self) -> bool {
-        matches!(self, Self::New(_))
-    }
-
-    fn text<'a>(&'a self, assigned: &'a Option<Arc<TableSchema>>) -> &'a str {
-        match self {
-            Self::New(name) => name,
-            Self::Assigned(at) => {
-                let columns = assigned.as_ref().map_or(&[][..], |schema| schema.columns());
-                columns.get(*at).map_or("", |(name, _)| name)
-            }
-        }
-    }
-}
-
-impl Column {
-    fn new(name: Name, kind: ColumnKind) -> Self {
-        let values = match kind {
-            ColumnKind::Tag | ColumnKind::Field(FieldType::String) => {
-                // Most tables of a body that names many have a row or two.
-                let mut ends = Vec::with_capacity(4);
-                ends.push(0);
-                Values::Text { ends, bytes: Vec::new() }
-            }
-            ColumnKind::Field(FieldType::Float) => Values::Float(Vec::new()),
-            ColumnKind::Field(FieldType::Int) => Values::Int(Vec::new()),
-            ColumnKind::Field(FieldType::UInt) => Values::UInt(Vec::new()),
-            ColumnKind::Field(FieldType::Bool) => Values::Bool(BooleanBufferBuilder::new(0)),
-        };
-        Self { name, kind, values, len: 0, gaps: Vec::new() }
-    }
-
-    /// Appends nulls up to `rows`.
-    #[inline]
-    fn pad(&mut self, rows: usize) {
-        if self.len >= rows {
-            return;
-        }
-        match &mut self.values {
-            Values::Float(values) => values.resize(rows, 0.0),
-            Values::Int(values) => values.resize(rows, 0),
-            Values::UInt(values) => values.resize(rows, 0),
-            Values::Bool(values) => values.append_n(rows - self.len, false),
-            Values::Text { ends, bytes } => ends.resize(rows + 1, end(bytes)),
-        }
-        self.gaps.push(self.len..rows);
-        self.len = rows;
-    }
-
-    /// Removes what is beyond `rows`.
-    #[inline]
-    fn cut(&mut self, rows: usize) {
-        if self.len <= rows {
-            return;
-        }
-        match &mut self.values {
-            Values::Float(values) => values.truncate(rows),
-            Values::Int(values) => values.truncate(rows),
-            Values::UInt(values) => values.truncate(rows),
-            Values::Bool(values) => values.truncate(rows),
-            Values::Text { ends, bytes } => {
-                ends.truncate(rows + 1);
-                bytes.truncate(ends.last().map_or(0, |&end| end as usize));
-            }
-        }
-        while let Some(last) = self.gaps.pop_if(|gap| gap.end > rows) {
-            if last.start < rows {
-                self.gaps.push(last.start..rows);
-            }
-        }
-        self.len = rows;
-    }
-
-    fn finish(self) -> Result<ArrayRef, arrow_schema::ArrowError> {
-        let nulls = (!self.gaps.is_empty()).then(|| {
-            let mut valid = BooleanBufferBuilder::new(self.len);
-            for gap in &self.gaps {
-                valid.append_n(gap.start - valid.len(), true);
-                valid.append_n(gap.len(), false);
-            }
-            valid.append_n(self.len - valid.len(), true);
-            NullBuffer::new(valid.finish())
-        });
-        Ok(match self.values {
-            Values::Float(values) => Arc::new(Float64Array::new(values.into(), nulls)),
-            Values::Int(values) => Arc::new(Int64Array::new(values.into(), nulls)),
-            Values::UInt(values) => Arc::new(UInt64Array::new(values.into(), nulls)),
-            Values::Bool(mut values) => Arc::new(BooleanArray::new(values.finish(), nulls)),
-            Values::Text { ends, bytes } => Arc::new(StringArray::try_new(
-                OffsetBuffer::new(ends.into()),
-                Buffer::from_vec(bytes),
-                nulls,
-            )?),
-        })
-    }
-}
-
 impl Value<'_> {
     /// The kind of field that a value makes.
     pub(super) fn kind(self) -> ColumnKind {
@@ -486,11 +358,6 @@ impl Value<'_> {
 fn takes(column: ColumnKind, value: ColumnKind) -> bool {
     column == value
         || (column == ColumnKind::Field(FieldType::Float) && value == ColumnKind::Field(FieldType::Int))
-}
-
-/// Texts of a column are cut out of a body whose length fits (see `line_protocol::parse`).
-fn end(bytes: &[u8]) -> i32 {
-    i32::try_from(bytes.len()).unwrap_or(i32::MAX)
 }
 
 #[cfg(test)]
@@ -558,5 +425,41 @@ mod tests {
         table.rollback(&mut budget);
         assert!(table.column("b", ColumnKind::Tag, &mut budget).is_err());
         assert_eq!(table.finish().unwrap().0.rows.num_rows(), 5);
+    }
+
+    #[test]
+    fn columns_are_found_on_both_sides_of_the_few() {
+        let float = ColumnKind::Field(FieldType::Float);
+        let name = |at: usize| format!("c{at}");
+        // Every other column is one that the registry knows, at another place.
+        let known = TableSchema::new((0..FEW + 8).rev().step_by(2).map(|at| (name(at), float))).unwrap();
+        let mut room = |_| true;
+        let mut budget = Budget::new(0, &mut room).unwrap();
+        let mut table = TableBuilder::new("t".into(), Some(Arc::new(known)));
+        let mut put = |table: &mut TableBuilder, count: usize| {
+            for at in 0..count {
+                assert_eq!(table.column(&name(at), float, &mut budget).unwrap(), at, "{count}");
+                table.put(at, Value::Float(at as f64)).unwrap();
+            }
+            assert_eq!(table.width(), count);
+            assert!(table.find(&name(count)).is_none() && table.find(&name(count - 1)).is_some());
+        };
+        put(&mut table, FEW - 1);
+        table.commit(1, &mut Budget::new(0, &mut |_| true).unwrap()).unwrap();
+        for count in [FEW, FEW + 1, FEW + 2, FEW, FEW + 8] {
+            put(&mut table, count);
+            table.rollback(&mut Budget::new(0, &mut |_| true).unwrap());
+            assert_eq!((table.width(), table.by_name.len()), (FEW - 1, 0));
+        }
+        put(&mut table, FEW + 8);
+        table.commit(2, &mut Budget::new(0, &mut |_| true).unwrap()).unwrap();
+        put(&mut table, FEW + 8);
+        table.rollback(&mut Budget::new(0, &mut |_| true).unwrap());
+        assert_eq!(table.by_name.len(), FEW + 8);
+        let (batch, _) = table.finish().unwrap();
+        for at in 0..FEW + 8 {
+            let column = batch.rows.column_by_name(&name(at)).unwrap().as_primitive::<Float64Type>();
+            assert_eq!((column.value(1), column.is_null(0)), (at as f64, at >= FEW - 1));
+        }
     }
 }
