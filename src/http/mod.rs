@@ -328,24 +328,36 @@ fn mount<S: Clone + Send + Sync + 'static>(
         .fallback(|| async { ApiError::new(Fault::NotFound, "there is no such path here") })
         .method_not_allowed_fallback(|| async {
             ApiError::new(Fault::Method, "this path does not take this method")
-        })
-        .layer(middleware::from_fn_with_state(gate, check_source));
-    #[cfg(feature = "sql")]
-    let router = router.layer(middleware::from_fn(flight::answer_in_grpc));
-    router
-        .layer(middleware::from_fn_with_state(Names::new(), request_id::name))
-        .layer(middleware::from_fn(refusal::after_its_body))
+        });
+    let front = Arc::new(Front { gate, names: Names::new() });
+    router.layer(middleware::from_fn_with_state(front, Front::pass))
 }
 
-async fn check_source(
-    axum::extract::State(gate): axum::extract::State<Arc<Gate>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let peer = Peer::of(request.extensions());
-    match gate.check_source(peer, request.method(), request.uri(), request.headers()) {
-        Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
+/// What every request passes before its route is known. One layer: each one more clones all behind it, for
+/// each request.
+struct Front {
+    gate: Arc<Gate>,
+    names: Names,
+}
+
+impl Front {
+    async fn pass(
+        axum::extract::State(front): axum::extract::State<Arc<Self>>,
+        request: Request,
+        next: Next,
+    ) -> Response {
+        let gate = &front.gate;
+        let checked = |request: Request| async move {
+            let peer = Peer::of(request.extensions());
+            match gate.check_source(peer, request.method(), request.uri(), request.headers()) {
+                Ok(()) => next.run(request).await,
+                Err(error) => error.into_response(),
+            }
+        };
+        #[cfg(feature = "sql")]
+        let checked = |request| flight::answer_in_grpc(request, checked);
+        let named = |request| request_id::name(&front.names, request, checked);
+        refusal::after_its_body(request, named).await
     }
 }
 

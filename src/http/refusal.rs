@@ -15,7 +15,6 @@ use axum::{
     body::{Body, HttpBody},
     extract::Request,
     http::{Version, header},
-    middleware::Next,
     response::Response,
 };
 use bytes::Bytes;
@@ -28,17 +27,20 @@ const MOST: usize = 64 << 10;
 const LONGEST: Duration = Duration::from_secs(1);
 
 /// Reads what a refused request left of its body, if that is little.
-pub(super) async fn after_its_body(request: Request, next: Next) -> Response {
+pub(super) async fn after_its_body<F: Future<Output = Response>>(
+    request: Request,
+    next: impl FnOnce(Request) -> F,
+) -> Response {
     let called = request.headers().get(header::CONTENT_TYPE).map(|kind| kind.as_bytes());
     let streams = called.is_some_and(|kind| kind.starts_with(b"application/grpc"));
     // Whoever waits to be told to send has not sent, and is not waited for.
     let waits = request.headers().contains_key(header::EXPECT);
     if request.version() != Version::HTTP_2 || streams || waits || request.body().is_end_stream() {
-        return next.run(request).await;
+        return next(request).await;
     }
     let (head, body) = request.into_parts();
     let body = Lent(Arc::new(Mutex::new(body)));
-    let response = next.run(Request::from_parts(head, Body::new(body.clone()))).await;
+    let response = next(Request::from_parts(head, Body::new(body.clone()))).await;
     let status = response.status();
     if status.is_client_error() || status.is_server_error() {
         let _ = tokio::time::timeout(LONGEST, drain(body)).await;
@@ -85,7 +87,12 @@ impl HttpBody for Lent {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-    use axum::{Router, http::StatusCode, middleware, routing::post};
+    use axum::{
+        Router,
+        http::StatusCode,
+        middleware::{self, Next},
+        routing::post,
+    };
     use futures::{StreamExt, stream};
     use hyper::service::Service;
     use hyper_util::service::TowerToHyperService;
@@ -95,7 +102,9 @@ mod tests {
     /// How many of a body's pieces are read by a route that gives this answer without reading any.
     async fn read(status: StatusCode, version: Version, pieces: usize, kind: &str) -> usize {
         let route = post(move || async move { status });
-        let router = Router::new().route("/", route).layer(middleware::from_fn(after_its_body));
+        let router = Router::new().route("/", route).layer(middleware::from_fn(|request, next: Next| {
+            after_its_body(request, |request| next.run(request))
+        }));
         let taken = Arc::new(AtomicUsize::new(0));
         let counted = taken.clone();
         let pieces = stream::iter(0..pieces).map(move |_| {

@@ -3,17 +3,13 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Instant,
 };
 
 use axum::{
-    extract::{Request, State},
+    extract::Request,
     http::{HeaderMap, HeaderValue},
-    middleware::Next,
     response::Response,
 };
 
@@ -35,10 +31,10 @@ pub(super) struct Names {
 }
 
 impl Names {
-    pub(super) fn new() -> Arc<Self> {
+    pub(super) fn new() -> Self {
         // Names need not be hard to guess, only different.
         let start = RandomState::new().hash_one(std::process::id()) as u32;
-        Arc::new(Self { start, made: AtomicU64::new(0) })
+        Self { start, made: AtomicU64::new(0) }
     }
 
     fn of(&self, headers: &HeaderMap, peer: Peer) -> Option<RequestId> {
@@ -56,12 +52,16 @@ impl Names {
 
 /// Names a request before anything else is done with it, and says what became of it: where the client wants to
 /// find it again at level `info`, for so many in a second, else at `debug`.
-pub(super) async fn name(State(names): State<Arc<Names>>, mut request: Request, next: Next) -> Response {
+pub(super) async fn name<F: Future<Output = Response>>(
+    names: &Names,
+    mut request: Request,
+    next: impl FnOnce(Request) -> F,
+) -> Response {
     let began = Instant::now();
     let peer = Peer::of(request.extensions());
-    let Some(id) = names.of(request.headers(), peer) else { return next.run(request).await };
+    let Some(id) = names.of(request.headers(), peer) else { return next(request).await };
     request.headers_mut().remove(MADE);
-    let Ok(value) = HeaderValue::from_str(id.as_str()) else { return next.run(request).await };
+    let Ok(value) = HeaderValue::from_str(id.as_str()) else { return next(request).await };
     if !id.is_by_client() {
         request.headers_mut().insert(MADE, value.clone());
     }
@@ -69,7 +69,7 @@ pub(super) async fn name(State(names): State<Arc<Names>>, mut request: Request, 
     let told = (id.is_by_client() || tracing::enabled!(tracing::Level::DEBUG))
         .then(|| (request.method().clone(), request.uri().path().chars().take(PATH).collect::<String>()));
     request.extensions_mut().insert(id.clone());
-    let mut response = next.run(request).await;
+    let mut response = next(request).await;
     response.headers_mut().insert(BY_CLIENT, value);
     if let Some((method, path)) = told {
         let ms = began.elapsed().as_millis();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, request},
+    http::{HeaderMap, HeaderValue, request},
     response::Response,
 };
 use bytes::Bytes;
@@ -318,12 +318,18 @@ fn fingerprint(parts: &[&[u8]]) -> [u8; 16] {
 }
 
 pub(super) fn receipt_headers(receipt: &Receipt) -> HeaderMap {
-    let mut headers = HeaderMap::new();
+    // With room for those that others add.
+    let mut headers = HeaderMap::with_capacity(12);
     error::set(&mut headers, "x-skein-lsn", receipt.at);
     error::set(&mut headers, "x-skein-ack", receipt.ack.as_str());
     error::set(&mut headers, "x-skein-node", receipt.writer);
-    error::set(&mut headers, "x-skein-writer", receipt.writer);
-    error::set(&mut headers, "x-skein-forwarded", receipt.forwarded);
+    if let Some(writer) = headers.get("x-skein-node").cloned() {
+        headers.insert("x-skein-writer", writer);
+    }
+    headers.insert(
+        "x-skein-forwarded",
+        HeaderValue::from_static(if receipt.forwarded { "true" } else { "false" }),
+    );
     headers
 }
 

@@ -1,18 +1,18 @@
 //! Identifiers: who a node, a cluster, a process run or a join token is.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::LazyLock};
 
 use data_encoding::{BASE32_NOPAD, Encoding, Specification};
 use serde::{Deserialize, Serialize};
 
 /// Lower-case RFC 4648 base32 without padding, the text form of every identifier here.
-fn base32() -> Encoding {
+static BASE32: LazyLock<Encoding> = LazyLock::new(|| {
     // The specification is a constant, so building it cannot fail; the standard upper-case
     // encoding stands in rather than a panic.
     let mut spec = Specification::new();
     spec.symbols.push_str("abcdefghijklmnopqrstuvwxyz234567");
     spec.encoding().unwrap_or(BASE32_NOPAD)
-}
+});
 
 /// A text that is not an identifier of the wanted kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,7 +30,7 @@ macro_rules! id128 {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&base32().encode(&self.0))
+                f.pad(&BASE32.encode(&self.0))
             }
         }
 
@@ -45,7 +45,7 @@ macro_rules! id128 {
 
             fn from_str(text: &str) -> Result<Self, IdParseError> {
                 let wrong = || IdParseError { what: $what, text: text.chars().take(64).collect() };
-                let bytes = base32().decode(text.as_bytes()).map_err(|_| wrong())?;
+                let bytes = BASE32.decode(text.as_bytes()).map_err(|_| wrong())?;
                 Ok(Self(bytes.try_into().map_err(|_| wrong())?))
             }
         }

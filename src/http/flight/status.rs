@@ -4,7 +4,6 @@ use axum::{
     body::Body,
     extract::Request,
     http::header::CONTENT_TYPE,
-    middleware::Next,
     response::{IntoResponse, Response},
 };
 use tonic::{Code, Status};
@@ -45,10 +44,13 @@ const fn code(fault: Fault) -> Code {
 
 /// Answers a client that speaks gRPC in gRPC, also where the request did not come as far as a handler
 /// that does.
-pub(in crate::http) async fn answer_in_grpc(request: Request, next: Next) -> Response {
+pub(in crate::http) async fn answer_in_grpc<F: Future<Output = Response>>(
+    request: Request,
+    next: impl FnOnce(Request) -> F,
+) -> Response {
     let kind = request.headers().get(CONTENT_TYPE);
     let grpc = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-    let response = next.run(request).await;
+    let response = next(request).await;
     match response.extensions().get::<Told>() {
         Some(told) if grpc => of(told.clone()).into_http::<Body>().into_response(),
         _ => response,

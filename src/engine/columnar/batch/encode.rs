@@ -22,7 +22,7 @@ const PREFIX: usize = 8;
 /// # Errors
 /// More than 4 GiB, or rows that do not have the columns of their schema.
 pub fn encode(batch: &Batch) -> Result<Bytes, BatchError> {
-    let (mut messages, mut lengths) = (Messages::default(), Vec::with_capacity(batch.tables.len()));
+    let (mut messages, mut lengths) = (Messages::new(batch), Vec::with_capacity(batch.tables.len()));
     for table in &batch.tables {
         if table.rows.num_columns() != table.schema.columns().len() + 1 {
             return Err(malformed("rows and schema differ in their columns"));
@@ -41,7 +41,6 @@ pub fn encode(batch: &Batch) -> Result<Bytes, BatchError> {
 
 /// Encapsulated Arrow IPC messages of one record batch each. Every part of them is padded to
 /// [`ALIGNMENT`]. All share what memory they need.
-#[derive(Default)]
 struct Messages {
     /// What stands before the buffers of each: prefix, metadata, padding.
     heads: Vec<u8>,
@@ -54,6 +53,21 @@ struct Messages {
 }
 
 impl Messages {
+    fn new(batch: &Batch) -> Self {
+        // What a head takes besides two places of 16 bytes for a column.
+        const HEAD: usize = 192;
+        let widths = || batch.tables.iter().map(|table| table.rows.num_columns());
+        let (widest, all) = (widths().max().unwrap_or(0), widths().sum::<usize>());
+        Self {
+            heads: Vec::with_capacity(batch.tables.len() * HEAD + all * 64),
+            buffers: Vec::with_capacity(all * 3),
+            parts: Vec::with_capacity(batch.tables.len()),
+            builder: FlatBufferBuilder::with_capacity(HEAD + widest * 64),
+            nodes: Vec::with_capacity(widest),
+            places: Vec::with_capacity(widest * 3),
+        }
+    }
+
     /// Adds a message, and says how long it is.
     fn add(&mut self, rows: &RecordBatch) -> Result<usize, BatchError> {
         let (buffers, nodes, places) = (&mut self.buffers, &mut self.nodes, &mut self.places);
@@ -186,7 +200,7 @@ mod tests {
         for offset in 0..whole.num_rows() {
             for len in 1..=whole.num_rows() - offset {
                 let rows = whole.slice(offset, len);
-                let mut messages = Messages::default();
+                let mut messages = Messages::new(&sample());
                 let lengths = [&rows, &whole].map(|rows| messages.add(rows).unwrap());
                 let mut bytes = Vec::new();
                 messages.write(&mut bytes);
