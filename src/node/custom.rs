@@ -19,7 +19,7 @@ use crate::{
         StreamKind,
         custom::{BadProtocolName, MAX_OPENING, Opening, ProtocolName},
     },
-    transport::{Handler, OpenError, Peer, Stream},
+    transport::{Handler, OpenError, Peer, Stream, StreamError},
     types::NodeId,
 };
 
@@ -105,8 +105,11 @@ impl Node {
         let kind = StreamKind::Custom;
         let mut stream = self.this().mesh.open(peer, kind, kind.lane()).await?;
         let opening = Opening { protocol: name.to_string() };
-        stream.send.write_message(&opening).await.map_err(OpenError::from)?;
-        Ok(stream)
+        match stream.send.write_message(&opening).await {
+            // Refused before it was named: its reader hears of it, as of any other refusal.
+            Ok(()) | Err(StreamError::NotServed) => Ok(stream),
+            Err(error) => Err(OpenError::from(error).into()),
+        }
     }
 }
 
