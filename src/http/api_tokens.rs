@@ -57,7 +57,7 @@ impl CreateToken {
 /// `POST /api/v1/auth/tokens`: the only moment at which the secret is shown.
 pub(super) async fn create(State(edge): State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
-    let taken = body::take_words(body, &head.headers, &edge.app.config, &edge.bodies, body::TYPED).await?;
+    let taken = body::take_words(body, &head.headers, &edge.app.config, &edge.bodies).await?;
     let wanted = CreateToken::parse(&taken.bytes)?;
     let (secret, token) = edge.app.node.create_api_token(wanted).await?;
     let mut shown = describe(&token);

@@ -103,11 +103,8 @@ const RESERVED: usize = 256 * 1024;
 /// Longest body that is words: a statement with its values, a form, a JSON object. As it arrives and
 /// decompressed.
 const WORDS: ByteSize = ByteSize::mib(1);
-/// So many times its length words may become when they are parsed whatever they are: a form of `=&`, a list
-/// of small objects.
-pub(super) const UNTYPED: usize = 100;
-/// And so many times where only what is known is kept.
-pub(super) const TYPED: usize = 8;
+/// So many times their length words may become: of what they hold, only what is known is kept.
+const KEPT: usize = 8;
 
 /// How long a body may be.
 #[derive(Debug, Clone, Copy)]
@@ -154,11 +151,10 @@ pub(super) async fn take_words(
     headers: &HeaderMap,
     limits: &config::Http,
     budget: &Arc<Budget>,
-    times: usize,
 ) -> Result<Taken, ApiError> {
     let mut taken = take_up_to(Most::WORDS, body, headers, limits, budget).await?;
     // One statement is not told that it never fits.
-    taken.share.grow(taken.bytes.len().saturating_mul(times).min(budget.max / 4))?;
+    taken.share.grow(taken.bytes.len().saturating_mul(KEPT).min(budget.max / 4))?;
     Ok(taken)
 }
 
@@ -425,10 +421,10 @@ mod tests {
             let headers = HeaderMap::new();
             let budget = Arc::clone(&budget);
             let limits = config::Http::default();
-            async move { take_words(Body::from(body), &headers, &limits, &budget, UNTYPED).await }
+            async move { take_words(Body::from(body), &headers, &limits, &budget).await }
         };
         let taken = words(b"q=SHOW+DATABASES".to_vec()).await.unwrap();
-        assert_eq!((taken.share.bytes(), budget.used()), (16 * 101, 16 * 101));
+        assert_eq!((taken.share.bytes(), budget.used()), (16 * 9, 16 * 9));
         drop(taken);
         for (body, fault) in [
             (vec![b'='; (1 << 20) + 1], Fault::TooLarge),
@@ -437,10 +433,10 @@ mod tests {
             assert_eq!(words(body).await.map(|taken| taken.bytes.len()).unwrap_err().fault(), fault);
         }
         // What they become takes a quarter of all at most, and others wait until it has become that.
-        let one = words(gzip(&[b'='; 200_000])).await.unwrap();
-        assert!((2_700_000..3_000_000).contains(&budget.used()), "{}", budget.used());
-        let more = [words(vec![b'='; 200_000]).await.unwrap(), words(vec![b'='; 200_000]).await.unwrap()];
-        assert_eq!(words(vec![b'='; 200_000]).await.map(drop).unwrap_err().fault(), Fault::Busy);
+        let one = words(gzip(&[b'='; 500_000])).await.unwrap();
+        assert!((3_000_000..3_500_000).contains(&budget.used()), "{}", budget.used());
+        let more = [words(vec![b'='; 500_000]).await.unwrap(), words(vec![b'='; 500_000]).await.unwrap()];
+        assert_eq!(words(vec![b'='; 500_000]).await.map(drop).unwrap_err().fault(), Fault::Busy);
         drop((one, more));
         assert_eq!(budget.used(), 0);
     }

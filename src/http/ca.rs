@@ -37,7 +37,7 @@ impl Rotate {
 /// members. How far it is stands in `GET /api/v1/cluster`.
 pub(super) async fn rotate(State(edge): State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
-    let taken = body::take_words(body, &head.headers, &edge.app.config, &edge.bodies, body::TYPED).await?;
+    let taken = body::take_words(body, &head.headers, &edge.app.config, &edge.bodies).await?;
     let dropped = Rotate::parse(&taken.bytes)?;
     if dropped.is_empty() {
         edge.app.node.rotate_ca().await?;

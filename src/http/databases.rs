@@ -114,7 +114,7 @@ pub(super) async fn retention(
     if databases.len() >= MAX_DATABASES && !databases.iter().any(|database| database.name == name) {
         return Err(ApiError::invalid(format!("there are {MAX_DATABASES} databases: drop one first")));
     }
-    let taken = body::take_words(body, &head.headers, &edge.app.config, &edge.bodies, body::TYPED).await?;
+    let taken = body::take_words(body, &head.headers, &edge.app.config, &edge.bodies).await?;
     let keep = Keep::parse(&taken.bytes)?;
     let receipt = edge.app.node.set_retention(&name, keep, timeout).await?;
     Ok(done(&edge, &receipt, timeout).await)

@@ -72,7 +72,7 @@ pub(super) async fn call(State(edge): State<Arc<Edge>>, request: Request) -> Res
     let caller = Principal::of(&head.extensions)?;
     // In whole: no call here takes more than one message.
     let Taken { bytes, share } =
-        body::take_words(body, &head.headers, &edge.app.config, &edge.bodies, body::TYPED).await?;
+        body::take_words(body, &head.headers, &edge.app.config, &edge.bodies).await?;
     let mut server =
         FlightServiceServer::new(Flight { edge, caller }).max_decoding_message_size(MESSAGE_LIMIT);
     let answer = server.call(Request::from_parts(head, Full::new(bytes))).await;

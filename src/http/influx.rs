@@ -24,9 +24,8 @@ pub(super) async fn query(State(edge): State<Arc<Edge>>, request: Request) -> Re
     let caller = Principal::of(&head.extensions)?;
     let mut params = Params::of(&head.uri);
     if head.method == Method::POST {
-        let taken =
-            body::take_words(body, &head.headers, &edge.app.config, &edge.bodies, body::UNTYPED).await?;
-        params.extend(Params::parse(&String::from_utf8_lossy(&taken.bytes)));
+        let taken = body::take_words(body, &head.headers, &edge.app.config, &edge.bodies).await?;
+        params.extend(Params::of_form(&taken.bytes)?);
     }
     let Some(text) = params.get("q") else {
         return Err(ApiError::invalid("q is required: q=SHOW DATABASES"));

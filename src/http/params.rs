@@ -8,6 +8,13 @@ use axum::http::{HeaderMap, Uri, uri::Authority};
 use super::error::ApiError;
 use crate::{config::parse_duration, node::AckLevel};
 
+/// Names of a form or an object in a body: many times what any route knows.
+pub(super) const MAX_NAMES: usize = 1_000;
+
+pub(super) fn too_many_names() -> ApiError {
+    ApiError::invalid(format!("the body has more than {MAX_NAMES} names"))
+}
+
 /// Parameters in order of appearance. No `Debug`: `p` may hold a secret.
 #[derive(Default)]
 pub(super) struct Params(Vec<(String, String)>);
@@ -16,6 +23,14 @@ impl Params {
     /// Those of the query string.
     pub(super) fn of(uri: &Uri) -> Self {
         Self::parse(uri.query().unwrap_or_default())
+    }
+
+    /// Those of a body that is a form, which may be longer than a query string can.
+    pub(super) fn of_form(body: &[u8]) -> Result<Self, ApiError> {
+        if body.iter().filter(|byte| **byte == b'&').count() >= MAX_NAMES {
+            return Err(too_many_names());
+        }
+        Ok(Self::parse(&String::from_utf8_lossy(body)))
     }
 
     /// From `a=1&b=2`, as query strings and forms have it.

@@ -3,6 +3,7 @@
 mod consistency;
 mod estimate;
 mod packed;
+mod question;
 mod rows;
 pub(super) mod stream;
 
@@ -11,15 +12,17 @@ use std::{sync::Arc, time::Duration};
 use arrow_schema::SchemaRef;
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, Method, header, request},
+    http::{HeaderMap, Method, request},
     response::Response,
 };
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use serde_json::Value;
 use tokio::time::Instant;
 
-use self::stream::{Bounds, Pieces};
+use self::{
+    question::Question,
+    stream::{Bounds, Pieces},
+};
 use super::{
     Edge, Permits,
     auth::Principal,
@@ -35,14 +38,15 @@ use crate::{
 
 /// `GET` and `POST /api/v3/query_sql` of InfluxDB 3.
 pub(super) async fn influx3(State(edge): State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
-    let (head, params, share) = parameters(&edge, request).await?;
+    let (head, question, share) = question(&edge, request).await?;
+    let params = &question.params;
     let format = params.get("format").unwrap_or("json");
     let format: output::Format =
         format.parse().map_err(|e: output::FormatParseError| ApiError::invalid(e.to_string()))?;
-    let sql = statement(&params, "q")?;
+    let sql = statement(params, "q")?;
     let caller = Principal::of(&head.extensions)?;
-    let asked = Asked::of(&edge, &caller, &head.headers, &params, (params.get("db"), None))?;
-    let asked = asked.with(values(&params)?);
+    let asked = Asked::of(&edge, &caller, &head.headers, params, (params.get("db"), None))?;
+    let asked = asked.with(question.values()?);
     drop(share);
     let (rows, head) = asked.run(&edge, sql).await?;
     respond(&edge, format.content_type(), head, output::encode(rows, format)).await
@@ -87,70 +91,33 @@ async fn run_arc(edge: &Edge, request: Request) -> Result<(QueryStream, Head, In
 }
 
 async fn ask_arc(edge: &Edge, request: Request) -> Result<(Asked, String), ApiError> {
-    let (head, params, _share) = parameters(edge, request).await?;
+    let (head, question, _share) = question(edge, request).await?;
+    let params = &question.params;
     let database = params::text_header(&head.headers, "x-arc-database")?;
     let caller = Principal::of(&head.extensions)?;
-    let asked = Asked::of(edge, &caller, &head.headers, &params, (database, Some("default")))?;
-    Ok((asked.with(values(&params)?), statement(&params, "sql")?.to_owned()))
+    let asked = Asked::of(edge, &caller, &head.headers, params, (database, Some("default")))?;
+    Ok((asked.with(question.values()?), statement(params, "sql")?.to_owned()))
 }
 
 fn statement<'a>(params: &'a Params, name: &str) -> Result<&'a str, ApiError> {
     params.get(name).ok_or_else(|| ApiError::invalid(format!("a query is required: {name}=SELECT ...")))
 }
 
-/// The values for the parameters of the statement.
-fn values(params: &Params) -> Result<Parameters, ApiError> {
-    Ok(Parameters::from_json(params.get("params").unwrap_or_default())?)
-}
-
-/// Parameters of the query string, and behind them those of a form or a JSON object in the body; and the
-/// share of the memory for what is made of them, to be kept until it is.
-async fn parameters(
+/// What a request asks, and the share of the memory for what is made of it, to be kept until it is.
+async fn question(
     edge: &Edge,
     request: Request,
-) -> Result<(request::Parts, Params, Option<Share>), ApiError> {
+) -> Result<(request::Parts, Question, Option<Share>), ApiError> {
     let (head, body) = request.into_parts();
-    let mut params = Params::of(&head.uri);
+    let mut question = Question::of(&head.uri);
     if head.method != Method::POST {
-        return Ok((head, params, None));
+        return Ok((head, question, None));
     }
     let Taken { bytes, share } =
-        body::take_words(body, &head.headers, &edge.app.config, &edge.bodies, body::UNTYPED).await?;
-    params.extend(body_parameters(&head.headers, &bytes)?);
-    Ok((head, params, Some(share)))
+        body::take_words(body, &head.headers, &edge.app.config, &edge.bodies).await?;
+    question.extend(&head.headers, &bytes)?;
+    Ok((head, question, Some(share)))
 }
-
-fn body_parameters(headers: &HeaderMap, body: &[u8]) -> Result<Params, ApiError> {
-    let body = body.trim_ascii();
-    if body.is_empty() {
-        return Ok(Params::default());
-    }
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let too_many = || ApiError::invalid(format!("the body has more than {MAX_NAMES} names"));
-    if kind.starts_with("application/x-www-form-urlencoded") && body.first() != Some(&b'{') {
-        if body.iter().filter(|byte| **byte == b'&').count() >= MAX_NAMES {
-            return Err(too_many());
-        }
-        return Ok(Params::parse(&String::from_utf8_lossy(body)));
-    }
-    let object: serde_json::Map<String, Value> = serde_json::from_slice(body)
-        .map_err(|e| ApiError::invalid(format!("the body is neither a form nor a JSON object: {e}")))?;
-    if object.len() > MAX_NAMES {
-        return Err(too_many());
-    }
-    let mut params = Params::default();
-    for (name, value) in object {
-        match value {
-            Value::Null => {}
-            Value::String(text) => params.push(&name, text),
-            other => params.push(&name, other.to_string()),
-        }
-    }
-    Ok(params)
-}
-
-/// Names of a form or object: many times what any route knows.
-const MAX_NAMES: usize = 1_000;
 
 /// What a query asks for besides its statement.
 pub(super) struct Asked {
@@ -316,27 +283,6 @@ impl From<QueryError> for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn parsed(kind: &str, body: &str) -> Result<Params, ApiError> {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, kind.parse().unwrap());
-        body_parameters(&headers, body.as_bytes())
-    }
-
-    #[test]
-    fn parameters_of_a_body() {
-        let form = parsed("application/x-www-form-urlencoded", "db=home&q=select+1").unwrap();
-        assert_eq!((form.get("db"), form.get("q")), (Some("home"), Some("select 1")));
-        for kind in ["application/json", "application/x-www-form-urlencoded", "text/plain"] {
-            let json = parsed(kind, r#" {"db":"home","q":"select 1","n":7,"params":null}"#).unwrap();
-            assert_eq!(
-                (json.get("q"), json.get("n"), json.get("params")),
-                (Some("select 1"), Some("7"), None)
-            );
-        }
-        assert!(parsed("application/json", "select 1").is_err());
-        assert!(parsed("application/json", " ").unwrap().get("q").is_none());
-    }
 
     #[test]
     fn who_is_at_fault() {

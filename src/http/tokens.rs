@@ -71,7 +71,7 @@ impl CreateToken {
 /// `POST /api/v1/tokens`: the only moment at which the token is shown.
 pub(super) async fn create(State(edge): State<Arc<Edge>>, request: Request) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
-    let taken = body::take_words(body, &head.headers, &edge.app.config, &edge.bodies, body::TYPED).await?;
+    let taken = body::take_words(body, &head.headers, &edge.app.config, &edge.bodies).await?;
     let (wanted, ttl) = CreateToken::parse(&taken.bytes)?;
     let token = edge.app.node.create_token(wanted.role, ttl, wanted.uses, wanted.seeds.clone()).await?;
     Ok(error::created(json!({

@@ -228,8 +228,8 @@ def announced(cluster, most, slack):
     with Meanwhile(cluster) as calm:
         for kind, cases, allowed in (
             ("lengths", packs, slack),
-            # As long as they may be, so that they are read: each may become a hundred times that. And longer.
-            ("questions", questions(MIB), 100 + slack),
+            # As long as they may be, so that they are read: nothing is made of what they do not ask. And longer.
+            ("questions", questions(MIB), 8 + slack),
             ("questions that are too long", questions(8 * MIB), most + slack),
         ):
             peaks, counts = {end: Peak(end) for end in cluster.ends}, {}

@@ -8,7 +8,6 @@ use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
-use serde_json::Value;
 
 use super::{error::QueryError, sandbox::MAX_TEXT};
 
@@ -41,10 +40,12 @@ pub enum Parameter {
     Time(i64),
 }
 
-/// Values as they are given, one more at most than a statement can have.
-struct Given(Vec<(String, Value)>);
+/// Values as a request gives them: by name in an object, or in order in a list. Nothing is kept of lists and
+/// objects that are no values, nor of what comes behind the first value too many.
+#[derive(Default)]
+pub(crate) struct GivenParameters(Vec<(String, Candidate)>);
 
-impl<'de> Deserialize<'de> for Given {
+impl<'de> Deserialize<'de> for GivenParameters {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         from.deserialize_any(Giving)
     }
@@ -53,34 +54,102 @@ impl<'de> Deserialize<'de> for Given {
 struct Giving;
 
 impl<'de> Visitor<'de> for Giving {
-    type Value = Given;
+    type Value = GivenParameters;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "values in an object, by name, or in a list")
     }
 
-    fn visit_unit<E>(self) -> Result<Given, E> {
-        Ok(Given(Vec::new()))
+    fn visit_unit<E>(self) -> Result<GivenParameters, E> {
+        Ok(GivenParameters::default())
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Given, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<GivenParameters, A::Error> {
         let mut given = Vec::new();
         while given.len() <= MAX_PARAMETERS {
-            let Some(one) = from.next_entry()? else { return Ok(Given(given)) };
+            let Some(one) = from.next_entry()? else { return Ok(GivenParameters(given)) };
             given.push(one);
         }
         while from.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Given(given))
+        Ok(GivenParameters(given))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Given, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<GivenParameters, A::Error> {
         let mut given = Vec::new();
         while given.len() <= MAX_PARAMETERS {
-            let Some(one) = from.next_element()? else { return Ok(Given(given)) };
+            let Some(one) = from.next_element()? else { return Ok(GivenParameters(given)) };
             given.push(((given.len() + 1).to_string(), one));
         }
         while from.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Given(given))
+        Ok(GivenParameters(given))
+    }
+}
+
+/// What stands where a value should, or why it is none.
+struct Candidate(Result<Parameter, &'static str>);
+
+impl<'de> Deserialize<'de> for Candidate {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(Judging).map(Self)
+    }
+}
+
+struct Judging;
+
+impl<'de> Visitor<'de> for Judging {
+    type Value = Result<Parameter, &'static str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(Ok(Parameter::Null))
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
+        Ok(Ok(Parameter::Bool(value)))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Self::Value, E> {
+        Ok(Ok(Parameter::Int(value)))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Self::Value, E> {
+        Ok(Ok(i64::try_from(value).map_or(Parameter::UInt(value), Parameter::Int)))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Self::Value, E> {
+        Ok(if value.is_finite() { Ok(Parameter::Float(value)) } else { Err("the number is out of range") })
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Self::Value, E> {
+        Ok(Ok(Parameter::Text(value.to_owned())))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Self::Value, E> {
+        Ok(Ok(Parameter::Text(value)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Self::Value, A::Error> {
+        while from.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Err("a list is no value: write a parameter for each of its members"))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Self::Value, A::Error> {
+        let (mut members, mut time) = (0, None);
+        while let Some(name) = from.next_key::<String>()? {
+            members += 1;
+            if name == TIMESTAMP {
+                time = from.next_value::<Candidate>()?.0.ok();
+            } else {
+                from.next_value::<IgnoredAny>()?;
+            }
+        }
+        match time {
+            Some(Parameter::Int(ns)) if members == 1 => Ok(Ok(Parameter::Time(ns))),
+            _ => Ok(Err("an object is no value, but for a time in nanoseconds: {\"timestamp_ns\": 0}")),
+        }
     }
 }
 
@@ -94,17 +163,17 @@ impl Parameters {
         if text.trim_ascii().is_empty() {
             return Ok(Self::default());
         }
-        let given: Given = serde_json::from_str(text).map_err(|e| wrong(&e))?;
-        Self::from_given(given).map_err(|e| wrong(&e))
+        let given: GivenParameters = serde_json::from_str(text).map_err(|e| wrong(&e))?;
+        Self::from_given(given)
     }
 
     /// As [`Self::from_json`].
-    fn from_given(Given(named): Given) -> Result<Self, String> {
-        let value = |(name, value): (String, Value)| {
-            let value = Parameter::from_value(value).map_err(|e| format!("${}: {e}", shown(&name)))?;
-            Ok((name, value))
+    pub(crate) fn from_given(GivenParameters(named): GivenParameters) -> Result<Self, QueryError> {
+        let value = |(name, Candidate(value)): (String, Candidate)| match value {
+            Ok(value) => Ok((name, value)),
+            Err(why) => Err(QueryError::Invalid(format!("params: ${}: {why}", shown(&name)))),
         };
-        named.into_iter().map(value).collect::<Result<_, String>>().map(Self)
+        named.into_iter().map(value).collect::<Result<_, _>>().map(Self)
     }
 
     /// Adds one.
@@ -153,31 +222,6 @@ impl Parameters {
 }
 
 impl Parameter {
-    fn from_value(json: Value) -> Result<Self, String> {
-        Ok(match json {
-            Value::Null => Self::Null,
-            Value::Bool(value) => Self::Bool(value),
-            Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
-                (Some(value), ..) => Self::Int(value),
-                (_, Some(value), _) => Self::UInt(value),
-                (.., Some(value)) if value.is_finite() => Self::Float(value),
-                _ => return Err("the number is out of range".into()),
-            },
-            Value::String(text) => Self::Text(text),
-            Value::Array(_) => {
-                return Err("a list is no value: write a parameter for each of its members".into());
-            }
-            Value::Object(members) => match members.get(TIMESTAMP).and_then(Value::as_i64) {
-                Some(ns) if members.len() == 1 => Self::Time(ns),
-                _ => {
-                    return Err(format!(
-                        "an object is no value, but for a time in nanoseconds: {{\"{TIMESTAMP}\": 0}}"
-                    ));
-                }
-            },
-        })
-    }
-
     fn scalar(&self) -> ScalarValue {
         match self {
             Self::Null => ScalarValue::Null,
@@ -207,7 +251,7 @@ impl Serialize for Parameter {
 
 impl<'de> Deserialize<'de> for Parameter {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::from_value(Value::deserialize(deserializer)?).map_err(de::Error::custom)
+        Candidate::deserialize(deserializer)?.0.map_err(de::Error::custom)
     }
 }
 
@@ -254,6 +298,9 @@ mod tests {
             (r#"[1, {"x":1}]"#, "$2: an object"),
             (r#"{"a":{"timestamp_ns":"now"}}"#, "$a: an object"),
             (r#"{"a":{"timestamp_ns":1,"x":1}}"#, "$a: an object"),
+            (r#"{"a":{"timestamp_ns":1,"timestamp_ns":1}}"#, "$a: an object"),
+            (r#"{"a":{"timestamp_ns":9223372036854775808}}"#, "$a: an object"),
+            (r#"{"a":{}}"#, "$a: an object"),
             (r#"{"a":1e999}"#, "out of range"),
         ] {
             let error = Parameters::from_json(wrong).unwrap_err();
