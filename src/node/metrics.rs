@@ -88,6 +88,11 @@ impl Node {
             Box::new(|node| f64::from(u8::from(node.own_status().disk_troubled))),
         );
         gauge(
+            "skein_apply_waits_for_room",
+            "1 while no record is applied until a checkpoint has made room in memory.",
+            Box::new(|node| f64::from(u8::from(node.this().apply.waits_for_room()))),
+        );
+        gauge(
             "skein_repairing",
             "1 while this node fetches records that were damaged here, and answers no seal.",
             Box::new(|node| f64::from(u8::from(node.own_status().repairing.is_some()))),

@@ -4,12 +4,14 @@
 //! position (6.4.6), on the writer too and for every ack level, so that no cut ever has to be
 //! undone.
 
+mod room;
+
 use std::{
     collections::BTreeMap,
     future::Future,
     path::PathBuf,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
 };
 
 use bytes::Bytes;
@@ -54,6 +56,7 @@ pub struct Apply {
     checkpoints: mpsc::UnboundedSender<(Work<Lsn>, OwnedSemaphorePermit)>,
     /// One checkpoint at a time.
     one_checkpoint: Arc<Semaphore>,
+    waits_for_room: AtomicBool,
 }
 
 /// What is known of keys, and who waits for which record.
@@ -128,6 +131,7 @@ impl Apply {
             exclusive: AsyncMutex::new(()),
             checkpoints,
             one_checkpoint: Arc::new(Semaphore::new(1)),
+            waits_for_room: AtomicBool::new(false),
         });
         let flushed = watch::Sender::new(at);
         Ok((apply, Checkpointer { jobs, flushed }))
@@ -197,21 +201,6 @@ impl Apply {
             self.checkpoint_if_due();
             self.wait_for_room(&replica).await;
             tokio::task::yield_now().await;
-        }
-    }
-
-    /// Lets checkpoints keep up with what is applied. A new writer does not wait before it is open: it is
-    /// what everybody waits for.
-    async fn wait_for_room(&self, replica: &Replica) {
-        while let room @ (Room::Little | Room::None) = self.engine.room() {
-            if replica.tenure().is_some_and(|tenure| !*tenure.watch_opened().borrow()) {
-                return;
-            }
-            tokio::time::sleep(SLOW.1).await;
-            self.checkpoint_if_due();
-            if room == Room::Little {
-                return;
-            }
         }
     }
 

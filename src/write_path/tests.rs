@@ -527,9 +527,10 @@ async fn records_wait_for_a_checkpoint_when_there_is_no_room() {
     tokio::pin!(third);
     assert!(tokio::time::timeout(PATIENCE / 2, &mut third).await.is_err(), "it is not applied");
     assert_eq!((engine.applied().seq, rig.replica.wal.end().seq), (3, 4));
+    assert!(rig.apply.waits_for_room());
     engine.let_go.notify_one();
     third.await.unwrap();
-    assert_eq!(engine.applied().seq, 4);
+    assert_eq!((engine.applied().seq, rig.apply.waits_for_room()), (4, false));
 }
 
 /// Applied, and in a checkpoint.
