@@ -11,17 +11,16 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body};
+use axum::body::Body;
 use bytes::Bytes;
 use hyper::{
-    Request, Response,
+    Request,
     body::{Frame, Incoming, SizeHint},
-    service::{Service, service_fn},
+    service::service_fn,
 };
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
-    service::TowerToHyperService,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
@@ -31,6 +30,7 @@ use tokio::{
 };
 
 use super::{
+    Answering,
     auth::Peer,
     events::Stopping,
     opening::{self, Speaks},
@@ -59,7 +59,7 @@ const SPEAK_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application
 pub(super) struct Connections {
     http1: auto::Builder<TokioExecutor>,
     http2: auto::Builder<TokioExecutor>,
-    router: Router,
+    site: Answering,
     tls: Option<EdgeTls>,
     /// How long a client may be silent while nothing of its own is under way.
     patience: Duration,
@@ -68,7 +68,7 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    pub(super) fn new(config: &config::Http, router: Router, tls: Option<EdgeTls>) -> Self {
+    pub(super) fn new(config: &config::Http, site: Answering, tls: Option<EdgeTls>) -> Self {
         let patience = config.header_timeout;
         let mut http1 = auto::Builder::new(TokioExecutor::new()).http1_only();
         http1.http1().timer(TokioTimer::new()).header_read_timeout(patience).max_buf_size(HEAD_LIMIT);
@@ -80,7 +80,7 @@ impl Connections {
             .keep_alive_timeout(PING)
             .max_concurrent_streams(STREAMS)
             .max_header_list_size(HEAD_LIMIT as u32);
-        Self { http1, http2, router, tls, patience, answer_patience: config.answer_timeout }
+        Self { http1, http2, site, tls, patience, answer_patience: config.answer_timeout }
     }
 
     /// Runs a connection over TCP to its end.
@@ -138,17 +138,14 @@ impl Connections {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (running, stopping) = (Running::default(), Stopping(stopped.clone()));
-        let (router, counted) = (TowerToHyperService::new(self.router.clone()), running.clone());
+        let (site, counted) = (self.site.clone(), running.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer);
             request.extensions_mut().insert(stopping.clone());
             // HTTP/1 has its own clock between requests.
             let one = http2.then(|| counted.begin());
-            let answer = router.call(request.map(Body::new));
-            async move {
-                let answer: Response<Body> = answer.await.unwrap_or_else(|never| match never {});
-                Ok::<_, Infallible>(answer.map(|body| Counted { body, rest: Bytes::new(), one }))
-            }
+            let answer = site(request.map(Body::new));
+            async move { Ok::<_, Infallible>(answer.await.map(|body| Counted { body, rest: Bytes::new(), one })) }
         });
         let builder = if http2 { &self.http2 } else { &self.http1 };
         let stream = TokioIo::new(Patient::new(stream, self.answer_patience));

@@ -277,7 +277,9 @@ impl From<ControlFailure> for ApiError {
 
 /// 204: done, nothing to say but these headers.
 pub(super) fn no_content(headers: HeaderMap) -> Response {
-    (StatusCode::NO_CONTENT, headers).into_response()
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    *response.headers_mut() = headers;
+    response
 }
 
 /// 201: made.

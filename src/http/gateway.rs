@@ -6,12 +6,10 @@ mod known_tokens;
 use std::{fmt, future::Future, io, sync::Arc, task::Poll, time::Duration};
 
 use axum::{
-    Router,
     body::Body,
     extract::{FromRef, Request, State},
     http::{Method, Version, request::Parts},
     response::Response,
-    routing::{MethodFilter, on},
 };
 use bytes::Bytes;
 use futures::stream;
@@ -24,17 +22,17 @@ use tokio::{
 
 use self::known_tokens::KnownTokens;
 use super::{
-    Route,
+    Answering, Route,
     auth::{Access, Gate, Lookup, Principal},
     body::{self, Taken},
     error::{self, ApiError, Fault},
+    front::{handler, mount},
     health,
     intake::{Intake, Taker},
-    mount,
     params::{self, Params},
     relay::{as_map, passed_on},
     routes,
-    serve::{Listeners, serve_router},
+    serve::{Listeners, serve_site},
     ui, write,
 };
 use crate::{
@@ -91,10 +89,10 @@ pub async fn serve_gateway(
     shutdown: impl Future<Output = ()> + Send,
 ) {
     let config = Arc::clone(&state.config);
-    serve_router(listeners, router(state), &config, shutdown).await;
+    serve_site(listeners, site(state), &config, shutdown).await;
 }
 
-fn router(state: GatewayState) -> Router {
+fn site(state: GatewayState) -> Answering {
     let GatewayState { gateway, metrics, config, now_ns } = state;
     let known = Arc::new(KnownTokens::new(gateway.clone()));
     let lookup = Lookup::Elsewhere(Box::new(move |secret| {
@@ -105,39 +103,34 @@ fn router(state: GatewayState) -> Router {
     let taker = Taker::Gateway(gateway.clone(), ToldSchemas::default());
     let intake = Intake::new(taker, config, &metrics, now_ns);
     let edge = Arc::new(Edge { gateway, metrics: metrics.clone(), intake });
-    let table = routes().into_iter().filter_map(|route| handled(route.method, route.path, route.access));
-    mount(table.collect(), gate, &metrics).with_state(edge)
+    let table = routes().into_iter().map(handled).collect();
+    mount(table, gate, &metrics, &edge)
 }
 
 /// What a gateway does at a route of the table: the access it asks for is the same.
-fn handled(
-    method: Method,
-    path: &'static str,
-    access: Access,
-) -> Option<Route<super::MethodRouter<Arc<Edge>>>> {
-    let filter = MethodFilter::try_from(method.clone()).ok()?;
+fn handled<S>(Route { method, filter, path, access, .. }: Route<S>) -> Route<Arc<Edge>> {
     let handler = match path {
-        "/" => on(filter, ui::page),
-        "/ui/{file}" => on(filter, ui::part),
-        "/ping" => on(filter, health::ping),
-        "/startupz" => on(filter, health::startup),
-        "/livez" => on(filter, async || health::plain("live\n")),
-        "/health" => on(filter, healthy),
+        "/" => handler(ui::page),
+        "/ui/{file}" => handler(ui::part),
+        "/ping" => handler(health::ping),
+        "/startupz" => handler(health::startup),
+        "/livez" => handler(async || health::plain("live\n")),
+        "/health" => handler(healthy),
         "/ready" => {
-            on(filter, async |State(edge): State<Arc<Edge>>| health::ready_or_not(&edge.gateway.readiness()))
+            handler(async |State(edge): State<Arc<Edge>>| health::ready_or_not(&edge.gateway.readiness()))
         }
-        "/readyz" => on(filter, ready),
-        "/metrics" => on(filter, metrics),
-        "/write" => on(filter, write::influx1),
-        "/api/v2/write" => on(filter, write::influx2),
-        "/api/v3/write_lp" => on(filter, write::influx3),
-        "/api/v1/write/line-protocol" => on(filter, write::arc),
-        "/api/v1/write/msgpack" => on(filter, write::arc_msgpack),
-        _ => on(filter, async move |State(edge): State<Arc<Edge>>, request: Request| {
+        "/readyz" => handler(ready),
+        "/metrics" => handler(metrics),
+        "/write" => handler(write::influx1),
+        "/api/v2/write" => handler(write::influx2),
+        "/api/v3/write_lp" => handler(write::influx3),
+        "/api/v1/write/line-protocol" => handler(write::arc),
+        "/api/v1/write/msgpack" => handler(write::arc_msgpack),
+        _ => handler(async move |State(edge): State<Arc<Edge>>, request: Request| {
             pass_on(edge, request, access).await
         }),
     };
-    Some(Route { method, path, access, handler })
+    Route { method, filter, path, access, handler }
 }
 
 async fn healthy(State(edge): State<Arc<Edge>>) -> Response {
@@ -296,10 +289,9 @@ mod tests {
     #[test]
     fn every_route_of_the_table_is_there_and_asks_for_the_same() {
         for route in routes() {
-            let named = format!("{} {}", route.method, route.path);
-            let here = handled(route.method.clone(), route.path, route.access);
-            let here = here.unwrap_or_else(|| panic!("a gateway has no {named}"));
-            assert_eq!((here.method, here.path, here.access), (route.method, route.path, route.access));
+            let asked = (route.method.clone(), route.path, route.access);
+            let here = handled(route);
+            assert_eq!((here.method, here.path, here.access), asked);
         }
     }
 

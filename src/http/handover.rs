@@ -6,15 +6,15 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{Request, State},
+    extract::Request,
     http::Method,
-    middleware::Next,
     response::{IntoResponse, Response},
 };
+use futures::FutureExt;
 use tokio::time::Instant;
 
 use super::{
-    Edge,
+    Edge, Handler, Route,
     auth::Peer,
     body::{self, Taken},
     error::ApiError,
@@ -27,17 +27,27 @@ use crate::node::Errand;
 const OF_VOTERS: [&str; 5] =
     ["/api/v1/cluster/", "/api/v1/nodes/", "/api/v1/tokens", "/api/v1/auth/tokens", "/api/v1/ca/"];
 
-/// True for the routes that [`hand_over`] stands in front of.
-pub(super) fn is_for_voters(method: &Method, path: &str) -> bool {
+/// The same route, with [`hand_over`] in front of its handler if it changes what voters propose.
+pub(super) fn handed_over(route: Route<Arc<Edge>>) -> Route<Arc<Edge>> {
+    if !is_for_voters(&route.method, route.path) {
+        return route;
+    }
+    let own = route.handler;
+    let handler: Handler<Arc<Edge>> =
+        Arc::new(move |request, edge| hand_over(edge, request, Arc::clone(&own)).boxed());
+    Route { handler, ..route }
+}
+
+fn is_for_voters(method: &Method, path: &str) -> bool {
     method != Method::GET && OF_VOTERS.iter().any(|of| path.starts_with(of))
 }
 
 /// Lets a request through on a voter, and hands it to one elsewhere. One that was handed over goes no
 /// farther: whoever is no voter any more says that it is none.
-pub(super) async fn hand_over(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
+async fn hand_over(edge: Arc<Edge>, request: Request, own: Handler<Arc<Edge>>) -> Response {
     let handed_over = matches!(Peer::of(request.extensions()), Peer::Gateway { .. });
     if handed_over || edge.app.node.is_voter() {
-        return next.run(request).await;
+        return own(request, edge).await;
     }
     ask_a_voter(&edge, request).await.unwrap_or_else(IntoResponse::into_response)
 }

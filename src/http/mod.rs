@@ -16,6 +16,7 @@ mod error;
 mod events;
 #[cfg(feature = "sql")]
 mod flight;
+mod front;
 mod gateway;
 mod handover;
 mod health;
@@ -38,37 +39,30 @@ mod write;
 
 use std::{fmt, sync::Arc};
 
-use axum::{
-    Router,
-    extract::{FromRef, Request},
-    http::Method,
-    middleware::{self, Next},
-    response::{IntoResponse, Response},
-    routing::{MethodFilter, MethodRouter, on},
-};
+use axum::{extract::FromRef, handler::Handler as Handle, http::Method, routing::MethodFilter};
 #[cfg(feature = "sql")]
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
 
 pub(crate) use backup::ROWS;
 pub use gateway::{GatewayState, serve_gateway};
 pub use serve::{Listeners, bind_socket, serve};
 pub use tls::{CertificateFileError, CertificateFiles, EdgeTls};
 
-#[cfg(feature = "sql")]
-use crate::engine::columnar::sql::QueryMemory;
 use crate::{
     config,
     engine::columnar::{ColumnarEngine, CompactionTotals},
     node::{Node, Traffic},
-    telemetry::{Counter, Histogram, Registry},
+    telemetry::Registry,
 };
-use auth::{Access, Gate, Lookup, Peer};
+#[cfg(feature = "sql")]
+use crate::{engine::columnar::sql::QueryMemory, telemetry::Counter};
+use auth::{Access, Gate, Lookup};
 use body::Budget;
+#[cfg(feature = "sql")]
 use error::{ApiError, Fault};
 use events::Live;
+use front::{Answering, Handler, handler};
 use intake::{Intake, Taker};
-use request_id::Names;
 
 /// What the edge works with.
 #[derive(Clone)]
@@ -211,222 +205,120 @@ struct Permits {
 }
 
 /// A line of the route table.
-struct Route<H> {
+struct Route<S> {
     method: Method,
+    filter: MethodFilter,
     path: &'static str,
     access: Access,
-    handler: H,
+    handler: Handler<S>,
 }
 
-/// A handler bound to its method.
-type Handler = MethodRouter<Arc<Edge>>;
+fn get<T: 'static, H: Handle<T, Arc<Edge>> + Sync>(
+    path: &'static str,
+    access: Access,
+    of: H,
+) -> Route<Arc<Edge>> {
+    Route { method: Method::GET, filter: MethodFilter::GET, path, access, handler: handler(of) }
+}
+
+fn post<T: 'static, H: Handle<T, Arc<Edge>> + Sync>(
+    path: &'static str,
+    access: Access,
+    of: H,
+) -> Route<Arc<Edge>> {
+    Route { method: Method::POST, filter: MethodFilter::POST, path, access, handler: handler(of) }
+}
+
+fn put<T: 'static, H: Handle<T, Arc<Edge>> + Sync>(
+    path: &'static str,
+    access: Access,
+    of: H,
+) -> Route<Arc<Edge>> {
+    Route { method: Method::PUT, filter: MethodFilter::PUT, path, access, handler: handler(of) }
+}
+
+fn delete<T: 'static, H: Handle<T, Arc<Edge>> + Sync>(
+    path: &'static str,
+    access: Access,
+    of: H,
+) -> Route<Arc<Edge>> {
+    Route { method: Method::DELETE, filter: MethodFilter::DELETE, path, access, handler: handler(of) }
+}
 
 /// The route table.
-fn routes() -> Vec<Route<Handler>> {
+fn routes() -> Vec<Route<Arc<Edge>>> {
     use Access::{Admin, Data, Public, Read, Write};
 
-    let get = |path, access, handler| Route { method: Method::GET, path, access, handler };
-    let post = |path, access, handler| Route { method: Method::POST, path, access, handler };
-    let put = |path, access, handler| Route { method: Method::PUT, path, access, handler };
-    let delete = |path, access, handler| Route { method: Method::DELETE, path, access, handler };
     #[rustfmt::skip]
     let table = vec![
-        get("/", Public, on(MethodFilter::GET, ui::page)),
-        get("/ui/{file}", Public, on(MethodFilter::GET, ui::part)),
-        post("/write", Write, on(MethodFilter::POST, write::influx1)),
-        post("/api/v2/write", Write, on(MethodFilter::POST, write::influx2)),
-        post("/api/v3/write_lp", Write, on(MethodFilter::POST, write::influx3)),
-        post("/api/v1/write/line-protocol", Write, on(MethodFilter::POST, write::arc)),
-        post("/api/v1/write/msgpack", Write, on(MethodFilter::POST, write::arc_msgpack)),
-        get("/api/v1/databases", Read, on(MethodFilter::GET, databases::list)),
-        delete("/api/v1/databases/{name}", Admin, on(MethodFilter::DELETE, databases::drop)),
-        put("/api/v1/databases/{name}/retention", Admin, on(MethodFilter::PUT, databases::retention)),
-        post("/api/v1/databases/{name}/rows", Admin, on(MethodFilter::POST, backup::import)),
-        get("/api/v1/backup", Admin, on(MethodFilter::GET, backup::take)),
-        get("/api/v1/measurements", Read, on(MethodFilter::GET, databases::measurements)),
-        get("/query", Data, on(MethodFilter::GET, influx::query)),
-        post("/query", Data, on(MethodFilter::POST, influx::query)),
-        get("/ping", Public, on(MethodFilter::GET, health::ping)),
-        get("/health", Public, on(MethodFilter::GET, health::health)),
-        get("/ready", Public, on(MethodFilter::GET, health::influx_ready)),
-        get("/livez", Public, on(MethodFilter::GET, health::live)),
-        get("/readyz", Public, on(MethodFilter::GET, health::ready)),
-        get("/startupz", Public, on(MethodFilter::GET, health::startup)),
-        get("/api/v1/openapi.json", Public, on(MethodFilter::GET, openapi::document)),
-        get("/metrics", Read, on(MethodFilter::GET, health::metrics)),
-        get("/api/v1/cluster", Read, on(MethodFilter::GET, cluster::status)),
-        get("/api/v1/cluster/events", Read, on(MethodFilter::GET, events::stream)),
-        post("/api/v1/cluster/finalise", Admin, on(MethodFilter::POST, cluster::finalise)),
-        get("/api/v1/nodes", Read, on(MethodFilter::GET, cluster::nodes)),
-        post("/api/v1/nodes/{id}/demote", Admin, on(MethodFilter::POST, cluster::demote)),
-        post("/api/v1/nodes/{id}/promote", Admin, on(MethodFilter::POST, cluster::promote)),
-        post("/api/v1/nodes/{id}/transfer", Admin, on(MethodFilter::POST, cluster::transfer)),
-        post("/api/v1/nodes/{id}/drain", Admin, on(MethodFilter::POST, cluster::drain)),
-        delete("/api/v1/nodes/{id}/drain", Admin, on(MethodFilter::DELETE, cluster::undrain)),
-        get("/api/v1/nodes/{id}", Read, on(MethodFilter::GET, cluster::node)),
-        delete("/api/v1/nodes/{id}", Admin, on(MethodFilter::DELETE, cluster::remove)),
-        post("/api/v1/ca/rotate", Admin, on(MethodFilter::POST, ca::rotate)),
-        get("/api/v1/tokens", Admin, on(MethodFilter::GET, tokens::list)),
-        post("/api/v1/tokens", Admin, on(MethodFilter::POST, tokens::create)),
-        delete("/api/v1/tokens/{id}", Admin, on(MethodFilter::DELETE, tokens::revoke)),
-        get("/api/v1/auth/self", Data, on(MethodFilter::GET, api_tokens::own)),
-        get("/api/v1/auth/tokens", Admin, on(MethodFilter::GET, api_tokens::list)),
-        post("/api/v1/auth/tokens", Admin, on(MethodFilter::POST, api_tokens::create)),
-        delete("/api/v1/auth/tokens/{id}", Admin, on(MethodFilter::DELETE, api_tokens::revoke)),
+        get("/", Public, ui::page),
+        get("/ui/{file}", Public, ui::part),
+        post("/write", Write, write::influx1),
+        post("/api/v2/write", Write, write::influx2),
+        post("/api/v3/write_lp", Write, write::influx3),
+        post("/api/v1/write/line-protocol", Write, write::arc),
+        post("/api/v1/write/msgpack", Write, write::arc_msgpack),
+        get("/api/v1/databases", Read, databases::list),
+        delete("/api/v1/databases/{name}", Admin, databases::drop),
+        put("/api/v1/databases/{name}/retention", Admin, databases::retention),
+        post("/api/v1/databases/{name}/rows", Admin, backup::import),
+        get("/api/v1/backup", Admin, backup::take),
+        get("/api/v1/measurements", Read, databases::measurements),
+        get("/query", Data, influx::query),
+        post("/query", Data, influx::query),
+        get("/ping", Public, health::ping),
+        get("/health", Public, health::health),
+        get("/ready", Public, health::influx_ready),
+        get("/livez", Public, health::live),
+        get("/readyz", Public, health::ready),
+        get("/startupz", Public, health::startup),
+        get("/api/v1/openapi.json", Public, openapi::document),
+        get("/metrics", Read, health::metrics),
+        get("/api/v1/cluster", Read, cluster::status),
+        get("/api/v1/cluster/events", Read, events::stream),
+        post("/api/v1/cluster/finalise", Admin, cluster::finalise),
+        get("/api/v1/nodes", Read, cluster::nodes),
+        post("/api/v1/nodes/{id}/demote", Admin, cluster::demote),
+        post("/api/v1/nodes/{id}/promote", Admin, cluster::promote),
+        post("/api/v1/nodes/{id}/transfer", Admin, cluster::transfer),
+        post("/api/v1/nodes/{id}/drain", Admin, cluster::drain),
+        delete("/api/v1/nodes/{id}/drain", Admin, cluster::undrain),
+        get("/api/v1/nodes/{id}", Read, cluster::node),
+        delete("/api/v1/nodes/{id}", Admin, cluster::remove),
+        post("/api/v1/ca/rotate", Admin, ca::rotate),
+        get("/api/v1/tokens", Admin, tokens::list),
+        post("/api/v1/tokens", Admin, tokens::create),
+        delete("/api/v1/tokens/{id}", Admin, tokens::revoke),
+        get("/api/v1/auth/self", Data, api_tokens::own),
+        get("/api/v1/auth/tokens", Admin, api_tokens::list),
+        post("/api/v1/auth/tokens", Admin, api_tokens::create),
+        delete("/api/v1/auth/tokens/{id}", Admin, api_tokens::revoke),
     ];
     #[cfg(feature = "sql")]
     let table = {
         let mut table = table;
         table.extend([
-            get("/api/v3/query_sql", Read, on(MethodFilter::GET, query::influx3)),
-            post("/api/v3/query_sql", Read, on(MethodFilter::POST, query::influx3)),
-            post("/api/v1/query", Read, on(MethodFilter::POST, query::arc)),
-            post("/api/v1/query/arrow", Read, on(MethodFilter::POST, query::arc_arrow)),
-            post("/api/v1/query/msgpack", Read, on(MethodFilter::POST, query::arc_msgpack)),
-            post("/api/v1/query/estimate", Read, on(MethodFilter::POST, query::arc_estimate)),
-            post(flight::SERVICE, Read, on(MethodFilter::POST, flight::call)),
+            get("/api/v3/query_sql", Read, query::influx3),
+            post("/api/v3/query_sql", Read, query::influx3),
+            post("/api/v1/query", Read, query::arc),
+            post("/api/v1/query/arrow", Read, query::arc_arrow),
+            post("/api/v1/query/msgpack", Read, query::arc_msgpack),
+            post("/api/v1/query/estimate", Read, query::arc_estimate),
+            post(flight::SERVICE, Read, flight::call),
         ]);
         table
     };
     table
 }
 
-/// The router over the table, behind the gate.
-fn router(app: AppState) -> Router {
+/// What answers at a node with data: the table, behind the gate.
+fn site(app: AppState) -> Answering {
     let node = app.node.clone();
     let metrics = Arc::clone(&app.metrics);
     let gate = Gate::new(&app.config, &metrics, Lookup::here(move |secret| node.check_api_token(secret)));
     let edge = Edge::new(app);
-    let handed_over = |route: Route<MethodRouter<Arc<Edge>>>| {
-        if !handover::is_for_voters(&route.method, route.path) {
-            return route;
-        }
-        let layer = middleware::from_fn_with_state(Arc::clone(&edge), handover::hand_over);
-        Route { handler: route.handler.layer(layer), ..route }
-    };
-    mount(routes().into_iter().map(handed_over).collect(), gate, &metrics).with_state(edge)
-}
-
-/// Puts gate and counters in front of every route of a table.
-fn mount<S: Clone + Send + Sync + 'static>(
-    table: Vec<Route<MethodRouter<S>>>,
-    gate: Gate,
-    metrics: &Registry,
-) -> Router<S> {
-    let gate = Arc::new(gate);
-    let mut router = Router::new();
-    for route in table {
-        let door = Door {
-            gate: Arc::clone(&gate),
-            access: route.access,
-            counts: Counts::new(metrics, &route.method, route.path),
-        };
-        let guarded = route.handler.layer(middleware::from_fn_with_state(Arc::new(door), Door::pass));
-        router = router.route(route.path, guarded);
-    }
-    let router = router
-        .fallback(|| async { ApiError::new(Fault::NotFound, "there is no such path here") })
-        .method_not_allowed_fallback(|| async {
-            ApiError::new(Fault::Method, "this path does not take this method")
-        });
-    let front = Arc::new(Front { gate, names: Names::new() });
-    router.layer(middleware::from_fn_with_state(front, Front::pass))
-}
-
-/// What every request passes before its route is known. One layer: each one more clones all behind it, for
-/// each request.
-struct Front {
-    gate: Arc<Gate>,
-    names: Names,
-}
-
-impl Front {
-    async fn pass(
-        axum::extract::State(front): axum::extract::State<Arc<Self>>,
-        request: Request,
-        next: Next,
-    ) -> Response {
-        let gate = &front.gate;
-        let checked = |request: Request| async move {
-            let peer = Peer::of(request.extensions());
-            match gate.check_source(peer, request.method(), request.uri(), request.headers()) {
-                Ok(()) => next.run(request).await,
-                Err(error) => error.into_response(),
-            }
-        };
-        #[cfg(feature = "sql")]
-        let checked = |request| flight::answer_in_grpc(request, checked);
-        let named = |request| request_id::name(&front.names, request, checked);
-        refusal::after_its_body(request, named).await
-    }
-}
-
-/// What stands in front of one route.
-struct Door {
-    gate: Arc<Gate>,
-    access: Access,
-    counts: Counts,
-}
-
-impl Door {
-    async fn pass(
-        axum::extract::State(door): axum::extract::State<Arc<Self>>,
-        mut request: Request,
-        next: Next,
-    ) -> Response {
-        let started = Instant::now();
-        let peer = Peer::of(request.extensions());
-        let allowed = door.gate.authorize(peer, request.uri(), request.headers(), door.access, None).await;
-        let allowed = allowed
-            .and_then(|who| door.gate.not_too_often(peer, request.uri(), door.access, &who).map(|()| who));
-        let response = match allowed {
-            Ok(principal) => {
-                request.extensions_mut().insert(principal);
-                next.run(request).await
-            }
-            Err(error) => error.into_response(),
-        };
-        door.counts.note(&response, started);
-        response
-    }
-}
-
-/// Counters of one route.
-struct Counts {
-    by_class: Vec<(&'static str, Counter)>,
-    seconds: Histogram,
-}
-
-impl Counts {
-    fn new(metrics: &Registry, method: &Method, path: &str) -> Self {
-        let labels = [("method", method.as_str()), ("path", path)];
-        let counter = |class: &'static str| {
-            let labels = [labels[0], labels[1], ("status", class)];
-            (
-                class,
-                metrics.counter(
-                    "skein_http_requests_total",
-                    "Requests answered, by class of status.",
-                    &labels,
-                ),
-            )
-        };
-        let seconds = metrics.histogram(
-            "skein_http_request_seconds",
-            "Time from the head of a request to the head of its answer.",
-            Histogram::SECONDS,
-            &labels,
-        );
-        Self { by_class: ["2xx", "4xx", "5xx"].map(counter).into(), seconds }
-    }
-
-    fn note(&self, response: &Response, started: Instant) {
-        let class = error::class(response);
-        if let Some((_, counter)) = self.by_class.iter().find(|(have, _)| *have == class) {
-            counter.add(1);
-        }
-        self.seconds.observe_duration(started.elapsed());
-    }
+    let table = routes().into_iter().map(handover::handed_over).collect();
+    front::mount(table, gate, &metrics, &edge)
 }
 
 #[cfg(test)]

@@ -1,25 +1,22 @@
-//! What gateways pass on: a request that comes over the mesh goes through the same router, and the same
+//! What gateways pass on: a request that comes over the mesh goes through the same routes, and the same
 //! gate, as one that comes over TCP.
 
-use std::{io, pin::pin, time::Duration};
+use std::{io, time::Duration};
 
 use axum::{
-    Router,
     body::Body,
     http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version},
 };
 use bytes::Bytes;
 use futures::{StreamExt, future::BoxFuture, stream};
 use http_body_util::BodyExt;
-use hyper::service::Service;
-use hyper_util::service::TowerToHyperService;
 use serde_bytes::ByteBuf;
 use tokio::{
     sync::watch,
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{auth::Peer, events::Stopping};
+use super::{Answering, auth::Peer, events::Stopping};
 use crate::{
     node::Node,
     protocol::http::{Headers, HttpRequest, HttpResponse, MAX_BODY_FRAME, MAX_HEAD, MAX_PIECE, Part},
@@ -65,14 +62,14 @@ pub(super) fn as_map(headers: &Headers) -> Option<HeaderMap> {
 
 /// Handles `Http` streams.
 pub(super) struct Relay {
-    router: TowerToHyperService<Router>,
+    site: Answering,
     node: Node,
     stopped: watch::Receiver<bool>,
 }
 
 impl Relay {
-    pub(super) fn new(router: Router, node: Node, stopped: watch::Receiver<bool>) -> Self {
-        Self { router: TowerToHyperService::new(router), node, stopped }
+    pub(super) fn new(site: Answering, node: Node, stopped: watch::Receiver<bool>) -> Self {
+        Self { site, node, stopped }
     }
 }
 
@@ -90,10 +87,10 @@ impl Handler for Relay {
             view.is_gateway(peer.node())
         };
         let Stream { mut send, recv } = stream;
-        let (router, stopping) = (self.router.clone(), Stopping(self.stopped.clone()));
+        let (site, stopping) = (self.site.clone(), Stopping(self.stopped.clone()));
         Box::pin(async move {
-            // The router is dropped with the request when whoever passed it on goes.
-            if let Err(error) = serve(&router, (&peer, by_gateway), stopping, recv, &mut send).await {
+            // What answers is dropped with the request when whoever passed it on goes.
+            if let Err(error) = serve(&site, (&peer, by_gateway), stopping, recv, &mut send).await {
                 tracing::debug!(peer = %peer.node(), %error, "a request that was passed on ended early");
                 send.abandon();
             }
@@ -102,7 +99,7 @@ impl Handler for Relay {
 }
 
 async fn serve(
-    router: &TowerToHyperService<Router>,
+    site: &Answering,
     (peer, by_gateway): (&MeshPeer, bool),
     stopping: Stopping,
     mut recv: RecvStream,
@@ -124,12 +121,12 @@ async fn serve(
     };
     request.extensions_mut().insert(from);
     request.extensions_mut().insert(stopping);
-    let mut answer = pin!(router.call(request));
+    let mut answer = site(request);
     // The first one tells the gateway that its request is here.
     send.write_message(&Part::Beat).await?;
     let answer: Response<Body> = loop {
         match timeout(BEAT, answer.as_mut()).await {
-            Ok(answered) => break answered.unwrap_or_else(|never| match never {}),
+            Ok(answered) => break answered,
             Err(_) => send.write_message(&Part::Beat).await?,
         }
     };
@@ -149,7 +146,7 @@ fn body_of(first: Bytes, recv: RecvStream) -> Body {
     Body::from_stream(stream::once(std::future::ready(Ok(first))).chain(rest))
 }
 
-/// The request as the router takes it; `None` if it is none.
+/// The request as the routes take it; `None` if it is none.
 fn request(head: &HttpRequest, body: Body) -> Option<Request<Body>> {
     let mut request = Request::new(body);
     *request.method_mut() = Method::from_bytes(head.method.as_bytes()).ok()?;

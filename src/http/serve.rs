@@ -11,14 +11,13 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
 };
 
-use super::{AppState, connection::Connections, relay::Relay, router, tls::EdgeTls};
+use super::{Answering, AppState, connection::Connections, relay::Relay, site, tls::EdgeTls};
 use crate::config;
 
 /// Where the edge listens.
@@ -62,25 +61,25 @@ pub fn bind_socket(path: &Path) -> io::Result<UnixListener> {
 /// at most) and returns. Dropping the future cuts every connection.
 pub async fn serve(listeners: Listeners, state: AppState, shutdown: impl Future<Output = ()> + Send) {
     let (config, node) = (Arc::clone(&state.config), state.node.clone());
-    let router = router(state);
+    let site = site(state);
     let (stop, stopped) = watch::channel(false);
-    let relay = Relay::new(router.clone(), node.clone(), stopped);
+    let relay = Relay::new(site.clone(), node.clone(), stopped);
     let _answering = node.answer_gateways(Arc::new(relay));
     let shutdown = async {
         shutdown.await;
         stop.send_replace(true);
     };
-    serve_router(listeners, router, &config, shutdown).await;
+    serve_site(listeners, site, &config, shutdown).await;
 }
 
-pub(super) async fn serve_router(
+pub(super) async fn serve_site(
     listeners: Listeners,
-    router: Router,
+    site: Answering,
     config: &config::Http,
     shutdown: impl Future<Output = ()> + Send,
 ) {
     let Listeners { tcp, unix, tls } = listeners;
-    let connections = Arc::new(Connections::new(config, router, tls.clone()));
+    let connections = Arc::new(Connections::new(config, site, tls.clone()));
     // The semaphore is never closed.
     let places = Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS)));
     let mut follow = pin!(async {

@@ -9,10 +9,8 @@ use std::{
 };
 
 use axum::{body::Body, http::Request};
-use hyper::service::Service;
-use hyper_util::service::TowerToHyperService;
 
-use super::*;
+use super::{auth::Peer, *};
 use crate::{
     engine::columnar::ColumnarConfig,
     identity::DataDir,
@@ -215,9 +213,9 @@ impl World {
         let revoked = world.make(Role::Revoked, &both, None, None).await;
         world.node.revoke_api_token(revoked).await.unwrap();
         // What the queries are about has to be there, and the node ready.
-        let router = world.router("127.0.0.1:8086", false);
+        let site = world.site("127.0.0.1:8086", false);
         let first = Request::post("/write?db=home").extension(Peer::Local).body(Body::from("cpu v=1 1"));
-        assert_eq!(send(&router, first.unwrap()).await, 204);
+        assert_eq!(send(&site, first.unwrap()).await, 204);
         while world.engine.tables("home").is_none() || !world.node.readiness().ready {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -242,9 +240,9 @@ impl World {
         token.id()
     }
 
-    fn router(&self, listen: &str, open: bool) -> Router {
+    fn site(&self, listen: &str, open: bool) -> Answering {
         let config = config::Http { listen: listen.parse().unwrap(), open, ..config::Http::default() };
-        router(AppState {
+        site(AppState {
             node: self.node.clone(),
             engine: self.engine.clone(),
             metrics: Registry::new(),
@@ -270,14 +268,13 @@ impl World {
     }
 }
 
-async fn send(router: &Router, request: Request<Body>) -> u16 {
-    let service = TowerToHyperService::new(router.clone());
-    service.call(request).await.unwrap().status().as_u16()
+async fn send(site: &Answering, request: Request<Body>) -> u16 {
+    site(request).await.status().as_u16()
 }
 
 #[test]
 fn every_route_is_tried_and_none_is_there_twice() {
-    let named = |route: &Route<Handler>| format!("{} {}", route.method, route.path);
+    let named = |route: &Route<Arc<Edge>>| format!("{} {}", route.method, route.path);
     let table: Vec<String> = routes().iter().map(named).collect();
     let once: BTreeSet<&str> = table.iter().map(String::as_str).collect();
     assert_eq!(once.len(), table.len(), "a route twice");
@@ -295,10 +292,10 @@ async fn every_route_against_every_role_on_every_bind() {
     for (listen, told, open) in
         [("0.0.0.0:8086", false, false), ("127.0.0.1:8086", false, true), ("[::]:8086", true, true)]
     {
-        let router = world.router(listen, told);
+        let site = world.site(listen, told);
         for one in tries() {
             for role in ROLES {
-                let got = send(&router, world.request(&one, role)).await;
+                let got = send(&site, world.request(&one, role)).await;
                 let want = expected(&one, open, role);
                 if got != want {
                     let uri = one.uri;
@@ -314,7 +311,7 @@ async fn every_route_against_every_role_on_every_bind() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_stands_before_every_route() {
     let world = World::new().await;
-    let router = world.router("127.0.0.1:8086", false);
+    let site = world.site("127.0.0.1:8086", false);
     for one in tries() {
         let request = |host: &str, origin: Option<&str>, site: Option<&str>| {
             let mut request = world.request(&one, Role::Admin);
@@ -327,22 +324,22 @@ async fn what_stands_before_every_route() {
             request
         };
         let path = one.route;
-        assert_eq!(send(&router, request("evil.example:8086", None, None)).await, 403, "{path}");
-        assert_eq!(send(&router, request("localhost:8086", None, Some("cross-site"))).await, 403, "{path}");
+        assert_eq!(send(&site, request("evil.example:8086", None, None)).await, 403, "{path}");
+        assert_eq!(send(&site, request("localhost:8086", None, Some("cross-site"))).await, 403, "{path}");
         if !path.starts_with("GET ") {
             let foreign = request("localhost:8086", Some("http://evil.example"), None);
-            assert_eq!(send(&router, foreign).await, 403, "{path}");
+            assert_eq!(send(&site, foreign).await, 403, "{path}");
         }
         let own = request("localhost:8086", Some("http://localhost:8086"), Some("same-origin"));
-        assert_eq!(send(&router, own).await, one.through, "{path}");
+        assert_eq!(send(&site, own).await, one.through, "{path}");
     }
     // What is not in the table is not there, for nobody.
     for role in ROLES {
         let ask = |route, uri| Try { route, uri, body: "", asks: Asks::Nothing, through: 0 };
         let secret = ask("GET /api/v1/secrets", "/api/v1/secrets");
-        assert_eq!(send(&router, world.request(&secret, role)).await, 404);
-        assert_eq!(send(&router, world.request(&ask("GET /write", "/write"), role)).await, 405);
-        assert_eq!(send(&router, world.request(&ask("HEAD /ping", "/ping"), role)).await, 204);
+        assert_eq!(send(&site, world.request(&secret, role)).await, 404);
+        assert_eq!(send(&site, world.request(&ask("GET /write", "/write"), role)).await, 405);
+        assert_eq!(send(&site, world.request(&ask("HEAD /ping", "/ping"), role)).await, 204);
     }
     world.node.shutdown().await;
 }
@@ -352,17 +349,17 @@ async fn requests_are_counted_by_route_and_class() {
     let metrics = Registry::new();
     let config = config::Http { listen: "0.0.0.0:1".parse().unwrap(), ..config::Http::default() };
     let gate = Gate::new(&config, &metrics, Lookup::here(|_| Err(crate::node::ApiTokenError::Unknown)));
-    let table: Vec<Route<MethodRouter<()>>> = [("/ping", Access::Public), ("/write", Access::Write)]
+    let table = [("/ping", Access::Public), ("/write", Access::Write)]
         .map(|(path, access)| {
-            let handler = on(MethodFilter::GET, || async { "through" });
-            Route { method: Method::GET, path, access, handler }
+            let (method, filter) = (Method::GET, MethodFilter::GET);
+            Route { method, filter, path, access, handler: handler(|| async { "through" }) }
         })
         .into();
-    let router: Router = mount(table, gate, &metrics);
+    let site = front::mount(table, gate, &metrics, &());
     let ask = |uri: &str| Request::get(uri).body(Body::empty()).unwrap();
-    assert_eq!(send(&router, ask("/ping")).await, 200);
-    assert_eq!(send(&router, ask("/write")).await, 401);
-    assert_eq!(send(&router, ask("/write?u=me&p=not-a-token")).await, 401);
+    assert_eq!(send(&site, ask("/ping")).await, 200);
+    assert_eq!(send(&site, ask("/write")).await, 401);
+    assert_eq!(send(&site, ask("/write?u=me&p=not-a-token")).await, 401);
     let text = metrics.render();
     for line in [
         "skein_http_requests_total{method=\"GET\",path=\"/ping\",status=\"2xx\"} 1",

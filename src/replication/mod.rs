@@ -320,6 +320,11 @@ impl Tenure {
         self.opened.send_replace(true);
     }
 
+    /// True once writes are let in.
+    pub fn is_open(&self) -> bool {
+        *self.opened.borrow()
+    }
+
     /// Turns true when writes are let in.
     pub fn watch_opened(&self) -> watch::Receiver<bool> {
         self.opened.subscribe()

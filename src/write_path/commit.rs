@@ -216,6 +216,10 @@ impl Writer {
             return Ok(());
         }
         // Model: admit_after_epoch_start
+        if tenure.is_open() {
+            // That it is still in force is looked at where the batch is let in.
+            return Ok(());
+        }
         let mut opened = tenure.watch_opened();
         let mut office = self.replica.watch_tenure();
         let open = async {

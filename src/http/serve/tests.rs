@@ -1,7 +1,7 @@
 //! A running edge, spoken to byte by byte.
 
 use axum::{
-    Extension,
+    Extension, Router,
     routing::{get, post},
 };
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::*;
-use crate::http::auth::Peer;
+use crate::http::{auth::Peer, front::answering};
 
 mod smuggling;
 
@@ -45,7 +45,7 @@ async fn running_with(config: config::Http, tls: Option<EdgeTls>) -> Running {
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let done = tokio::spawn(async move {
         let stopped = async { drop(stopped.await) };
-        serve_router(Listeners { tcp, unix, tls }, router, &config, stopped).await;
+        serve_site(Listeners { tcp, unix, tls }, answering(router), &config, stopped).await;
     });
     Running { dir, tcp: address, stop, done }
 }

@@ -19,7 +19,7 @@ impl Apply {
     /// Lets checkpoints keep up with what is applied. A new writer does not wait before it is open: it is
     /// what everybody waits for.
     pub(super) async fn wait_for_room(&self, replica: &Replica) {
-        let opening = || replica.tenure().is_some_and(|tenure| !*tenure.watch_opened().borrow());
+        let opening = || replica.tenure().is_some_and(|tenure| !tenure.is_open());
         if self.engine.room() == Room::Little && !opening() {
             sleep(SLOW.1).await;
             self.checkpoint_if_due();
