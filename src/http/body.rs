@@ -104,7 +104,7 @@ const RESERVED: usize = 256 * 1024;
 /// decompressed.
 const WORDS: ByteSize = ByteSize::mib(1);
 /// So many times their length words may become: of what they hold, only what is known is kept.
-const KEPT: usize = 8;
+const KEPT: usize = 12;
 
 /// How long a body may be.
 #[derive(Debug, Clone, Copy)]
@@ -424,7 +424,7 @@ mod tests {
             async move { take_words(Body::from(body), &headers, &limits, &budget).await }
         };
         let taken = words(b"q=SHOW+DATABASES".to_vec()).await.unwrap();
-        assert_eq!((taken.share.bytes(), budget.used()), (16 * 9, 16 * 9));
+        assert_eq!((taken.share.bytes(), budget.used()), (16 * 13, 16 * 13));
         drop(taken);
         for (body, fault) in [
             (vec![b'='; (1 << 20) + 1], Fault::TooLarge),

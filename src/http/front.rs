@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use axum::{
     Router,
+    body::Body,
     extract::Request,
     handler,
     http::Method,
@@ -63,7 +64,9 @@ where
         .method_not_allowed_fallback(|| async {
             ApiError::new(Fault::Method, "this path does not take this method")
         });
-    let front = Arc::new(Front { gate, names: Names::new(), router: answering(router) });
+    // With its state a router makes what it calls once, not for each request.
+    let router = answering(router.with_state(()));
+    let front = Arc::new(Front { gate, names: Names::new(), router });
     Arc::new(move |request| {
         let front = Arc::clone(&front);
         async move { front.pass(request).await }.boxed()
@@ -87,6 +90,7 @@ struct Front {
 
 impl Front {
     async fn pass(&self, request: Request) -> Response {
+        let to_head = request.method() == Method::HEAD;
         let checked = |request: Request| async move {
             let peer = Peer::of(request.extensions());
             match self.gate.check_source(peer, request.method(), request.uri(), request.headers()) {
@@ -97,7 +101,9 @@ impl Front {
         #[cfg(feature = "sql")]
         let checked = |request| flight::answer_in_grpc(request, checked);
         let named = |request| request_id::name(&self.names, request, checked);
-        refusal::after_its_body(request, named).await
+        let response = refusal::after_its_body(request, named).await;
+        // The router has done so with its own answers; over HTTP/2 nobody else does.
+        if to_head { response.map(|_| Body::empty()) } else { response }
     }
 }
 

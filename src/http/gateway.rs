@@ -287,15 +287,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_route_of_the_table_is_there_and_asks_for_the_same() {
-        for route in routes() {
-            let asked = (route.method.clone(), route.path, route.access);
-            let here = handled(route);
-            assert_eq!((here.method, here.path, here.access), asked);
-        }
-    }
-
-    #[test]
     fn what_may_have_been_done_is_not_called_unavailable() {
         let broken = || AskError::Broken { node: crate::types::NodeId::default(), reason: "silent".into() };
         assert_eq!(unanswered(broken(), Errand::Query).fault(), Fault::Unavailable);

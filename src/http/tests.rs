@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use axum::{body::Body, http::Request};
+use axum::{
+    body::{Body, to_bytes},
+    http::Request,
+};
 
 use super::{auth::Peer, *};
 use crate::{
@@ -333,6 +336,12 @@ async fn what_stands_before_every_route() {
         let own = request("localhost:8086", Some("http://localhost:8086"), Some("same-origin"));
         assert_eq!(send(&site, own).await, one.through, "{path}");
     }
+    // Over HTTP/2 a body behind an answer to HEAD breaks its stream.
+    let peer = Peer::Tcp(IpAddr::from([127, 0, 0, 1]));
+    let refused = Request::head("/ping").header("host", "evil.example:8086").extension(peer);
+    let refused = site(refused.body(Body::empty()).unwrap()).await;
+    assert_eq!(refused.status().as_u16(), 403);
+    assert!(to_bytes(refused.into_body(), 100).await.unwrap().is_empty());
     // What is not in the table is not there, for nobody.
     for role in ROLES {
         let ask = |route, uri| Try { route, uri, body: "", asks: Asks::Nothing, through: 0 };

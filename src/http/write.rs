@@ -318,8 +318,8 @@ fn fingerprint(parts: &[&[u8]]) -> [u8; 16] {
 }
 
 pub(super) fn receipt_headers(receipt: &Receipt) -> HeaderMap {
-    // With room for those that others add.
-    let mut headers = HeaderMap::with_capacity(12);
+    // These, and the request's name.
+    let mut headers = HeaderMap::with_capacity(6);
     error::set(&mut headers, "x-skein-lsn", receipt.at);
     error::set(&mut headers, "x-skein-ack", receipt.ack.as_str());
     error::set(&mut headers, "x-skein-node", receipt.writer);

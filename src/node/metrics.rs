@@ -89,7 +89,7 @@ impl Node {
         );
         gauge(
             "skein_apply_waits_for_room",
-            "1 while no record is applied until a checkpoint has made room in memory.",
+            "1 while records are not applied until a checkpoint has made room in memory.",
             Box::new(|node| f64::from(u8::from(node.this().apply.waits_for_room()))),
         );
         gauge(

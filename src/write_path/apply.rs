@@ -169,6 +169,7 @@ impl Apply {
                     _ = tick.tick() => {}
                 }
             } else {
+                self.wait_for_room(&replica).await;
                 let exclusive = self.exclusive.lock().await;
                 // A snapshot may have been installed while this waited.
                 let next = self.applied.borrow().seq + 1;
@@ -199,7 +200,6 @@ impl Apply {
                 reader = (took == all).then_some(here);
             }
             self.checkpoint_if_due();
-            self.wait_for_room(&replica).await;
             tokio::task::yield_now().await;
         }
     }

@@ -216,6 +216,7 @@ def questions(most):
         "objects of most bytes": (arc, JSON, listed(b'{"a":0},')),
         "parameters of most bytes": (arc, JSON, b'{"sql":"SELECT 1","params":[' + b"0," * (many // 2) + b"0]}"),
         "names of most bytes": (arc, JSON, named),
+        "what is no text of most bytes in a form": (v3, FORM, b"q=" + b"\xff" * many),
         "parts of a form of most bytes": (v3, FORM, b"=&" * (many // 2)),
         "parts of a form of most bytes at /query": (v1, FORM, b"=&" * (many // 2)),
     }
@@ -229,7 +230,7 @@ def announced(cluster, most, slack):
         for kind, cases, allowed in (
             ("lengths", packs, slack),
             # As long as they may be, so that they are read: nothing is made of what they do not ask. And longer.
-            ("questions", questions(MIB), 8 + slack),
+            ("questions", questions(MIB), 12 + slack),
             ("questions that are too long", questions(8 * MIB), most + slack),
         ):
             peaks, counts = {end: Peak(end) for end in cluster.ends}, {}

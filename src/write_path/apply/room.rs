@@ -11,12 +11,12 @@ use crate::{engine::Room, replication::Replica};
 const LONG_WAIT: Duration = Duration::from_secs(1);
 
 impl Apply {
-    /// True while nothing is applied until a checkpoint has made room.
+    /// True while records wait until a checkpoint has made room.
     pub fn waits_for_room(&self) -> bool {
         self.waits_for_room.load(Ordering::Relaxed)
     }
 
-    /// Lets checkpoints keep up with what is applied. A new writer does not wait before it is open: it is
+    /// Before records are applied: lets checkpoints keep up. A new writer does not wait before it is open: it is
     /// what everybody waits for.
     pub(super) async fn wait_for_room(&self, replica: &Replica) {
         let opening = || replica.tenure().is_some_and(|tenure| !tenure.is_open());

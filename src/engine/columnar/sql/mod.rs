@@ -52,6 +52,7 @@ mod tests;
 pub use catalog::CATALOG;
 pub use error::QueryError;
 pub use memory::QueryMemory;
+#[cfg(feature = "server")]
 pub(crate) use parameters::GivenParameters;
 pub use parameters::{MAX_PARAMETERS, Parameter, Parameters};
 pub use prepared::{Prepared, parameter_names};

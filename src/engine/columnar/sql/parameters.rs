@@ -17,7 +17,7 @@ pub const MAX_PARAMETERS: usize = 1_000;
 const TIMESTAMP: &str = "timestamp_ns";
 
 /// Values by name, without `$`; those of `?`, or of a list, are called `1`, `2` and so on.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct Parameters(BTreeMap<String, Parameter>);
 
@@ -47,17 +47,28 @@ pub(crate) struct GivenParameters(Vec<(String, Candidate)>);
 
 impl<'de> Deserialize<'de> for GivenParameters {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(Giving)
+        from.deserialize_any(Giving { lists: true })
     }
 }
 
-struct Giving;
+/// By name alone, as a ticket has them.
+impl<'de> Deserialize<'de> for Parameters {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let given = from.deserialize_any(Giving { lists: false })?;
+        Self::from_given(given).map_err(de::Error::custom)
+    }
+}
+
+struct Giving {
+    /// Whether they may be a list, too.
+    lists: bool,
+}
 
 impl<'de> Visitor<'de> for Giving {
     type Value = GivenParameters;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "values in an object, by name, or in a list")
+        write!(f, "values in an object, by name{}", if self.lists { ", or in a list" } else { "" })
     }
 
     fn visit_unit<E>(self) -> Result<GivenParameters, E> {
@@ -75,6 +86,9 @@ impl<'de> Visitor<'de> for Giving {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<GivenParameters, A::Error> {
+        if !self.lists {
+            return Err(de::Error::invalid_type(de::Unexpected::Seq, &self));
+        }
         let mut given = Vec::new();
         while given.len() <= MAX_PARAMETERS {
             let Some(one) = from.next_element()? else { return Ok(GivenParameters(given)) };
@@ -169,6 +183,10 @@ impl Parameters {
 
     /// As [`Self::from_json`].
     pub(crate) fn from_given(GivenParameters(named): GivenParameters) -> Result<Self, QueryError> {
+        // Counted with every name, also one that comes twice: what comes behind is not known any more.
+        if named.len() > MAX_PARAMETERS {
+            return Err(too_many());
+        }
         let value = |(name, Candidate(value)): (String, Candidate)| match value {
             Ok(value) => Ok((name, value)),
             Err(why) => Err(QueryError::Invalid(format!("params: ${}: {why}", shown(&name)))),
@@ -191,9 +209,7 @@ impl Parameters {
         let text = |value: &Parameter| if let Parameter::Text(text) = value { text.len() } else { 0 };
         let bytes: usize = self.0.iter().map(|(name, value)| name.len() + text(value)).sum();
         if wanted.len().max(self.0.len()) > MAX_PARAMETERS || bytes > MAX_TEXT {
-            return Err(QueryError::TooLarge(format!(
-                "a statement may have {MAX_PARAMETERS} parameters, and {MAX_TEXT} bytes in all of their values"
-            )));
+            return Err(too_many());
         }
         if let Some(name) = wanted.iter().find(|name| !self.0.contains_key(*name)) {
             let name = shown(name);
@@ -255,6 +271,12 @@ impl<'de> Deserialize<'de> for Parameter {
     }
 }
 
+fn too_many() -> QueryError {
+    QueryError::TooLarge(format!(
+        "a statement may have {MAX_PARAMETERS} parameters, and {MAX_TEXT} bytes in all of their values"
+    ))
+}
+
 /// A name of the client's, short enough to be shown back.
 fn shown(name: &str) -> String {
     name.chars().filter(|c| !c.is_control()).take(64).collect()
@@ -287,6 +309,12 @@ mod tests {
         assert_eq!(serde_json::from_str::<Parameters>(&again).unwrap(), want);
         let list = parameters(&[("1", Text("a".into())), ("2", Int(3))]);
         assert_eq!(Parameters::from_json(r#"["a", 3]"#).unwrap(), list);
+        let many = |more: &str| format!("{{{}{more}}}", vec![r#""a":1"#; MAX_PARAMETERS].join(","));
+        assert_eq!(Parameters::from_json(&many("")).unwrap(), parameters(&[("a", Int(1))]));
+        let over = Parameters::from_json(&many(r#","a":2"#));
+        assert!(matches!(&over, Err(QueryError::TooLarge(_))), "{over:?}");
+        assert!(serde_json::from_str::<Parameters>(&many(r#","a":2"#)).is_err());
+        assert!(serde_json::from_str::<Parameters>("[1]").unwrap_err().to_string().contains("by name"));
         for none in ["", " ", "null", "{}", "[]"] {
             assert!(Parameters::from_json(none).unwrap().is_empty(), "{none}");
         }
