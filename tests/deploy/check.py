@@ -78,7 +78,8 @@ def container():
     ignored = (ROOT / ".dockerignore").read_text().split()
     need("/target" in ignored and "/.git" in ignored, ".dockerignore lets what was built into the context")
     # What the build needs: every source that is compiled in lies in what is copied.
-    included = set()
+    built = re.findall(r'path = "([^"]+)"', (ROOT / "Cargo.toml").read_text())
+    included = {pathlib.PurePath(path) for path in built if path != "."}
     for source in (ROOT / "src").rglob("*.rs"):
         for path in re.findall(r'include_(?:str|bytes)!\("([^"]+)"\)', source.read_text()):
             included.add((source.parent / path).resolve().relative_to(ROOT))
