@@ -35,6 +35,7 @@ pub(super) type Answering = Arc<dyn Fn(Request) -> BoxFuture<'static, Response> 
 /// The handler of a route, with the state of its edge.
 pub(super) type Handler<S> = Arc<dyn Fn(Request, S) -> BoxFuture<'static, Response> + Send + Sync>;
 
+/// A function with extractors, as axum takes it.
 pub(super) fn handler<H, T, S>(of: H) -> Handler<S>
 where
     H: handler::Handler<T, S> + Sync,
