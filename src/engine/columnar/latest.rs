@@ -19,7 +19,7 @@ use super::{
     data_file::DataFile,
     lock,
     memtable::Rows,
-    merge::{bytes, in_order, series, tags, times},
+    merge::{bytes, conform, in_order, merge, series, tags, times},
 };
 
 /// Bytes of digests that are kept.
@@ -132,6 +132,21 @@ fn newest(schema: &SchemaRef, batches: &[&RecordBatch]) -> Result<RecordBatch, A
     in_order(&batches, &order)
 }
 
+/// The digest of several parts, of their digests in the order in which they were written. What a digest
+/// has to have is in one of theirs.
+///
+/// # Errors
+/// A column does not have its type.
+pub(super) fn together(schema: &SchemaRef, digests: &[Arc<Rows>]) -> Result<Arc<Rows>, ArrowError> {
+    let batches = digests.iter().map(|digest| conform(digest.batch(), schema));
+    let points = merge(schema, &batches.collect::<Result<Vec<_>, _>>()?)?;
+    let newest = match points.is_empty() {
+        true => RecordBatch::new_empty(schema.clone()),
+        false => newest(schema, &points.iter().collect::<Vec<_>>())?,
+    };
+    Ok(Arc::new(Rows::of_points(newest)?))
+}
+
 /// Digests of files, which never change: what was used last stays.
 #[derive(Debug, Default)]
 pub(super) struct Digests {
@@ -153,8 +168,18 @@ struct Entry {
     file: Weak<DataFile>,
     /// `None`: it is not worth it.
     digest: Option<Arc<Rows>>,
+    /// Of this file and some that were written behind it.
+    run: Option<Run>,
     bytes: usize,
     used: u64,
+}
+
+/// Files in the order in which they were written, and the digest of them together.
+#[derive(Debug)]
+struct Run {
+    files: Arc<[PathBuf]>,
+    digest: Arc<Rows>,
+    bytes: usize,
 }
 
 impl Digests {
@@ -177,19 +202,56 @@ impl Digests {
         let bytes = digest.map(|rows| bytes(rows.batch())).transpose()?.unwrap_or(0) + size_of::<Entry>();
         let mut kept = lock(&self.kept);
         kept.now += 1;
-        let entry = Entry { file: Arc::downgrade(file), digest: digest.cloned(), bytes, used: kept.now };
+        let (file_of, digest, used) = (Arc::downgrade(file), digest.cloned(), kept.now);
+        let entry = Entry { file: file_of, digest, run: None, bytes, used };
         kept.bytes += bytes;
         if let Some(before) = kept.of.insert(file.path.clone(), entry) {
             kept.bytes -= before.bytes;
         }
-        // Files that are gone first.
-        let gone = kept.of.extract_if(|_, entry| entry.file.strong_count() == 0).map(|(_, e)| e.bytes).sum();
-        kept.bytes = kept.bytes.saturating_sub(gone);
-        while kept.bytes > KEPT_BYTES {
-            let oldest = kept.of.iter().min_by_key(|(_, entry)| entry.used).map(|(path, _)| path.clone());
-            let Some(entry) = oldest.and_then(|path| kept.of.remove(&path)) else { break };
-            kept.bytes -= entry.bytes;
-        }
+        kept.make_room();
         Ok(())
+    }
+
+    /// The files of the longest run that begins with this one and is kept, and their digest.
+    pub(super) fn run(&self, first: &DataFile) -> Option<(Arc<[PathBuf]>, Arc<Rows>)> {
+        let mut kept = lock(&self.kept);
+        kept.now += 1;
+        let now = kept.now;
+        let entry = kept.of.get_mut(&first.path)?;
+        let run = entry.run.as_ref()?;
+        entry.used = now;
+        Some((run.files.clone(), run.digest.clone()))
+    }
+
+    /// Keeps the digest of files together, with that of the first of them and as long as that, in the place
+    /// of another one that begins with it.
+    ///
+    /// # Errors
+    /// Its length overflows.
+    pub(super) fn keep_run(&self, files: &[Arc<DataFile>], digest: &Arc<Rows>) -> Result<(), ArrowError> {
+        let paths: Arc<[PathBuf]> = files.iter().map(|file| file.path.clone()).collect();
+        let names: usize = paths.iter().map(|path| path.as_os_str().len() + size_of::<PathBuf>()).sum();
+        let bytes = bytes(digest.batch())? + names;
+        let mut kept = lock(&self.kept);
+        let Some(entry) = files.first().and_then(|first| kept.of.get_mut(&first.path)) else { return Ok(()) };
+        let run = Run { files: paths, digest: digest.clone(), bytes };
+        let before = entry.run.replace(run).map_or(0, |before| before.bytes);
+        entry.bytes = entry.bytes + bytes - before;
+        kept.bytes = kept.bytes + bytes - before;
+        kept.make_room();
+        Ok(())
+    }
+}
+
+impl Kept {
+    /// Of files that are gone first, then of those that were not used for the longest time.
+    fn make_room(&mut self) {
+        let gone = self.of.extract_if(|_, entry| entry.file.strong_count() == 0).map(|(_, e)| e.bytes).sum();
+        self.bytes = self.bytes.saturating_sub(gone);
+        while self.bytes > KEPT_BYTES {
+            let oldest = self.of.iter().min_by_key(|(_, entry)| entry.used).map(|(path, _)| path.clone());
+            let Some(entry) = oldest.and_then(|path| self.of.remove(&path)) else { break };
+            self.bytes -= entry.bytes;
+        }
     }
 }

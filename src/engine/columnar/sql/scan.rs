@@ -135,8 +135,7 @@ impl Scan<'_> {
         let parts: Vec<Part> = view.files.iter().map(file).chain(view.rows.iter().map(rows)).collect();
         let mut needed = self.needed(parts);
         if only_newest {
-            self.shrink(&mut needed, context).await?;
-            needed = self.needed(needed);
+            needed = self.needed(self.shrink(&needed, context).await?);
         }
         self.plan(&needed, context).await
     }

@@ -1,7 +1,7 @@
 //! What each series was last, and which series there are: from digests the same answers as from all
 //! rows.
 
-use super::*;
+use super::{zones::flush, *};
 
 const HOSTS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 
@@ -35,8 +35,11 @@ async fn the_last_of_each_series_is_the_same_from_digests_as_from_all_rows() {
         let engine = engine(dir.path()).await;
         for seq in 1..30 {
             engine.apply(at(seq), &batch("db", &some(&mut rng))).unwrap();
-            if rng.random_bool(0.3) {
-                engine.checkpoint(Bytes::new()).await.unwrap();
+            match rng.random_range(0..6) {
+                0 => drop(engine.checkpoint(Bytes::new()).await.unwrap()),
+                // Into a file that stays: there are some whose digests are put together.
+                1 | 2 => flush(&engine).await,
+                _ => {}
             }
             if rng.random_bool(0.1) {
                 engine.maintain().await.unwrap();
@@ -103,6 +106,34 @@ async fn whatever_needs_more_than_digests_reads_everything() {
     // The last time of all is known without reading anything.
     let plan = csv(&engine, "explain select max(time) from cpu").await;
     assert!(plan.contains("PlaceholderRowExec"), "{plan}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn digests_are_put_together_once_and_go_on_with_each_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(dir.path()).await;
+    let asked =
+        "select host, last_value(a order by time) as a from cpu where WHERE group by host order by host";
+    let answer = async |condition: &str| csv(&engine, &asked.replace("WHERE", condition)).await;
+    let together = || {
+        let digests = &engine.inner.digests;
+        let files: Vec<_> = engine.inner.state().committed.iter().cloned().collect();
+        let runs = files.iter().map(|file| digests.run(file).map_or(0, |(paths, _)| paths.len()));
+        runs.collect::<Vec<_>>()
+    };
+    for seq in 1..=4 {
+        let time = 10 * i64::try_from(seq).unwrap();
+        let rows =
+            [(time, "a", Some(time as f64), None), (time + 1, HOSTS[time as usize / 10], Some(0.5), None)];
+        engine.apply(at(seq), &batch("db", &rows)).unwrap();
+        flush(&engine).await;
+        assert!(answer("time > to_timestamp_nanos(0)").await.contains(&format!("\na,{time}.0\n")));
+        let kept = together();
+        assert_eq!(kept[0], if seq == 1 { 0 } else { seq as usize }, "{kept:?}");
+    }
+    // Whoever asks for less begins with another file.
+    assert_eq!(answer("time >= to_timestamp_nanos(30)").await, "host,a\na,40.0\nd,0.5\ne,0.5\n");
+    assert_eq!(together(), [4, 0, 2, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
