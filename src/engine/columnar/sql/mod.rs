@@ -24,6 +24,7 @@ use super::{ColumnarEngine, data_file::DataFile, merge::bytes, state::State};
 use crate::types::{Databases as Visible, Lsn};
 
 mod catalog;
+mod codes;
 mod error;
 mod expansion;
 mod functions;
@@ -41,7 +42,7 @@ mod sandbox;
 mod scan;
 mod show;
 mod table_provider;
-mod tag_filter;
+mod tags_exec;
 mod text;
 mod weight;
 mod workers;
@@ -324,7 +325,7 @@ async fn plan(engine: Arc<ColumnarEngine>, sql: String, options: SqlOptions) -> 
     let plan = state.optimize(&plan)?;
     sandbox::check_plan(&plan)?;
     sandbox::check_patterns(&plan)?;
-    let plan = latest::use_digests(plan)?;
+    let plan = codes::use_codes(latest::use_digests(plan)?, &pool)?;
     let rows = if sandbox::joins(&plan)? { JOINED_ROWS } else { BATCH_ROWS };
     let rows = batch_rows(&plan, rows)?;
     state.config_mut().options_mut().execution.batch_size = ConfigNonZeroUsize::try_new(rows)?;

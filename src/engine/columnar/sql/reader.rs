@@ -25,7 +25,7 @@ use parquet::{
     },
 };
 
-use super::tag_filter::encoded;
+use super::tags_exec::encoded;
 use crate::{
     disk::{Create, Disk, DiskFile},
     engine::columnar::{data_file::DataFile, verify::BLOCK},

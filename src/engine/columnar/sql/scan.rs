@@ -34,6 +34,7 @@ use self::zones::Zones;
 use super::{
     overlap_exec::{Input, OverlapExec, Step},
     table_provider::SqlTable,
+    tags_exec::TagsExec,
 };
 use crate::engine::columnar::{
     data_file::DataFile,
@@ -171,8 +172,13 @@ impl Scan<'_> {
             let schema = Arc::new(self.table.schema.project(&self.projection)?);
             plans.push(Arc::new(OverlapExec::new(schema, steps, self.partitions)));
         }
+        let given = Arc::new(self.table.given().project(&self.projection)?);
+        let mut plans: Vec<_> = plans
+            .into_iter()
+            .map(|plan| TagsExec::giving(&given, plan, &self.projection, self.table))
+            .collect();
         match plans.len() {
-            0 => Ok(Arc::new(EmptyExec::new(Arc::new(self.table.schema.project(&self.projection)?)))),
+            0 => Ok(Arc::new(EmptyExec::new(given))),
             1 => Ok(plans.swap_remove(0)),
             _ => UnionExec::try_new(plans),
         }

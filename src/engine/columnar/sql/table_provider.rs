@@ -1,9 +1,12 @@
 //! One table for DataFusion: which of its files and rows a query needs, and where points may be in
 //! several of them and must be merged.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
-use arrow_schema::SchemaRef;
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::{
     catalog::{Session, TableProvider},
@@ -18,7 +21,7 @@ use datafusion::{
     physical_plan::ExecutionPlan,
 };
 
-use super::scan::Scan;
+use super::{codes::Texts, scan::Scan};
 use crate::{
     disk::Disk,
     engine::columnar::{latest::Digests, merge::tags, state::TableView},
@@ -28,6 +31,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct SqlTable {
     pub(super) disk: Arc<dyn Disk>,
+    /// With text for tags.
     pub(super) schema: SchemaRef,
     /// What it holds; not there for a table that the query only asks about.
     view: Option<TableView>,
@@ -35,6 +39,8 @@ pub(super) struct SqlTable {
     pub(super) digests: Arc<Digests>,
     /// Only what each series was last is asked for.
     only_newest: bool,
+    /// Tags that are to come as numbers.
+    pub(super) in_codes: BTreeMap<usize, Arc<Texts>>,
 }
 
 impl SqlTable {
@@ -44,21 +50,54 @@ impl SqlTable {
         schema: SchemaRef,
         view: Option<TableView>,
     ) -> Self {
-        Self { disk, schema, view, digests, only_newest: false }
+        Self { disk, schema, view, digests, only_newest: false, in_codes: BTreeMap::new() }
     }
 
     /// This table for a query that asks no more than what each series was last: its scans may leave
     /// out rows that are older than another of their series.
     pub(super) fn of_digests(&self) -> Self {
-        let (disk, schema, view) = (self.disk.clone(), self.schema.clone(), self.view.clone());
-        Self { disk, schema, view, digests: self.digests.clone(), only_newest: true }
+        Self { only_newest: true, ..self.again() }
+    }
+
+    /// Whether tags may come as numbers: of digests there is nothing to be gained.
+    pub(super) fn may_code(&self) -> bool {
+        !self.only_newest && self.in_codes.is_empty()
+    }
+
+    /// This table with numbers in the place of these tags.
+    pub(super) fn in_codes(&self, in_codes: BTreeMap<usize, Arc<Texts>>) -> Self {
+        Self { in_codes, ..self.again() }
+    }
+
+    /// The table's columns as its scans give them.
+    pub(super) fn given(&self) -> SchemaRef {
+        if self.in_codes.is_empty() {
+            return self.schema.clone();
+        }
+        let field = |(at, field): (usize, &Arc<Field>)| match self.in_codes.contains_key(&at) {
+            true => Arc::new(field.as_ref().clone().with_data_type(DataType::UInt32)),
+            false => field.clone(),
+        };
+        let fields = self.schema.fields().iter().enumerate().map(field).collect::<Vec<_>>();
+        Arc::new(Schema::new(fields).with_metadata(self.schema.metadata().clone()))
+    }
+
+    fn again(&self) -> Self {
+        Self {
+            disk: self.disk.clone(),
+            schema: self.schema.clone(),
+            view: self.view.clone(),
+            digests: self.digests.clone(),
+            only_newest: self.only_newest,
+            in_codes: self.in_codes.clone(),
+        }
     }
 }
 
 #[async_trait]
 impl TableProvider for SqlTable {
     fn schema(&self) -> SchemaRef {
-        self.schema.clone()
+        self.given()
     }
 
     fn table_type(&self) -> TableType {

@@ -24,6 +24,7 @@ use crate::{
     types::Lsn,
 };
 
+mod codes;
 mod gaps;
 mod hostile;
 mod latest;

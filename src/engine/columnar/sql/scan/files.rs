@@ -27,7 +27,7 @@ use crate::engine::columnar::{
     schema::TIME,
     sql::{
         reader::{OURS, Readers, are_in_codes, metadata},
-        tag_filter::{Condition, TagFilterExec, encoded},
+        tags_exec::{Condition, TagsExec, encoded},
     },
 };
 
@@ -45,11 +45,14 @@ impl Scan<'_> {
         let conditions = conditions.map(|condition| Condition::new(condition, schema, &tags));
         let conditions: Vec<Condition> = conditions.filter_map(Result::transpose).collect::<Result<_>>()?;
         let (mut coded, mut plain) = (Vec::new(), Vec::new());
-        let names: HashSet<String> = tags.iter().map(|&tag| schema.field(tag).name().clone()).collect();
+        // Where nothing is left out only those are better taken as codes that are to be numbers.
+        let numbers = &self.table.in_codes;
+        let in_codes = tags.iter().filter(|tag| !conditions.is_empty() || numbers.contains_key(tag));
+        let names: HashSet<String> = in_codes.map(|&tag| schema.field(tag).name().clone()).collect();
         for reading in files {
             // A file that nobody has read yet is not read here to know: most may never be.
             let known = reading.file.metadata.get();
-            match known.is_some_and(|known| !conditions.is_empty() && are_in_codes(known, &names)) {
+            match known.is_some_and(|known| !names.is_empty() && are_in_codes(known, &names)) {
                 true => coded.push(reading),
                 false => plain.push(reading),
             }
@@ -57,7 +60,8 @@ impl Scan<'_> {
         let mut plans = Vec::new();
         if !coded.is_empty() {
             let rows = self.files(&coded, columns, self.all.as_ref(), None, &Arc::new(names))?;
-            plans.push(Arc::new(TagFilterExec::new(rows, columns, &conditions)) as Arc<dyn ExecutionPlan>);
+            let rows = TagsExec::new(rows, columns, &conditions, numbers);
+            plans.push(Arc::new(rows) as Arc<dyn ExecutionPlan>);
         }
         if !plain.is_empty() {
             plans.push(self.files(&plain, columns, self.all.as_ref(), limit, &Arc::default())?);

@@ -3,7 +3,7 @@
 use super::{zones::flush, *};
 
 /// Of many rows whose tags are of few texts, of as many as there are rows, and missing.
-async fn tagged(dir: &Path) -> (Arc<ColumnarEngine>, Vec<Row>) {
+pub(super) async fn tagged(dir: &Path) -> (Arc<ColumnarEngine>, Vec<Row>) {
     let engine = engine(dir).await;
     let mut rng = StdRng::seed_from_u64(7);
     let mut rows: Vec<Row> = Vec::new();
@@ -84,10 +84,10 @@ async fn conditions_on_tags_are_true_of_the_same_rows_however_they_are_judged() 
 async fn tags_are_judged_by_their_codes_where_files_have_nothing_but_codes() {
     let dir = tempfile::tempdir().unwrap();
     let (engine, _) = tagged(dir.path()).await;
-    let steps = |plan: &str| plan.matches("TagFilterExec").count();
+    let steps = |plan: &str| plan.matches("TagsExec").count();
     let few =
         csv(&engine, "explain select a from cpu where host = 'a' and time < to_timestamp_nanos(6000)").await;
-    assert!(steps(&few) == 1 && few.contains("TagFilterExec: host@0 = a"), "{few}");
+    assert!(steps(&few) == 1 && few.contains("TagsExec: host@0 = a"), "{few}");
     // Conditions on something besides a tag say nothing about its texts.
     for other in ["a > 1", "host = 'a' or a > 1"] {
         let plan = csv(&engine, &format!("explain select a from cpu where {other}")).await;
@@ -95,6 +95,6 @@ async fn tags_are_judged_by_their_codes_where_files_have_nothing_but_codes() {
     }
     // Row groups without a row that is looked for are not read, as if there were no codes.
     let plan = csv(&engine, "explain analyze select a from cpu where host = 'c'").await;
-    let read = plan.split("TagFilterExec").nth(1).unwrap();
+    let read = plan.split("TagsExec").nth(1).unwrap();
     assert!(read.contains("output_rows=0"), "{plan}");
 }

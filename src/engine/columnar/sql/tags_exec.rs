@@ -1,11 +1,16 @@
-//! Conditions on tags, judged once for each text that a tag has and not for each row.
+//! Tags as files hold them, codes and what each stands for: conditions are judged once for each text that a tag
+//! has and not for each row.
 //!
-//! Files hold tags as codes and what each code stands for. This step takes them so, leaves out the rows whose
-//! codes no condition allows, and gives the text of what is left: most queries ask for few series of many, and
-//! to make the text of every row would be most of their work. The conditions are judged by row again above, so
-//! what cannot be judged here is simply passed on.
+//! This step leaves out the rows whose codes no condition allows, and gives the text of what is left, or numbers
+//! if nothing else is needed (`codes.rs`): most queries ask for few series of many, or for what is one for each,
+//! and to make the text of every row would be most of their work. The conditions are judged by row again above,
+//! so what cannot be judged here is simply passed on.
 
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    sync::Arc,
+};
 
 use arrow_array::{
     Array, ArrayRef, BooleanArray, DictionaryArray, Int32Array, RecordBatch, StringArray, cast::AsArray,
@@ -31,6 +36,11 @@ use datafusion::{
     },
 };
 use futures::{StreamExt, TryStreamExt, future::ready};
+
+use super::{
+    codes::{Coder, Texts},
+    table_provider::SqlTable,
+};
 
 /// Up to so many codes are looked for one after the other.
 const FEW: usize = 4;
@@ -98,53 +108,81 @@ impl Condition {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct TagFilterExec {
+pub(super) struct TagsExec {
     of: Arc<dyn ExecutionPlan>,
     /// With the columns among those of `of`.
     conditions: Vec<(usize, Condition)>,
+    /// What columns of `of` are to be numbers of.
+    texts: BTreeMap<usize, Arc<Texts>>,
     properties: Arc<PlanProperties>,
     schema: SchemaRef,
 }
 
-impl TagFilterExec {
-    /// Of a plan that gives these columns of the table, and all of its tags in codes.
-    pub(super) fn new(of: Arc<dyn ExecutionPlan>, columns: &[usize], conditions: &[Condition]) -> Self {
-        let place = |condition: &Condition| {
-            let at = columns.iter().position(|&column| column == condition.column)?;
-            Some((at, condition.clone()))
-        };
-        Self::of(of, conditions.iter().filter_map(place).collect())
+impl TagsExec {
+    /// Of a plan that gives these columns of the table, and tags in codes: all of those on which there are
+    /// conditions, and of the others at least those that are to be numbers.
+    pub(super) fn new(
+        of: Arc<dyn ExecutionPlan>,
+        columns: &[usize],
+        conditions: &[Condition],
+        numbers: &BTreeMap<usize, Arc<Texts>>,
+    ) -> Self {
+        let at = |wanted: usize| columns.iter().position(|&column| column == wanted);
+        let conditions = conditions.iter().filter_map(|condition| Some((at(condition.column)?, condition)));
+        let conditions = conditions.map(|(at, condition)| (at, condition.clone())).collect();
+        let numbers = numbers.iter().filter_map(|(&column, texts)| Some((at(column)?, texts.clone())));
+        Self::of(of, conditions, numbers.collect())
     }
 
-    fn of(of: Arc<dyn ExecutionPlan>, conditions: Vec<(usize, Condition)>) -> Self {
-        let text = |field: &Arc<Field>| match field.data_type() {
-            DataType::Dictionary(_, text) => {
-                Arc::new(field.as_ref().clone().with_data_type(text.as_ref().clone()))
-            }
-            _ => field.clone(),
+    /// The plan, which gives these columns of a table, with numbers where it has text and they are wanted.
+    pub(super) fn giving(
+        wanted: &SchemaRef,
+        plan: Arc<dyn ExecutionPlan>,
+        columns: &[usize],
+        table: &SqlTable,
+    ) -> Arc<dyn ExecutionPlan> {
+        let has = plan.schema();
+        let same = wanted.fields().iter().zip(has.fields()).all(|(a, b)| a.data_type() == b.data_type());
+        if same { plan } else { Arc::new(Self::new(plan, columns, &[], &table.in_codes)) }
+    }
+
+    fn of(
+        of: Arc<dyn ExecutionPlan>,
+        conditions: Vec<(usize, Condition)>,
+        texts: BTreeMap<usize, Arc<Texts>>,
+    ) -> Self {
+        let given = |(at, field): (usize, &Arc<Field>)| {
+            let kind = match field.data_type() {
+                _ if texts.contains_key(&at) => DataType::UInt32,
+                DataType::Dictionary(_, text) => text.as_ref().clone(),
+                _ => return field.clone(),
+            };
+            Arc::new(field.as_ref().clone().with_data_type(kind))
         };
-        let schema: SchemaRef =
-            Arc::new(Schema::new(of.schema().fields().iter().map(text).collect::<Vec<_>>()));
+        let fields = of.schema().fields().iter().enumerate().map(given).collect::<Vec<_>>();
+        let schema: SchemaRef = Arc::new(Schema::new(fields));
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema.clone()),
             of.output_partitioning().clone(),
             of.pipeline_behavior(),
             of.boundedness(),
         );
-        Self { of, conditions, properties: Arc::new(properties), schema }
+        Self { of, conditions, texts, properties: Arc::new(properties), schema }
     }
 }
 
-impl DisplayAs for TagFilterExec {
+impl DisplayAs for TagsExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let conditions = self.conditions.iter().map(|(_, condition)| condition.of_text.to_string());
-        write!(f, "TagFilterExec: {}", conditions.collect::<Vec<_>>().join(" AND "))
+        write!(f, "TagsExec: {}", conditions.collect::<Vec<_>>().join(" AND "))?;
+        let numbers: Vec<&str> = self.texts.keys().map(|&at| self.schema.field(at).name().as_str()).collect();
+        if numbers.is_empty() { Ok(()) } else { write!(f, " numbers=[{}]", numbers.join(", ")) }
     }
 }
 
-impl ExecutionPlan for TagFilterExec {
+impl ExecutionPlan for TagsExec {
     fn name(&self) -> &'static str {
-        "TagFilterExec"
+        "TagsExec"
     }
 
     fn properties(&self) -> &Arc<PlanProperties> {
@@ -171,7 +209,7 @@ impl ExecutionPlan for TagFilterExec {
         children: Vec<Arc<dyn ExecutionPlan>>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let of = children.first().unwrap_or(&self.of);
-        Ok(Arc::new(Self::of(of.clone(), self.conditions.clone())))
+        Ok(Arc::new(Self::of(of.clone(), self.conditions.clone(), self.texts.clone())))
     }
 
     /// What asks for the newest rows tells the files from when on; what is about tags is of another type there.
@@ -181,9 +219,9 @@ impl ExecutionPlan for TagFilterExec {
         filters: Vec<Arc<dyn PhysicalExpr>>,
         _: &ConfigOptions,
     ) -> Result<FilterDescription> {
-        let fields = self.of.schema();
-        let plain = fields.fields().iter().enumerate();
-        let plain = plain.filter(|(_, field)| !matches!(field.data_type(), DataType::Dictionary(..)));
+        let below = self.of.schema();
+        let plain = below.fields().iter().zip(self.schema.fields()).enumerate();
+        let plain = plain.filter(|(_, (below, given))| below.data_type() == given.data_type());
         let plain = plain.map(|(at, _)| at).collect();
         let child = ChildFilterDescription::from_child_with_allowed_indices(&filters, plain, &self.of)?;
         Ok(FilterDescription::new().with_child(child))
@@ -194,8 +232,13 @@ impl ExecutionPlan for TagFilterExec {
         let batches = self.of.execute(partition, context)?;
         let mut judges: Vec<Judge> =
             self.conditions.iter().map(|(at, condition)| Judge::new(*at, condition, rows)).collect();
+        let mut coders: Vec<Option<Coder>> =
+            (0..self.schema.fields().len()).map(|at| self.texts.get(&at).map(Coder::new)).collect();
         let schema = self.schema.clone();
-        let left = batches.map(move |batch| narrow(&batch?, &mut judges, &schema));
+        let left = batches.map(move |batch| {
+            let left = narrow(&batch?, &mut judges)?;
+            given(&left, &mut coders, &schema)
+        });
         let left = left.try_filter(|batch| ready(batch.num_rows() > 0));
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema.clone(), left)))
     }
@@ -261,8 +304,8 @@ impl Judge {
     }
 }
 
-/// The rows that all conditions allow, with their text.
-fn narrow(batch: &RecordBatch, judges: &mut [Judge], schema: &SchemaRef) -> Result<RecordBatch> {
+/// The rows that all conditions allow.
+fn narrow(batch: &RecordBatch, judges: &mut [Judge]) -> Result<RecordBatch> {
     let mut allowed: Option<BooleanBuffer> = None;
     for judge in judges {
         if let Some(rows) = judge.allowed_of(batch)? {
@@ -272,19 +315,25 @@ fn narrow(batch: &RecordBatch, judges: &mut [Judge], schema: &SchemaRef) -> Resu
             });
         }
     }
-    let left = match allowed.map(|allowed| (allowed.count_set_bits(), allowed)) {
-        Some((0, _)) => return Ok(RecordBatch::new_empty(schema.clone())),
+    Ok(match allowed.map(|allowed| (allowed.count_set_bits(), allowed)) {
+        Some((0, _)) => RecordBatch::new_empty(batch.schema()),
         Some((count, allowed)) if count < batch.num_rows() => {
             filter_record_batch(batch, &BooleanArray::new(allowed, None))?
         }
         _ => batch.clone(),
-    };
-    let columns = left.columns().iter().zip(schema.fields()).map(|(column, field)| {
-        if column.data_type() == field.data_type() {
-            Ok(column.clone())
-        } else {
-            cast(column, field.data_type())
-        }
+    })
+}
+
+/// Rows with numbers or text in the place of codes.
+fn given(batch: &RecordBatch, coders: &mut [Option<Coder>], schema: &SchemaRef) -> Result<RecordBatch> {
+    if batch.num_rows() == 0 {
+        return Ok(RecordBatch::new_empty(schema.clone()));
+    }
+    let columns = batch.columns().iter().zip(schema.fields()).zip(coders);
+    let columns = columns.map(|((column, field), coder)| match coder {
+        Some(coder) => coder.numbers(column),
+        None if column.data_type() == field.data_type() => Ok(column.clone()),
+        None => Ok(cast(column, field.data_type())?),
     });
-    Ok(RecordBatch::try_new(schema.clone(), columns.collect::<Result<_, _>>()?)?)
+    Ok(RecordBatch::try_new(schema.clone(), columns.collect::<Result<_>>()?)?)
 }
