@@ -30,13 +30,19 @@ use datafusion::{
 
 pub(super) use texts::{Coder, Texts};
 
-use super::table_provider::SqlTable;
+use super::{
+    latest::{Is, find},
+    table_provider::SqlTable,
+};
 use crate::engine::columnar::merge::tags;
 
 mod texts;
 
 /// Name of the function that makes text of numbers.
 const TEXT_OF: &str = "tag_text";
+/// What numbers are called below it, before the tag's name: DataFusion follows a sort or a filter through steps
+/// by the names of columns, and would take the order of numbers for that of texts.
+const NUMBER: &str = "number of ";
 
 /// The plan with numbers in the place of tags wherever it only groups by them.
 pub(super) fn use_codes(plan: LogicalPlan, pool: &Arc<dyn MemoryPool>) -> Result<LogicalPlan> {
@@ -61,7 +67,9 @@ struct Coded {
 /// The groups of an aggregate that may be numbers.
 fn coded(aggregate: &Aggregate, pool: &Arc<dyn MemoryPool>) -> Vec<Coded> {
     let input = aggregate.input.as_ref();
-    if aggregate.group_expr.iter().any(|group| matches!(group, Expr::GroupingSet(_))) {
+    // Which tags there are is asked with a limit too: DataFusion ends early then, if nothing stands in between.
+    let only_groups = aggregate.aggr_expr.is_empty();
+    if only_groups || aggregate.group_expr.iter().any(|group| matches!(group, Expr::GroupingSet(_))) {
         return Vec::new();
     }
     let mut found = Vec::new();
@@ -90,7 +98,13 @@ fn passed_on(column: &Column, input: &LogicalPlan) -> Option<usize> {
             let unused = scan.fetch.is_none() && !scan.filters.iter().any(|filter| uses(filter, column));
             (is_tag && unused).then_some(index)
         }
-        LogicalPlan::Filter(filter) if !uses(&filter.predicate, column) => passed_on(column, &filter.input),
+        // Files and their rows are left out by times and tags. What a condition on a field leaves out has its
+        // number by then, which takes memory.
+        LogicalPlan::Filter(filter) if !uses(&filter.predicate, column) => {
+            let columns = filter.predicate.column_refs();
+            let mut fields = columns.iter().filter(|of| !matches!(find(of, input), Some(Is::Time | Is::Tag)));
+            if fields.next().is_some() { None } else { passed_on(column, &filter.input) }
+        }
         LogicalPlan::SubqueryAlias(alias) => {
             passed_on(&Column::from(alias.input.schema().qualified_field(at)), &alias.input)
         }
@@ -132,8 +146,14 @@ fn with_codes(aggregate: &Aggregate, coded: &[Coded]) -> Result<LogicalPlan> {
             step => step.recompute_schema()?,
         }))
     });
-    let (groups, aggregates) = (aggregate.group_expr.clone(), aggregate.aggr_expr.clone());
-    let numbers = Aggregate::try_new(Arc::new(input?.data), groups, aggregates)?;
+    let mut groups = aggregate.group_expr.clone();
+    for coded in coded {
+        let name = aggregate.schema.field(coded.group).name();
+        if let Some(group) = groups.get_mut(coded.group) {
+            *group = group.clone().unalias().alias(format!("{NUMBER}{name}"));
+        }
+    }
+    let numbers = Aggregate::try_new(Arc::new(input?.data), groups, aggregate.aggr_expr.clone())?;
     let mut exprs = Vec::with_capacity(aggregate.schema.fields().len());
     for (at, (qualifier, field)) in aggregate.schema.iter().enumerate() {
         let column = Expr::Column(Column::from(numbers.schema.qualified_field(at)));

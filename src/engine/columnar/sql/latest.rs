@@ -49,7 +49,7 @@ fn of_digests(step: LogicalPlan) -> Result<Transformed<LogicalPlan>> {
 
 /// What a column is in its table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Is {
+pub(super) enum Is {
     Time,
     Tag,
     Field,
@@ -145,7 +145,8 @@ fn is(expr: &Expr, input: &LogicalPlan) -> Option<Is> {
     }
 }
 
-fn find(column: &Column, input: &LogicalPlan) -> Option<Is> {
+/// What a column is, if all steps down to its table only pass it on.
+pub(super) fn find(column: &Column, input: &LogicalPlan) -> Option<Is> {
     let at = input.schema().maybe_index_of_column(column)?;
     match input {
         LogicalPlan::TableScan(scan) => {

@@ -159,8 +159,9 @@ impl TagsExec {
             };
             Arc::new(field.as_ref().clone().with_data_type(kind))
         };
-        let fields = of.schema().fields().iter().enumerate().map(given).collect::<Vec<_>>();
-        let schema: SchemaRef = Arc::new(Schema::new(fields));
+        let below = of.schema();
+        let fields = below.fields().iter().enumerate().map(given).collect::<Vec<_>>();
+        let schema: SchemaRef = Arc::new(Schema::new(fields).with_metadata(below.metadata().clone()));
         let properties = PlanProperties::new(
             EquivalenceProperties::new(schema.clone()),
             of.output_partitioning().clone(),

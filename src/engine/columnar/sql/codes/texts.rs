@@ -6,10 +6,10 @@ use std::{
 };
 
 use arrow_array::{
-    Array, ArrayRef, StringArray, UInt32Array, builder::StringBuilder, cast::AsArray, types::Int32Type,
+    Array, ArrayRef, DictionaryArray, StringArray, UInt32Array, builder::StringBuilder, cast::AsArray,
+    types::Int32Type,
 };
 use arrow_schema::DataType;
-use arrow_select::take::take;
 use datafusion::{
     error::{DataFusionError, Result},
     execution::memory_pool::{MemoryConsumer, MemoryPool, MemoryReservation},
@@ -18,6 +18,10 @@ use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 
 /// Texts that a [`Coder`] finds without asking for all: more than most tags have.
 const KNOWN: usize = 16_384;
+/// Bytes that one of them takes besides its own.
+const KNOWN_BYTES: usize = 64;
+/// A code of a dictionary that no row had so far.
+const UNKNOWN: u32 = u32::MAX;
 
 /// Every text once, whichever partition it was found in first.
 #[derive(Debug)]
@@ -29,7 +33,9 @@ struct Numbered {
     text: String,
     ends: Vec<usize>,
     numbers: HashTable<u32>,
+    /// Seeded anew in each process: whoever writes tags does not know it.
     hasher: DefaultHashBuilder,
+    pool: Arc<dyn MemoryPool>,
     /// Of the query's memory.
     share: MemoryReservation,
 }
@@ -41,7 +47,8 @@ impl Texts {
             ends: Vec::new(),
             numbers: HashTable::new(),
             hasher: DefaultHashBuilder::default(),
-            share: MemoryConsumer::new("texts of a tag").register(pool),
+            pool: pool.clone(),
+            share: reserve(pool),
         }))
     }
 
@@ -70,25 +77,26 @@ impl Numbered {
     }
 
     fn number(&mut self, text: &str) -> Result<u32> {
-        let Self { text: all, ends, numbers, hasher, .. } = self;
+        let Self { text: all, ends, numbers, hasher, share, .. } = self;
         let hash = hasher.hash_one(text);
         if let Some(code) = numbers.find(hash, |&code| text_at(all, ends, code) == Some(text)) {
             return Ok(*code);
         }
-        let code = u32::try_from(ends.len())
-            .map_err(|_| DataFusionError::ResourcesExhausted("a tag has too many values".into()))?;
+        let code = u32::try_from(ends.len()).ok().filter(|code| *code != UNKNOWN);
+        let code =
+            code.ok_or_else(|| DataFusionError::ResourcesExhausted("a tag has too many values".into()))?;
+        // What holds them doubles when it is full.
+        share.try_grow(2 * (text.len() + size_of::<usize>() + 2 * size_of::<u32>()))?;
         all.push_str(text);
         ends.push(all.len());
         let of = |&code: &u32| hasher.hash_one(text_at(all, ends, code).unwrap_or_default());
         numbers.insert_unique(hash, code, of);
         Ok(code)
     }
+}
 
-    /// Takes what has come to be held from the query's memory.
-    fn account(&mut self) -> Result<()> {
-        let ends = self.ends.capacity() * size_of::<usize>();
-        self.share.try_resize(self.text.capacity() + ends + self.numbers.allocation_size())
-    }
+fn reserve(pool: &Arc<dyn MemoryPool>) -> MemoryReservation {
+    MemoryConsumer::new("texts of a tag").register(pool)
 }
 
 fn text_at<'a>(all: &'a str, ends: &[usize], code: u32) -> Option<&'a str> {
@@ -102,13 +110,16 @@ pub(in super::super) struct Coder {
     texts: Arc<Texts>,
     /// Some of them, found without the lock.
     known: HashMap<Box<str>, u32>,
-    /// The texts of the last batch that came in codes, and their numbers: those of a row group are the same.
-    dictionary: Option<(ArrayRef, UInt32Array)>,
+    share: MemoryReservation,
+    /// The texts of the last batch that came in codes, those of a row group are the same, and the number of
+    /// each that a row had.
+    dictionary: Option<(ArrayRef, Vec<u32>)>,
 }
 
 impl Coder {
     pub(in super::super) fn new(texts: &Arc<Texts>) -> Self {
-        Self { texts: texts.clone(), known: HashMap::new(), dictionary: None }
+        let share = reserve(&texts.lock().pool);
+        Self { texts: texts.clone(), known: HashMap::new(), share, dictionary: None }
     }
 
     /// Numbers in the place of text, or of a dictionary's codes.
@@ -116,48 +127,83 @@ impl Coder {
     /// # Errors
     /// The query's memory is used up, or it is neither.
     pub(in super::super) fn numbers(&mut self, column: &ArrayRef) -> Result<ArrayRef> {
-        if let Some(codes) = column.as_dictionary_opt::<Int32Type>() {
-            let same = |(texts, _): &(ArrayRef, _)| texts.to_data().ptr_eq(&codes.values().to_data());
-            let numbers = match self.dictionary.take().filter(same) {
-                Some((_, numbers)) => numbers,
-                None => self.of_texts(codes.values())?,
-            };
-            let taken = take(&numbers, codes.keys(), None)?;
-            self.dictionary = Some((codes.values().clone(), numbers));
-            return Ok(taken);
-        }
-        Ok(Arc::new(self.of_texts(column)?))
+        Ok(Arc::new(match column.data_type() {
+            DataType::Utf8 => self.of_texts(column.as_string())?,
+            DataType::Dictionary(key, text) if **key == DataType::Int32 && **text == DataType::Utf8 => {
+                self.of_codes(column.as_dictionary())?
+            }
+            other => return Err(DataFusionError::Internal(format!("a tag comes as {other}"))),
+        }))
     }
 
-    fn of_texts(&mut self, column: &ArrayRef) -> Result<UInt32Array> {
-        if *column.data_type() != DataType::Utf8 {
-            let why = format!("a tag comes as {}", column.data_type());
-            return Err(DataFusionError::Internal(why));
+    fn of_codes(&mut self, codes: &DictionaryArray<Int32Type>) -> Result<UInt32Array> {
+        let same = |(texts, _): &(ArrayRef, _)| texts.to_data().ptr_eq(&codes.values().to_data());
+        let known = self.dictionary.take().filter(same).map(|(_, numbers)| numbers);
+        let mut numbers = known.unwrap_or_else(|| vec![UNKNOWN; codes.values().len()]);
+        let texts = codes.values().as_string::<i32>();
+        // Those alone that rows have: a dictionary is one of a row group, of which most may be left out.
+        let new = |code: &usize| numbers.get(*code) == Some(&UNKNOWN) && texts.is_valid(*code);
+        let had = codes.keys().iter().flatten().filter_map(|code| code.try_into().ok());
+        let mut missing: Vec<usize> = had.filter(new).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        if !missing.is_empty() {
+            let mut all = self.texts.lock();
+            for code in missing {
+                if let Some(number) = numbers.get_mut(code) {
+                    *number = all.number(texts.value(code))?;
+                }
+            }
         }
-        let Self { texts, known, .. } = self;
-        let mut all: Option<MutexGuard<'_, Numbered>> = None;
-        let number = |text: Option<&str>| {
-            let Some(text) = text else { return Ok(None) };
-            if let Some(&code) = known.get(text) {
-                return Ok(Some(code));
-            }
-            let code = all.get_or_insert_with(|| texts.lock()).number(text)?;
-            if known.len() < KNOWN {
-                known.insert(text.into(), code);
-            }
-            Ok::<_, DataFusionError>(Some(code))
+        let number = |code: Option<i32>| {
+            let number = numbers.get(usize::try_from(code?).ok()?).copied();
+            number.filter(|number| *number != UNKNOWN)
         };
-        let numbers = column.as_string::<i32>().iter().map(number).collect::<Result<UInt32Array>>()?;
-        if let Some(mut all) = all {
-            all.account()?;
+        let found = match codes.keys().nulls() {
+            None if texts.null_count() == 0 => {
+                // Every code has a number, so nothing is looked at but the codes.
+                let number = |code: &i32| number(Some(*code)).unwrap_or(UNKNOWN);
+                UInt32Array::from_iter_values(codes.keys().values().iter().map(number))
+            }
+            _ => codes.keys().iter().map(number).collect(),
+        };
+        self.dictionary = Some((codes.values().clone(), numbers));
+        Ok(found)
+    }
+
+    fn of_texts(&mut self, texts: &StringArray) -> Result<UInt32Array> {
+        let mut missing = Vec::new();
+        let mut find = |(row, text): (usize, Option<&str>)| {
+            let number = text.map(|text| self.known.get(text).copied());
+            if number == Some(None) {
+                missing.push(row);
+            }
+            number.map(|number| number.unwrap_or(UNKNOWN))
+        };
+        let mut numbers: Vec<Option<u32>> = texts.iter().enumerate().map(&mut find).collect();
+        if !missing.is_empty() {
+            let mut all = self.texts.lock();
+            for &row in &missing {
+                if let Some(number) = numbers.get_mut(row) {
+                    *number = Some(all.number(texts.value(row))?);
+                }
+            }
         }
-        Ok(numbers)
+        for row in missing {
+            let (text, Some(Some(number))) = (texts.value(row), numbers.get(row)) else { continue };
+            // One that is not known is looked for where all are.
+            let wanted = self.known.len() < KNOWN && !self.known.contains_key(text);
+            if wanted && self.share.try_grow(text.len() + KNOWN_BYTES).is_ok() {
+                self.known.insert(text.into(), *number);
+            }
+        }
+        Ok(numbers.into())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use arrow_array::{DictionaryArray, types::UInt32Type};
+    use arrow_array::types::UInt32Type;
     use datafusion::execution::memory_pool::GreedyMemoryPool;
 
     use super::*;
@@ -199,9 +245,9 @@ mod tests {
     fn texts_take_the_memory_of_their_query() {
         let pool: Arc<dyn MemoryPool> = Arc::new(GreedyMemoryPool::new(1 << 20));
         let texts = Arc::new(Texts::new(&pool));
-        let long = "x".repeat(300 << 10);
+        let long = "x".repeat(200 << 10);
         Coder::new(&texts).numbers(&text(&[Some(&long), Some(&long)])).unwrap();
-        assert!(pool.reserved() >= long.len(), "{}", pool.reserved());
+        assert!(pool.reserved() >= 2 * long.len(), "{}", pool.reserved());
         let others: Vec<String> = (0..4).map(|n| format!("{n}{long}")).collect();
         let others: Vec<Option<&str>> = others.iter().map(|other| Some(other.as_str())).collect();
         let error = Coder::new(&texts).numbers(&text(&others)).unwrap_err();
