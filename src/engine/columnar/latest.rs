@@ -212,7 +212,7 @@ impl Digests {
         Ok(())
     }
 
-    /// The files of the longest run that begins with this one and is kept, and their digest.
+    /// The files of the run that begins with this one and was kept last, and their digest.
     pub(super) fn run(&self, first: &DataFile) -> Option<(Arc<[PathBuf]>, Arc<Rows>)> {
         let mut kept = lock(&self.kept);
         kept.now += 1;
@@ -233,7 +233,11 @@ impl Digests {
         let names: usize = paths.iter().map(|path| path.as_os_str().len() + size_of::<PathBuf>()).sum();
         let bytes = bytes(digest.batch())? + names;
         let mut kept = lock(&self.kept);
+        kept.now += 1;
+        let now = kept.now;
         let Some(entry) = files.first().and_then(|first| kept.of.get_mut(&first.path)) else { return Ok(()) };
+        // Before the digests of the others, which are not needed while it is there.
+        entry.used = now;
         let run = Run { files: paths, digest: digest.clone(), bytes };
         let before = entry.run.replace(run).map_or(0, |before| before.bytes);
         entry.bytes = entry.bytes + bytes - before;

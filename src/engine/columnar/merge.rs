@@ -271,7 +271,8 @@ fn points(times: &[&[i64]]) -> Vec<Point> {
 pub(super) fn series(schema: &Schema, batches: &[&RecordBatch]) -> Result<Vec<Vec<u32>>, ArrowError> {
     let mut codes: Vec<Vec<u32>> = batches.iter().map(|batch| vec![0; batch.num_rows()]).collect();
     for column in tags(schema) {
-        // One per row is looked up: the standard library's hash would be half of the work.
+        // One per row is looked up: the standard library's hash would be half of the work. This one is seeded
+        // anew in each process, which whoever writes the tags does not see.
         let mut known: hashbrown::HashMap<(u32, Option<&str>), u32> = hashbrown::HashMap::new();
         for (batch, codes) in batches.iter().zip(&mut codes) {
             let values = batch.columns().get(column).and_then(|values| values.as_string_opt::<i32>());

@@ -117,7 +117,7 @@ async fn digests_are_put_together_once_and_go_on_with_each_file() {
     let answer = async |condition: &str| csv(&engine, &asked.replace("WHERE", condition)).await;
     let together = || {
         let digests = &engine.inner.digests;
-        let files: Vec<_> = engine.inner.state().committed.iter().cloned().collect();
+        let files = engine.inner.state().committed.clone();
         let runs = files.iter().map(|file| digests.run(file).map_or(0, |(paths, _)| paths.len()));
         runs.collect::<Vec<_>>()
     };
