@@ -1,6 +1,6 @@
 //! Tags that are grouped by come as numbers where nothing else is done with them: that it makes no difference.
 
-use super::{tags::tagged, zones::flush, *};
+use super::{gaps::nothing_stays, tags::tagged, zones::flush, *};
 
 /// What keeps a tag from being a number, and says the same.
 const AS_TEXT: &str = "nullif(host, 'nowhere')";
@@ -135,5 +135,5 @@ async fn more_texts_than_a_query_has_memory_for_are_refused() {
     let memory = few.memory.clone();
     let error = engine.query(asked, few).await.unwrap().collect().await.unwrap_err();
     assert!(matches!(error, QueryError::TooLarge(_)), "{error}");
-    assert_eq!(memory.taken(), 0, "nothing is kept of a query that has failed");
+    nothing_stays(&memory).await;
 }

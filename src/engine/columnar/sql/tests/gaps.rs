@@ -201,7 +201,7 @@ async fn many_long_series_are_made_piece_by_piece() {
 }
 
 /// The threads of a query that has failed end at their next step, and give back what they hold.
-async fn nothing_stays(memory: &super::super::QueryMemory) {
+pub(super) async fn nothing_stays(memory: &super::super::QueryMemory) {
     let gone = async {
         while memory.taken() > 0 {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
