@@ -61,6 +61,8 @@ class Node:
 
     def start(self, skein, limits, *flags, traced=False, storage=None):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SKEIN_")}
+        # As deploy/skein.service has it.
+        environment["MALLOC_MMAP_THRESHOLD_"] = "4194304"
         for section, given in (("HTTP", limits), ("STORAGE", storage or {})):
             environment |= {f"SKEIN_{section}_{name.upper()}": str(value) for name, value in given.items()}
         # On loopback alone nobody would ask for tokens.
