@@ -90,7 +90,8 @@ fn forged_announcements_are_bounded_and_hide_no_member() {
         panic!("it did not get in: {ended:?}");
     }
     let (joined, dialled) = (began.elapsed().as_secs_f64(), datagrams(&cluster[third]));
-    assert!(dialled as f64 / joined < DATAGRAMS, "{dialled} datagrams in {joined:.1} s");
+    // What it takes to get in is sent at once, however soon that is.
+    assert!((dialled as f64) < DATAGRAMS * joined.max(1.0), "{dialled} datagrams in {joined:.1} s");
     cluster.settled();
     let more = rss_mib(&cluster[first]).saturating_sub(before);
     println!(
