@@ -2,7 +2,7 @@
 """The load of `skein bench write` on InfluxDB 1 and VictoriaMetrics too, in turn, in one run.
 
     apt-get install --no-install-recommends influxdb victoria-metrics
-    python3 benches/compare/ingest.py target/release/skein [--seconds 10] [--rounds 3] [--json]
+    python3 benches/compare/ingest.py target/release/skein [--seconds 10] [--rounds 3] [--json] [--plot FILE.svg]
 
 Line protocol, a thousand rows a request, twelve connections, the generator on the same cores as the server. Each server
 starts with an empty directory and its defaults: skein and InfluxDB sync a write before they acknowledge it, VictoriaMetrics has
@@ -23,6 +23,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+
+import bars
 
 PATIENCE = 60
 
@@ -111,6 +113,7 @@ def main():
     arguments.add_argument("--seconds", type=int, default=10)
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--json", action="store_true")
+    arguments.add_argument("--plot", type=pathlib.Path, metavar="FILE.svg")
     given = arguments.parse_args()
     names = ["skein"]
     for name, (program, _) in OTHERS.items():
@@ -130,6 +133,12 @@ def main():
     for other in found.values():
         other["skein_rows_ratio"] = ours["rows_per_s"] / other["rows_per_s"]
         other["skein_cpu_ratio"] = ours["cpu_ns_per_row"] / other["cpu_ns_per_row"]
+    if given.plot:
+        groups = [
+            ("rows per second", [of["rows_per_s"] for of in found.values()]),
+            ("server's CPU per row, ns", [of["cpu_ns_per_row"] for of in found.values()]),
+        ]
+        given.plot.write_text(bars.svg("Line protocol, a thousand rows a request", list(found), groups, "{:,.0f}".format))
     if given.json:
         setting = {"rounds": given.rounds, "seconds": given.seconds, "cores": os.cpu_count()}
         print(json.dumps({**setting, "servers": found, "each": rounds}))

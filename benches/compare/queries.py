@@ -2,7 +2,7 @@
 """The queries of `skein bench query` beside DuckDB over the same files, in one run.
 
     pip install duckdb==2.0.1
-    python3 benches/compare/queries.py target/release/skein [--requests 50000] [--runs 7] [--json]
+    python3 benches/compare/queries.py target/release/skein [--requests 50000] [--runs 7] [--json] [--plot FILE.svg]
 
 A node is started in a directory of its own and filled by `skein bench query`, a thousand rows a request. Once all rows are
 in files, each query is asked of both in turn: of the node over HTTP with the whole answer read, of DuckDB in this process.
@@ -24,6 +24,7 @@ import time
 import urllib.parse
 import urllib.request
 
+import bars
 import duckdb
 
 MS = 1_000_000
@@ -172,6 +173,7 @@ def main():
     arguments.add_argument("--requests", type=int, default=50_000, help="of a thousand rows each")
     arguments.add_argument("--runs", type=int, default=7)
     arguments.add_argument("--json", action="store_true")
+    arguments.add_argument("--plot", type=pathlib.Path, metavar="FILE.svg")
     given = arguments.parse_args()
     rows = given.requests * 1000
     with tempfile.TemporaryDirectory() as temporary:
@@ -187,6 +189,10 @@ def main():
             first = duckdb.sql(f"SELECT min(epoch_ns(time)) FROM read_parquet('{files[0].rsplit('/', 1)[0]}/*.parquet')")
             found = measure(url, home, first.fetchall()[0][0], rows, given.runs)
     mean = math.exp(statistics.fmean(math.log(ours / theirs) for _, ours, theirs in found[:NINE]))
+    if given.plot:
+        groups = [(name, (ours, theirs)) for name, ours, theirs in found]
+        title = f"{rows:,} rows, ms; each query on a scale of its own"
+        given.plot.write_text(bars.svg(title, ["skein, over HTTP", "DuckDB, in process"], groups, "{:,.1f}".format))
     if given.json:
         each = [{"query": name, "skein_ms": ours, "duckdb_ms": theirs} for name, ours, theirs in found]
         setting = {"rows": rows, "files": len(files), "bytes": size, "duckdb": duckdb.__version__}
