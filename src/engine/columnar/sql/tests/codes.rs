@@ -92,8 +92,10 @@ async fn files_in_codes_and_without_give_one_number_to_one_text() {
     engine.apply(at(9), &batch("db", &more)).unwrap();
     rows.extend(more);
     compare(&engine, "time >= to_timestamp_nanos(7)", true).await;
-    let count =
-        csv(&engine, "select count(*) as n from (select host from cpu where a >= 0 group by host)").await;
+    let asked =
+        "select count(*) as n from (select host, count(a) as n from cpu group by host having count(a) > 0) x";
+    assert!(is_coded(&engine, asked).await);
+    let count = csv(&engine, asked).await;
     let points: BTreeMap<(i64, &str), f64> =
         rows.iter().filter_map(|row| Some(((row.0, row.1), row.2?))).collect();
     let hosts: std::collections::BTreeSet<&str> = points.keys().map(|point| point.1).collect();
@@ -119,9 +121,10 @@ async fn a_tag_that_is_used_otherwise_stays_text() {
         assert!(!is_coded(&engine, asked).await, "{asked}");
         csv(&engine, asked).await;
     }
-    // Where it stays text there, it may be a number further up.
+    // A number within, and from there on the text that the inner groups answer with.
     let nested = "select host, sum(n) as n from (select host, count(*) as n from cpu group by host) group by host \
                   order by host";
+    assert!(is_coded(&engine, nested).await);
     assert_eq!(csv(&engine, nested).await, "host,n\nw,1\nx,2\ny,130\n");
 }
 
