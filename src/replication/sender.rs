@@ -187,7 +187,8 @@ async fn send_records(
                 _ = pulse.changed() => {}
             }
         } else {
-            send.write_frame_parts(records.into_iter().map(|record| record.raw).collect()).await?;
+            let parts = records.iter().flat_map(|record| record.raw.parts().cloned());
+            send.write_frame_parts(parts.collect()).await?;
         }
     }
 }

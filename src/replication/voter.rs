@@ -138,7 +138,7 @@ mod tests {
 
         // The stream from before would leave a gap, and what it has brought is not what is owed.
         assert!(matches!(
-            replica.fence.append_replica(before, record.raw.clone()),
+            replica.fence.append_replica(before, record.raw.to_bytes()),
             Err(FenceError::Fenced { .. })
         ));
         assert!(!replica.fence.pay_debt(before).await.unwrap());

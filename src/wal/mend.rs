@@ -68,7 +68,7 @@ pub async fn accept_loss(
     let (wal, driver, _) = Wal::open(disk, config, cluster, nonce).await?;
     let driver = tokio::spawn(driver.run());
     for record in kept {
-        wal.append_replica(record.raw)?;
+        wal.append_replica(record.raw.to_bytes())?;
     }
     wal.settle().await?;
     wal.clear_debt().await?;

@@ -54,7 +54,7 @@ pub use error::WalError;
 pub use mend::{Loss, accept_loss};
 pub use quarantine::Debt;
 pub use reader::{ReadError, WalReader};
-pub use record::{Draft, RECORD_HEADER, Record, RecordError, RecordKind};
+pub use record::{Draft, RECORD_HEADER, Raw, Record, RecordError, RecordKind};
 pub use scrub::{Scrubbed, Sealed};
 pub use set_aside::DamagedRecord;
 pub use survey::{DamageSurvey, SegmentSurvey, Survey, survey};

@@ -21,10 +21,14 @@
 //! The header has no checksum of its own here: on disk the local part covers it (`segment.rs`),
 //! and the next record's chain covers all of it.
 
+mod raw;
+
 use std::fmt;
 
 use bytes::Bytes;
-use crc32c::crc32c;
+use crc32c::{crc32c, crc32c_append};
+
+pub use raw::Raw;
 
 use crate::{
     protocol::{
@@ -36,6 +40,9 @@ use crate::{
 
 /// Bytes of a replicated part before its payload.
 pub const RECORD_HEADER: usize = 72;
+
+/// A payload of so many bytes is not copied behind its header but shared with whoever made it.
+const SHARED_FROM: usize = 4_096;
 
 /// A record of the log; clones share the bytes.
 #[derive(Clone, PartialEq, Eq)]
@@ -55,7 +62,7 @@ pub struct Record {
     /// Chain value after it: CRC-32C of `raw`, which the next record carries as its `chain`.
     pub digest: u32,
     /// The replicated part: what goes over the wire.
-    pub raw: Bytes,
+    pub raw: Raw,
     /// The payload within `raw`.
     pub payload: Bytes,
 }
@@ -71,7 +78,8 @@ pub struct Draft {
     pub timestamp: i64,
     /// Makes a retry harmless.
     pub key: Option<DedupKey>,
-    /// At most `protocol::frame::MAX_PAYLOAD` bytes.
+    /// At most `protocol::frame::MAX_PAYLOAD` bytes. The record shares them, so what they are a part of stays in
+    /// memory as long as it does.
     pub payload: Bytes,
 }
 
@@ -166,36 +174,42 @@ pub(super) const fn replicated_len(len: usize) -> usize {
     RECORD_HEADER + len.next_multiple_of(8)
 }
 
-/// A replicated part in the making: the payload is copied and its checksum taken before the
-/// position is known, so that this work is done outside the log's lock.
+/// A replicated part in the making: the payload's checksum is taken before the position is known, so
+/// that this work is done outside the log's lock.
 pub(super) struct Unplaced {
     draft: Draft,
+    /// The header; behind it payload and padding, unless the draft's payload is shared.
     raw: Vec<u8>,
+    shares: bool,
 }
 
 impl Unplaced {
     /// `None` if the payload is over its limit.
     pub(super) fn new(draft: Draft) -> Option<Self> {
-        if draft.payload.len() > MAX_PAYLOAD {
+        let len = draft.payload.len();
+        if len > MAX_PAYLOAD {
             return None;
         }
-        let mut raw = Vec::with_capacity(replicated_len(draft.payload.len()));
+        let shares = len >= SHARED_FROM && replicated_len(len) == RECORD_HEADER + len;
+        let mut raw = Vec::with_capacity(if shares { RECORD_HEADER } else { replicated_len(len) });
         let (flags, key) = encode_key(draft.key.as_ref());
-        raw.extend_from_slice(&(draft.payload.len() as u32).to_le_bytes());
+        raw.extend_from_slice(&(len as u32).to_le_bytes());
         raw.extend_from_slice(&[draft.kind as u8, flags, draft.encoding, 0]);
         raw.extend_from_slice(&[0; 16]);
         raw.extend_from_slice(&draft.timestamp.to_le_bytes());
         raw.extend_from_slice(&key);
         raw.extend_from_slice(&crc32c(&draft.payload).to_le_bytes());
         raw.extend_from_slice(&[0; 4]);
-        raw.extend_from_slice(&draft.payload);
-        raw.resize(replicated_len(draft.payload.len()), 0);
-        Some(Self { draft, raw })
+        if !shares {
+            raw.extend_from_slice(&draft.payload);
+            raw.resize(replicated_len(len), 0);
+        }
+        Some(Self { draft, raw, shares })
     }
 
     /// Bytes it will take in a segment file.
     pub(super) fn stored_len(&self) -> usize {
-        super::segment::LOCAL_PART + self.raw.len()
+        super::segment::LOCAL_PART + replicated_len(self.draft.payload.len())
     }
 
     /// The record at this position behind a record with that digest.
@@ -204,9 +218,15 @@ impl Unplaced {
         self.raw[16..24].copy_from_slice(&lsn.seq.to_le_bytes());
         self.raw[68..72].copy_from_slice(&chain.to_le_bytes());
         let raw = Bytes::from(self.raw);
-        let Draft { kind, encoding, timestamp, key, payload } = self.draft;
-        let payload = raw.slice(RECORD_HEADER..RECORD_HEADER + payload.len());
-        Record { lsn, kind, encoding, timestamp, key, chain, digest: crc32c(&raw), raw, payload }
+        let Draft { kind, encoding, timestamp, key, mut payload } = self.draft;
+        let raw = if self.shares {
+            Raw::two(raw, payload.clone())
+        } else {
+            payload = raw.slice(RECORD_HEADER..RECORD_HEADER + payload.len());
+            Raw::from(raw)
+        };
+        let digest = raw.parts().fold(0, |digest, part| crc32c_append(digest, part));
+        Record { lsn, kind, encoding, timestamp, key, chain, digest, raw, payload }
     }
 }
 
@@ -252,7 +272,8 @@ impl Header {
 
     fn record(self, raw: Bytes, payload: Bytes) -> Record {
         let Self { lsn, chain, kind, encoding, timestamp, key, .. } = self;
-        Record { lsn, kind, encoding, timestamp, key, chain, digest: crc32c(&raw), raw, payload }
+        let digest = crc32c(&raw);
+        Record { lsn, kind, encoding, timestamp, key, chain, digest, raw: raw.into(), payload }
     }
 }
 
@@ -335,10 +356,14 @@ mod tests {
     fn a_record_survives_its_bytes() {
         let id = BatchId { edge: NodeId([1; 16]), boot: BootId(2), counter: 3 };
         for key in [None, Some(DedupKey::Batch(id)), Some(DedupKey::Client { key: [4; 16], body: [5; 16] })] {
-            for len in [0, 1, 8, 13] {
+            for len in [0, 1, 8, 13, SHARED_FROM - 1, SHARED_FROM, SHARED_FROM + 1] {
                 let made = record(key, &vec![6; len]);
-                assert_eq!(made.raw.len() % 8, 0);
-                let mut two = made.raw.to_vec();
+                assert_eq!(
+                    (made.raw.len() % 8, made.raw.parts().count()),
+                    (0, 1 + usize::from(len == SHARED_FROM))
+                );
+                assert_eq!(made.digest, crc32c(&made.raw.to_bytes()));
+                let mut two = made.raw.to_bytes().to_vec();
                 two.extend_from_slice(b"rest");
                 let (read, rest) = Record::decode_replicated(two.into()).unwrap();
                 assert_eq!((read, &rest[..]), (made, &b"rest"[..]));
@@ -347,17 +372,28 @@ mod tests {
     }
 
     #[test]
+    fn a_long_payload_is_not_copied() {
+        let payload = Bytes::from(vec![6; SHARED_FROM]);
+        let at = payload.as_ptr();
+        let draft = Draft { kind: RecordKind::Batch, encoding: 7, timestamp: -5, key: None, payload };
+        let record = Unplaced::new(draft).unwrap().place(Lsn::new(3, 9), 0);
+        assert_eq!(record.payload.as_ptr(), at);
+        assert_eq!(record.raw.parts().map(|part| part.as_ptr()).last(), Some(at));
+    }
+
+    #[test]
     fn wrong_bytes_are_refused() {
         let good = record(None, b"hello");
-        for cut in 0..good.raw.len() {
-            assert!(Record::decode_replicated(good.raw.slice(..cut)).is_err(), "cut at {cut}");
+        let whole = good.raw.to_bytes();
+        for cut in 0..whole.len() {
+            assert!(Record::decode_replicated(whole.slice(..cut)).is_err(), "cut at {cut}");
         }
-        let mut long = good.raw.to_vec();
+        let mut long = whole.to_vec();
         long[..4].copy_from_slice(&u32::MAX.to_le_bytes());
         let refused = Record::decode_replicated(long.into());
         assert_eq!(refused, Err(RecordError::TooLong(u32::MAX as usize)));
-        for at in 0..good.raw.len() {
-            let mut bytes = good.raw.to_vec();
+        for at in 0..whole.len() {
+            let mut bytes = whole.to_vec();
             bytes[at] ^= 1;
             // Header fields that have no check of their own are covered by the digest.
             if let Ok((read, _)) = Record::decode_replicated(bytes.into()) {

@@ -144,7 +144,7 @@ impl SegmentHeader {
     /// The local part that a record gets in this segment.
     pub(super) fn local_part(&self, group: u64, record: &Record, out: &mut BytesMut) {
         out.put_u64_le(group);
-        out.put_u32_le(self.header_crc(group, &record.raw));
+        out.put_u32_le(self.header_crc(group, record.raw.header()));
         out.put_u32_le(0);
     }
 
@@ -178,7 +178,7 @@ impl SegmentHeader {
         group.iter().all(|record| {
             let mut bytes = BytesMut::new();
             self.local_part(first, record, &mut bytes);
-            bytes.put_slice(&record.raw);
+            bytes.put_slice(record.raw.header());
             let at = offset;
             offset += record.stored_len() as u64;
             self.could_hold(at, &bytes) && self.find(&bytes).is_some()

@@ -347,7 +347,7 @@ async fn damage_is_told_from_a_torn_tail_by_groups_and_watermark() {
     let last = disk.files().into_iter().rev().find(|p| p.to_string_lossy().contains("000")).unwrap();
     let flip_payload = |copy: &SimDisk, record: &Record| {
         let content = copy.content(&last).unwrap();
-        let at = content.windows(record.raw.len()).position(|w| w == record.raw).unwrap();
+        let at = content.windows(record.raw.len()).position(|w| w == record.raw.to_bytes()).unwrap();
         copy.flip(&last, (at + RECORD_HEADER) as u64, 0);
     };
     // The last but one: above the watermark, but the last was written after its group was durable.
@@ -387,7 +387,7 @@ async fn a_reader_reports_damage_under_it() {
     assert_eq!(records.len(), 12);
     let path = Path::new(DIR).join(segment::segment_name(1));
     let content = disk.content(&path).unwrap();
-    let at = content.windows(records[2].raw.len()).position(|w| w == records[2].raw).unwrap();
+    let at = content.windows(records[2].raw.len()).position(|w| w == records[2].raw.to_bytes()).unwrap();
     disk.flip(&path, at as u64 + 90, 3);
     let mut reader = wal.reader(1);
     assert_eq!(reader.read(10_000).await.unwrap(), records[..2]);
@@ -451,7 +451,7 @@ async fn a_cut_keeps_orphans_and_tells_readers() {
     let report = wal.cut(7).await.unwrap();
     assert_eq!((report.records, report.range), (13, Some((Lsn::new(1, 8), Lsn::new(1, 20)))));
     let orphan = disk.content(&report.orphan.unwrap()).unwrap();
-    let raw: Vec<u8> = before[7..].iter().flat_map(|r| r.raw.to_vec()).collect();
+    let raw: Vec<u8> = before[7..].iter().flat_map(|r| r.raw.to_bytes().to_vec()).collect();
     assert_eq!(orphan[ORPHAN_HEADER..], raw);
     assert_eq!(report.bytes, raw.len() as u64);
     assert_eq!(
@@ -591,7 +591,7 @@ async fn a_replica_takes_only_what_continues_its_log() {
     let records = all(&writer).await;
     let bytes = |range: std::ops::Range<usize>| {
         let mut bytes = BytesMut::new();
-        records[range].iter().for_each(|r| bytes.extend_from_slice(&r.raw));
+        records[range].iter().for_each(|r| bytes.extend_from_slice(&r.raw.to_bytes()));
         bytes.freeze()
     };
     assert!(matches!(replica.append_replica(bytes(1..2)), Err(WalError::Gap { expected: 1, .. })));
@@ -610,10 +610,15 @@ async fn a_replica_takes_only_what_continues_its_log() {
     // Another history with the right position.
     let draft = batch(100, 77);
     let other = record::Unplaced::new(draft.clone()).unwrap().place(Lsn::new(1, 4), 0x1234);
-    assert!(matches!(replica.append_replica(other.raw), Err(WalError::Chain { at }) if at == Lsn::new(1, 4)));
+    assert!(
+        matches!(replica.append_replica(other.raw.to_bytes()), Err(WalError::Chain { at }) if at == Lsn::new(1, 4))
+    );
     assert_eq!(replica.append_replica(bytes(3..9)).unwrap(), Lsn::new(3, 9));
     let old = record::Unplaced::new(draft).unwrap().place(Lsn::new(2, 10), records[8].digest);
-    assert!(matches!(replica.append_replica(old.raw), Err(WalError::OldEpoch { epoch: 2, newest: 3 })));
+    assert!(matches!(
+        replica.append_replica(old.raw.to_bytes()),
+        Err(WalError::OldEpoch { epoch: 2, newest: 3 })
+    ));
     replica.settle().await.unwrap();
     assert_eq!(all(&replica).await, records);
     assert_eq!(replica.epochs(), writer.epochs());

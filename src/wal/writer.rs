@@ -408,8 +408,12 @@ fn local_parts(header: &SegmentHeader, first: u64, group: &[Record]) -> Vec<Byte
     let mut locals = BytesMut::with_capacity(group.len() * LOCAL_PART);
     group.iter().for_each(|record| header.local_part(first, record, &mut locals));
     let mut locals = locals.freeze();
-    let parts = group.iter().flat_map(|record| [locals.split_to(LOCAL_PART), record.raw.clone()]);
-    parts.collect()
+    let mut parts = Vec::with_capacity(3 * group.len());
+    for record in group {
+        parts.push(locals.split_to(LOCAL_PART));
+        parts.extend(record.raw.parts().cloned());
+    }
+    parts
 }
 
 /// Makes the spare file, or takes the one that is there. `None` if there is no space.

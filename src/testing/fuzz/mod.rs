@@ -179,9 +179,9 @@ pub fn record(data: &[u8]) {
     let mut read = 0;
     while let Ok((record, behind)) = Record::decode_replicated(rest.clone()) {
         assert_eq!(record.raw.len() + behind.len(), rest.len(), "bytes were lost, or read twice");
-        assert!(record.raw.len() >= RECORD_HEADER && record.raw == rest.slice(..record.raw.len()));
+        assert!(record.raw.len() >= RECORD_HEADER && record.raw.to_bytes() == rest.slice(..record.raw.len()));
         assert!(record.payload.len() + RECORD_HEADER <= record.raw.len());
-        assert_eq!(record.digest, crc32c::crc32c(&record.raw));
+        assert_eq!(record.digest, crc32c::crc32c(&record.raw.to_bytes()));
         read += record.raw.len();
         rest = behind;
     }

@@ -39,8 +39,8 @@ async fn damage_in_an_open_log_is_set_aside_owed_and_fetched_again() {
     assert!(matches!(wal.append(7, batch(1, 1)), Err(WalError::Refused(_))), "no writer's log");
 
     // A follower's it is, at once; what comes is what was there, or it does not chain.
-    let other = Record::decode_replicated(records[3].raw.clone()).unwrap().0;
-    assert!(matches!(wal.append_replica(other.raw), Err(WalError::Gap { .. })));
+    let other = Record::decode_replicated(records[3].raw.to_bytes()).unwrap().0;
+    assert!(matches!(wal.append_replica(other.raw.to_bytes()), Err(WalError::Gap { .. })));
     send_rest(&wal, &records[..5]).await;
     disk.crash(3);
     let (wal, recovered) = open_with_peers(&disk).await.unwrap();

@@ -19,7 +19,7 @@ pub(super) fn segments(disk: &SimDisk) -> Vec<PathBuf> {
 pub(super) fn place(disk: &SimDisk, record: &Record) -> (PathBuf, u64) {
     for path in segments(disk) {
         let content = disk.content(&path).unwrap();
-        if let Some(at) = content.windows(record.raw.len()).position(|w| w == record.raw) {
+        if let Some(at) = content.windows(record.raw.len()).position(|w| w == record.raw.to_bytes()) {
             return (path, at as u64);
         }
     }
@@ -39,13 +39,13 @@ pub(super) fn quarantined(disk: &SimDisk) -> Vec<u8> {
 }
 
 pub(super) fn contains(bytes: &[u8], record: &Record) -> bool {
-    bytes.windows(record.raw.len()).any(|w| w == record.raw)
+    bytes.windows(record.raw.len()).any(|w| w == record.raw.to_bytes())
 }
 
 /// What the writer would send.
 pub(super) async fn send_rest(wal: &Wal, records: &[Record]) {
     for record in records.iter().skip_while(|record| record.lsn.seq <= wal.end().seq) {
-        wal.append_replica(record.raw.clone()).unwrap();
+        wal.append_replica(record.raw.to_bytes()).unwrap();
     }
     wal.settle().await.unwrap();
 }

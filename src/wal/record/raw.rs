@@ -1,0 +1,71 @@
+//! The bytes of a record, which are not copied to stand one behind the other.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+use super::RECORD_HEADER;
+
+/// A record's replicated part, in one piece or in two; clones share the bytes.
+#[derive(Clone)]
+pub struct Raw {
+    /// The whole, or the header alone.
+    first: Bytes,
+    /// Payload and padding if `first` is the header alone, else nothing.
+    second: Bytes,
+}
+
+impl Raw {
+    /// Of a header and what stands behind it.
+    pub(super) fn two(header: Bytes, rest: Bytes) -> Self {
+        debug_assert_eq!(header.len(), RECORD_HEADER);
+        Self { first: header, second: rest }
+    }
+
+    /// The pieces in order, none of them empty.
+    pub fn parts(&self) -> impl Iterator<Item = &Bytes> {
+        [&self.first, &self.second].into_iter().filter(|part| !part.is_empty())
+    }
+
+    /// Bytes of all pieces.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "there is a header at least")]
+    pub fn len(&self) -> usize {
+        self.first.len() + self.second.len()
+    }
+
+    /// The bytes in one piece, copied if they are in two.
+    #[must_use]
+    pub fn to_bytes(&self) -> Bytes {
+        if self.second.is_empty() {
+            self.first.clone()
+        } else {
+            [&*self.first, &*self.second].concat().into()
+        }
+    }
+
+    /// The fixed part.
+    pub(in crate::wal) fn header(&self) -> &[u8] {
+        self.first.get(..RECORD_HEADER).unwrap_or(&self.first)
+    }
+}
+
+impl From<Bytes> for Raw {
+    fn from(whole: Bytes) -> Self {
+        Self { first: whole, second: Bytes::new() }
+    }
+}
+
+impl PartialEq for Raw {
+    fn eq(&self, other: &Self) -> bool {
+        self.len() == other.len() && self.parts().flatten().eq(other.parts().flatten())
+    }
+}
+
+impl Eq for Raw {}
+
+impl fmt::Debug for Raw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Raw({} bytes)", self.len())
+    }
+}
