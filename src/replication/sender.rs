@@ -187,8 +187,8 @@ async fn send_records(
                 _ = pulse.changed() => {}
             }
         } else {
-            let parts = records.iter().flat_map(|record| record.raw.parts().cloned());
-            send.write_frame_parts(parts.collect()).await?;
+            let parts = records.into_iter().flat_map(|record| record.raw.into_parts()).collect();
+            send.write_frame_parts(parts).await?;
         }
     }
 }

@@ -219,6 +219,21 @@ struct Partial {
     body: BytesMut,
 }
 
+impl Partial {
+    /// Adds bytes of the body, of which so many are missing. It never has room for more than the frame: as a record's
+    /// payload it may stay in memory, and only its bytes count there.
+    fn take(&mut self, chunk: &[u8], missing: usize) {
+        let has = self.body.len();
+        if has + chunk.len() > self.body.capacity() {
+            let room = has + missing.min(has.max(chunk.len()));
+            let mut longer = BytesMut::with_capacity(room);
+            longer.extend_from_slice(&self.body);
+            self.body = longer;
+        }
+        self.body.extend_from_slice(chunk);
+    }
+}
+
 impl RecvStream {
     /// Reads one frame of at most `limit` bytes. [`StreamError::Finished`] when the peer has ended
     /// the stream. Cancel-safe. Memory is taken as bytes arrive, never for what is only announced.
@@ -232,7 +247,7 @@ impl RecvStream {
                 self.partial = Partial::default();
                 return Ok(chunk);
             }
-            self.partial.body.extend_from_slice(&chunk);
+            self.partial.take(&chunk, missing);
         }
         Ok(std::mem::take(&mut self.partial).body.freeze())
     }

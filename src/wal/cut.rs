@@ -239,7 +239,7 @@ impl WalDriver {
             while cursor.offset < segment.end {
                 let record = cursor.next().await.map_err(unreadable)?;
                 held += record.raw.len();
-                parts.extend(record.raw.parts().cloned());
+                parts.extend(record.raw.into_parts());
                 if held >= CHUNK {
                     file.write(offset, std::mem::take(&mut parts), Durability::Later).await?;
                     offset += std::mem::take(&mut held) as u64;

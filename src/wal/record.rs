@@ -41,7 +41,8 @@ use crate::{
 /// Bytes of a replicated part before its payload.
 pub const RECORD_HEADER: usize = 72;
 
-/// A payload of so many bytes is not copied behind its header but shared with whoever made it.
+/// A payload of so many bytes is not copied behind its header but shared with whoever made it, if its length is a
+/// multiple of 8 and there is nothing to pad.
 const SHARED_FROM: usize = 4_096;
 
 /// A record of the log; clones share the bytes.
@@ -78,8 +79,8 @@ pub struct Draft {
     pub timestamp: i64,
     /// Makes a retry harmless.
     pub key: Option<DedupKey>,
-    /// At most `protocol::frame::MAX_PAYLOAD` bytes. The record shares them, so what they are a part of stays in
-    /// memory as long as it does.
+    /// At most `protocol::frame::MAX_PAYLOAD` bytes. The record shares them if they are not few, so what they are a
+    /// part of stays in memory as long as it does.
     pub payload: Bytes,
 }
 

@@ -71,7 +71,8 @@ pub struct Submitter {
 pub struct Write {
     /// Encoding byte of the payload, below [`policy::ENCODING`].
     pub encoding: u8,
-    /// The bytes.
+    /// The bytes. If they are not few, the log shares them and does not copy them: they must never change, and what
+    /// they are a slice of stays in memory until the record is written, sent and applied.
     pub payload: Bytes,
     /// Level wanted; `None` for the default.
     pub ack: Option<AckLevel>,

@@ -63,7 +63,8 @@ pub(crate) async fn serve(host: Arc<Host>, node: Node, engine: Arc<MemoryEngine>
 impl World {
     pub(crate) fn write(&mut self) {
         let place = self.random.random_range(0..self.stations.len());
-        let padding = if self.random.random_bool(0.1) { 3_000 } else { 30 };
+        // The long ones are shared with their records.
+        let padding = if self.random.random_bool(0.1) { 5_000 } else { 30 };
         let ack = match self.random.random_range(0..20) {
             0..3 => Some(AckLevel::Local),
             3..5 => Some(AckLevel::Memory),

@@ -75,7 +75,9 @@ impl Ledger {
     /// A new write; returns its number.
     pub(crate) fn write(&mut self, ack: Option<AckLevel>, keyed: bool, padding: usize) -> usize {
         let number = self.writes.len();
-        let payload = Bytes::from(format!("{number} {}", "x".repeat(padding)));
+        let text = format!("{number} ");
+        let len = (text.len() + padding).next_multiple_of(8);
+        let payload = Bytes::from(format!("{text:x<len$}"));
         let hash = (number as u128).to_be_bytes();
         let key = keyed.then_some(ClientKey { key: hash, former: None, body: hash });
         self.writes.push(Written { payload, ack, key, attempts: Vec::new() });

@@ -27,6 +27,11 @@ impl Raw {
         [&self.first, &self.second].into_iter().filter(|part| !part.is_empty())
     }
 
+    /// The same, taken out.
+    pub fn into_parts(self) -> impl Iterator<Item = Bytes> {
+        [self.first, self.second].into_iter().filter(|part| !part.is_empty())
+    }
+
     /// Bytes of all pieces.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "there is a header at least")]
@@ -48,6 +53,15 @@ impl Raw {
     pub(in crate::wal) fn header(&self) -> &[u8] {
         self.first.get(..RECORD_HEADER).unwrap_or(&self.first)
     }
+
+    /// What stands behind it.
+    fn rest(&self) -> &[u8] {
+        if self.second.is_empty() {
+            self.first.get(RECORD_HEADER..).unwrap_or_default()
+        } else {
+            &self.second
+        }
+    }
 }
 
 impl From<Bytes> for Raw {
@@ -58,7 +72,7 @@ impl From<Bytes> for Raw {
 
 impl PartialEq for Raw {
     fn eq(&self, other: &Self) -> bool {
-        self.len() == other.len() && self.parts().flatten().eq(other.parts().flatten())
+        self.header() == other.header() && self.rest() == other.rest()
     }
 }
 

@@ -17,9 +17,10 @@ pub(super) fn segments(disk: &SimDisk) -> Vec<PathBuf> {
 
 /// File and offset of a record's replicated part.
 pub(super) fn place(disk: &SimDisk, record: &Record) -> (PathBuf, u64) {
+    let raw = record.raw.to_bytes();
     for path in segments(disk) {
         let content = disk.content(&path).unwrap();
-        if let Some(at) = content.windows(record.raw.len()).position(|w| w == record.raw.to_bytes()) {
+        if let Some(at) = content.windows(raw.len()).position(|w| w == raw) {
             return (path, at as u64);
         }
     }
@@ -39,7 +40,8 @@ pub(super) fn quarantined(disk: &SimDisk) -> Vec<u8> {
 }
 
 pub(super) fn contains(bytes: &[u8], record: &Record) -> bool {
-    bytes.windows(record.raw.len()).any(|w| w == record.raw.to_bytes())
+    let raw = record.raw.to_bytes();
+    bytes.windows(raw.len()).any(|w| w == raw)
 }
 
 /// What the writer would send.
