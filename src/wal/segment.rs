@@ -141,8 +141,21 @@ impl SegmentHeader {
         Ok(Self { cluster, nonce, first_seq, epoch, chain: fields.u32() })
     }
 
+    /// The bytes of a group: each record behind its local part, in the pieces that it is in.
+    pub(super) fn group(&self, first: u64, records: &[Record]) -> Vec<Bytes> {
+        let mut locals = BytesMut::with_capacity(records.len() * LOCAL_PART);
+        records.iter().for_each(|record| self.local_part(first, record, &mut locals));
+        let mut locals = locals.freeze();
+        let mut parts = Vec::with_capacity(3 * records.len());
+        for record in records {
+            parts.push(locals.split_to(LOCAL_PART));
+            parts.extend(record.raw.parts().cloned());
+        }
+        parts
+    }
+
     /// The local part that a record gets in this segment.
-    pub(super) fn local_part(&self, group: u64, record: &Record, out: &mut BytesMut) {
+    fn local_part(&self, group: u64, record: &Record, out: &mut BytesMut) {
         out.put_u64_le(group);
         out.put_u32_le(self.header_crc(group, record.raw.header()));
         out.put_u32_le(0);

@@ -3,7 +3,6 @@
 
 use std::{io, path::Path, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Duration, Instant, sleep_until},
@@ -13,7 +12,7 @@ use super::{
     CutReport, Debt, WalConfig, WalError,
     base::Base,
     record::Record,
-    segment::{LOCAL_PART, SEGMENT_HEADER, Segment, SegmentHeader, segment_name},
+    segment::{SEGMENT_HEADER, Segment, SegmentHeader, segment_name},
     state::Shared,
     watermark::{Promise, Watermark},
 };
@@ -249,7 +248,7 @@ impl WalDriver {
         let (Some((file, header, offset)), Some(first)) = (active, group.first()) else {
             return Ok(false);
         };
-        let parts = local_parts(&header, first.lsn.seq, &group);
+        let parts = header.group(first.lsn.seq, &group);
         debug_assert!(header.could_hold_all(offset, &group), "a torn tail could hide {}", first.lsn);
         #[cfg(feature = "testing")]
         if crate::types::planted::is("ack_before_fsync") {
@@ -401,19 +400,6 @@ impl std::fmt::Debug for WalDriver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("WalDriver").field("config", &self.config).finish_non_exhaustive()
     }
-}
-
-/// The bytes of a group: each record behind its local part.
-fn local_parts(header: &SegmentHeader, first: u64, group: &[Record]) -> Vec<Bytes> {
-    let mut locals = BytesMut::with_capacity(group.len() * LOCAL_PART);
-    group.iter().for_each(|record| header.local_part(first, record, &mut locals));
-    let mut locals = locals.freeze();
-    let mut parts = Vec::with_capacity(3 * group.len());
-    for record in group {
-        parts.push(locals.split_to(LOCAL_PART));
-        parts.extend(record.raw.parts().cloned());
-    }
-    parts
 }
 
 /// Makes the spare file, or takes the one that is there. `None` if there is no space.
