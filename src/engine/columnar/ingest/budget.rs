@@ -58,6 +58,15 @@ impl<'a> Budget<'a> {
         self.pay(COLUMN_BYTES)
     }
 
+    /// For text that is not in the body as it will be in a column.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub(super) fn take_text(&mut self, bytes: usize) -> Result<(), String> {
+        // In a column twice while that grows, once in the record.
+        self.pay(bytes.saturating_mul(3))
+    }
+
     #[inline]
     fn pay(&mut self, bytes: usize) -> Result<(), String> {
         if let Some(missing) = bytes.checked_sub(self.paid).filter(|missing| *missing > 0) {

@@ -7,7 +7,7 @@ use super::{
         super::schema::{ColumnKind, FieldType, MAX_COLUMNS},
         Options,
         budget::Budget,
-        columns::TableBuilder,
+        columns::{TableBuilder, Value},
         unpack::{Item, Run, Unpacker, eight},
     },
     Shape, broken, text,
@@ -104,6 +104,7 @@ impl Put<'_, '_> {
                 }
                 let item = column.values.next().map_err(broken)?;
                 if let Some(value) = value(item, column.kind, self.spelled)? {
+                    pay_for(item, value, self.budget)?;
                     table.put_at(column.at, row, value)?;
                 }
                 row += 1;
@@ -163,6 +164,7 @@ impl Put<'_, '_> {
             value(item, ColumnKind::Tag, self.spelled).map_err(|what| format!("tag {name:?} {what}"))?
         {
             let at = table.column(name, ColumnKind::Tag, self.budget)?;
+            pay_for(item, value, self.budget)?;
             table.put(at, value)?;
         }
         Ok(())
@@ -182,6 +184,14 @@ impl Put<'_, '_> {
             Some(value) => table.put(at, value).map(|()| 1),
             None => Ok(0),
         }
+    }
+}
+
+/// The text of a number may be forty times as long as the number: `5e-324` has 326 characters.
+fn pay_for(item: Item<'_>, value: Value<'_>, budget: &mut Budget<'_>) -> Result<(), String> {
+    match (item, value) {
+        (Item::Int(_) | Item::UInt(_) | Item::Float(_), Value::Text(text)) => budget.take_text(text.len()),
+        _ => Ok(()),
     }
 }
 

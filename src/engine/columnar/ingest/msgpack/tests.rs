@@ -259,6 +259,24 @@ fn what_is_no_such_body_is_told() {
 }
 
 #[test]
+fn text_that_a_number_becomes_is_paid_for() {
+    let body =
+        json!({ "m": "t", "tag_keys": ["x"], "columns": { "x": vec![5e-324; 1_000], "v": vec![1; 1_000] } });
+    let row = json!({ "m": "t", "fields": { "v": 1 }, "tags": { "x": 5e-324 } });
+    for (body, texts) in [(to_vec(&body).unwrap(), 1_000), (to_vec(&vec![row; 100]).unwrap(), 100)] {
+        assert!(body.len() < 12_000);
+        let mut paid = 0;
+        let mut room = |bytes| {
+            paid += bytes;
+            true
+        };
+        let parsed = parse(&body, &options(), &Schemas::default(), &mut room).unwrap();
+        assert_eq!(parsed.rows, texts);
+        assert!(paid > 3 * 326 * texts, "{paid} for {texts}");
+    }
+}
+
+#[test]
 fn a_body_gets_no_more_room_than_there_is() {
     // 900 columns of 900 rows out of a few kilobytes.
     let sparse: Vec<Json> = (0..900).map(|n| json!({ "m": "m", "fields": { format!("c{n}"): 1 } })).collect();
