@@ -24,10 +24,10 @@ pub fn measure(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("body");
     group.throughput(Throughput::Elements(ROWS));
     group.bench_function("line protocol", |bench| {
-        bench.iter(|| line_protocol::parse(black_box(text.as_bytes()), &options, &schemas, &mut |_| true));
+        bench.iter(|| line_protocol::encode(black_box(text.as_bytes()), &options, &schemas, &mut |_| true));
     });
     group.bench_function("msgpack", |bench| {
-        bench.iter(|| msgpack::parse(black_box(&columns), &options, &schemas, &mut |_| true));
+        bench.iter(|| msgpack::encode(black_box(&columns), &options, &schemas, &mut |_| true));
     });
     group.bench_function("encode", |bench| bench.iter(|| batch::encode(black_box(&points))));
     group.bench_function("decode", |bench| bench.iter(|| batch::decode(black_box(&payload))));

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     engine::columnar::{
         SeriesGate, batch,
-        ingest::{BodyError, LineError, Options, Precision, line_protocol, msgpack},
+        ingest::{BodyError, Encoded, Options, Precision, line_protocol, msgpack},
         schema::Schemas,
     },
     node::{AckLevel, ClientKey, Receipt, SubmitError, Write},
@@ -80,7 +80,7 @@ async fn write(
         taken = back;
         let Some(payload) = points.payload.clone() else {
             intake.lines_rejected.add(points.rejected_total as u64);
-            return Err(points.into_error(HeaderMap::new()));
+            return Err(rejection(points, HeaderMap::new()));
         };
         let write = Write {
             encoding: batch::ENCODING,
@@ -98,7 +98,7 @@ async fn write(
                 return if points.rejected_total == 0 {
                     Ok(error::no_content(headers))
                 } else {
-                    Err(points.into_error(headers))
+                    Err(rejection(points, headers))
                 };
             }
             Err(SubmitError::SchemaChanged(schema)) if tries < PARSE_AGAIN => {
@@ -239,18 +239,18 @@ impl Asked {
 
     /// The points of a body, judged by these schemas. They count as memory of the body from before
     /// they are there; afterwards their record does.
-    async fn parse(&self, taken: Taken, schemas: Schemas) -> Result<(Points, Taken), ApiError> {
+    async fn parse(&self, taken: Taken, schemas: Schemas) -> Result<(Encoded, Taken), ApiError> {
         let (len, options) = (taken.bytes.len(), self.options.clone());
-        let parse = match self.dialect {
-            Dialect::ArcMsgpack => msgpack::parse,
-            Dialect::Influx1 | Dialect::Influx2 | Dialect::Influx3 | Dialect::Arc => line_protocol::parse,
+        let encode = match self.dialect {
+            Dialect::ArcMsgpack => msgpack::encode,
+            Dialect::Influx1 | Dialect::Influx2 | Dialect::Influx3 | Dialect::Arc => line_protocol::encode,
         };
         let work = move || {
             let Taken { bytes, mut share } = taken;
             // What an earlier try has left is its record, which is gone.
             share.shrink(share.bytes().saturating_sub(bytes.len()));
             let mut room = |more: usize| share.grow(more).is_ok();
-            let parsed = parse(&bytes, &options, &schemas, &mut room).map_err(|e| match e {
+            let points = encode(&bytes, &options, &schemas, &mut room).map_err(|e| match e {
                 BodyError::NoRoom => ApiError::new(
                     Fault::Busy,
                     format!(
@@ -259,9 +259,7 @@ impl Asked {
                 ),
                 e => ApiError::invalid(e.to_string()),
             })?;
-            let encoded = parsed.batch.as_ref().map(batch::encode).transpose();
-            let payload = encoded.map_err(|e| ApiError::new(Fault::TooLarge, e.to_string()))?;
-            if payload.as_ref().is_some_and(|payload| payload.len() > MAX_PAYLOAD) {
+            if points.payload.as_ref().is_some_and(|payload| payload.len() > MAX_PAYLOAD) {
                 let limit = MAX_PAYLOAD >> 20;
                 return Err(ApiError::new(
                     Fault::TooLarge,
@@ -270,38 +268,22 @@ impl Asked {
                     ),
                 ));
             }
-            let needed = bytes.len() + payload.as_ref().map_or(0, Bytes::len);
+            let needed = bytes.len() + points.payload.as_ref().map_or(0, Bytes::len);
             share.shrink(share.bytes().saturating_sub(needed));
-            let points = Points {
-                payload,
-                rows: parsed.rows,
-                rejected: parsed.rejected,
-                rejected_total: parsed.rejected_total,
-            };
             Ok((points, Taken { bytes, share }))
         };
         body::off_thread(len, work).await?
     }
 }
 
-/// What a body held.
-struct Points {
-    payload: Option<Bytes>,
-    rows: usize,
-    rejected: Vec<LineError>,
-    rejected_total: usize,
-}
-
-impl Points {
-    /// What to say of the bad lines; `headers` tell of the good ones, if they were written.
-    fn into_error(self, headers: HeaderMap) -> ApiError {
-        if self.rejected_total == 0 {
-            return ApiError::invalid("there is no point in the body");
-        }
-        let written = if headers.is_empty() { 0 } else { self.rows };
-        let lines = self.rejected.into_iter().map(|bad| (bad.line as u64, bad.error)).collect();
-        ApiError::partial(written, self.rejected_total, lines, headers)
+/// What to say of the bad lines; `headers` tell of the good ones, if they were written.
+fn rejection(points: Encoded, headers: HeaderMap) -> ApiError {
+    if points.rejected_total == 0 {
+        return ApiError::invalid("there is no point in the body");
     }
+    let written = if headers.is_empty() { 0 } else { points.rows };
+    let lines = points.rejected.into_iter().map(|bad| (bad.line as u64, bad.error)).collect();
+    ApiError::partial(written, points.rejected_total, lines, headers)
 }
 
 /// The first half of the SHA-256 of the parts.
@@ -431,11 +413,11 @@ mod tests {
         assert!(points.payload.is_some());
         let none = parsed(&asked, b"\n# only this\n", &budget).await.unwrap();
         assert!(none.payload.is_none());
-        assert_eq!(none.into_error(HeaderMap::new()).fault(), Fault::Invalid);
+        assert_eq!(rejection(none, HeaderMap::new()).fault(), Fault::Invalid);
         assert_eq!(budget.used(), 0);
     }
 
-    async fn parsed(asked: &Asked, body: &[u8], budget: &Arc<Budget>) -> Result<Points, ApiError> {
+    async fn parsed(asked: &Asked, body: &[u8], budget: &Arc<Budget>) -> Result<Encoded, ApiError> {
         let limits = crate::config::Http::default();
         let taken = body::take(Body::from(body.to_vec()), &HeaderMap::new(), &limits, budget).await?;
         let (points, taken) = asked.parse(taken, Schemas::default()).await?;

@@ -22,8 +22,8 @@ impl Absorbed {
     pub(super) fn absorb(&mut self, told: &Schemas) {
         self.forget_old();
         for (database, tables) in told.databases() {
-            for (table, schema) in tables.iter() {
-                let name = (database.to_owned(), table.clone());
+            for (table, schema) in tables.sorted() {
+                let name = (database.to_owned(), table.to_owned());
                 self.0.insert(name, (schema.clone(), Instant::now()));
             }
         }

@@ -2,7 +2,7 @@
 //! in bring with them.
 
 use super::{
-    batch::{Batch, Header},
+    batch::{Header, Points},
     schema::{SchemaError, Schemas},
 };
 use crate::engine::Refused;
@@ -14,6 +14,8 @@ pub(super) struct Assigned {
     schemas: Schemas,
     /// Batches let in since the reservations were last forgotten and not applied yet.
     in_flight: u64,
+    /// How many of those have to be applied until everything is that is reserved.
+    unsettled: u64,
     /// Something is reserved that no batch on its way brings, or that belongs to a database that was
     /// dropped: begin anew from what is applied as soon as none is on its way.
     stale: bool,
@@ -27,24 +29,38 @@ impl Assigned {
         self.schemas.clone()
     }
 
+    /// Lets a batch in that brings nothing to `known`, and says so, if those are still what [`Self::known`] gives.
+    pub(super) fn admit_known(&mut self, known: &Schemas) -> bool {
+        let still = known.is(&self.schemas);
+        if still {
+            self.before = Some(self.schemas.clone());
+            self.in_flight += 1;
+        }
+        still
+    }
+
     /// Lets a batch in and reserves what it brings, or changes nothing.
     pub(super) fn admit(&mut self, header: &Header) -> Result<(), Refused> {
-        let mut next = self.schemas.clone();
+        let (mut next, mut brings) = (self.schemas.clone(), false);
         for table in &header.tables {
             match next.merge(&header.database, &table.name, &table.schema) {
-                Ok(_) => {}
+                Ok(new) => brings |= new,
                 Err(SchemaError::Mismatch { .. }) => return Err(self.changed(header)),
                 Err(error) => return Err(Refused::Invalid(error.to_string())),
             }
         }
         self.before = Some(std::mem::replace(&mut self.schemas, next));
         self.in_flight += 1;
+        if brings {
+            self.unsettled = self.in_flight;
+        }
         Ok(())
     }
 
     /// The batch let in last did not become a record.
     pub(super) fn withdraw(&mut self, applied: &Schemas) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        self.unsettled = self.unsettled.min(self.in_flight);
         match self.before.take() {
             Some(before) => self.schemas = before,
             None => self.stale = true,
@@ -52,11 +68,15 @@ impl Assigned {
         self.renew(applied);
     }
 
-    /// A batch was applied; `applied` is what holds now.
-    pub(super) fn applied(&mut self, batch: &Batch, applied: &Schemas) {
+    /// A record was applied; `applied` is what holds now.
+    pub(super) fn applied(&mut self, points: &Points<'_>, applied: &Schemas) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        self.unsettled = self.unsettled.saturating_sub(1);
+        if self.schemas.is(applied) {
+            return self.renew(applied);
+        }
         let mut merged =
-            batch.tables.iter().map(|t| self.schemas.merge(&batch.database, &t.table, &t.schema));
+            points.tables.iter().map(|t| self.schemas.merge(points.database, t.table, &t.schema));
         // What was let in is reserved already. What is not belongs to a former term of office, and a
         // clash means that its reservations were never made good.
         match merged.try_fold(false, |any, merged| merged.map(|new| any || new)) {
@@ -67,9 +87,15 @@ impl Assigned {
         self.renew(applied);
     }
 
+    /// Where no batch on its way brings anything, nothing is reserved but what is applied. From there on both are one
+    /// snapshot until one does.
     fn renew(&mut self, applied: &Schemas) {
-        if self.stale && self.in_flight == 0 {
+        if self.in_flight == 0 {
             (self.schemas, self.before, self.stale) = (applied.clone(), None, false);
+        } else if self.unsettled == 0 && !self.stale {
+            self.schemas = applied.clone();
+            // If it is known what was before the last one, that was the same.
+            self.before = self.before.take().map(|_| applied.clone());
         }
     }
 
@@ -110,7 +136,7 @@ impl Assigned {
 mod tests {
     use super::*;
     use crate::engine::columnar::{
-        batch::{TableBatch, TableHeader},
+        batch::{TableHeader, TablePoints},
         schema::{ColumnKind, FieldType, TableSchema},
     };
 
@@ -120,11 +146,9 @@ mod tests {
         Header { database: "db".into(), tables: vec![table] }
     }
 
-    fn batch(header: &Header) -> Batch {
-        let schema = header.tables[0].schema.clone();
-        let rows = arrow_array::RecordBatch::new_empty(schema.to_arrow());
-        let table = TableBatch { table: "t".into(), schema, assigned: 0, rows };
-        Batch { database: "db".into(), tables: vec![table] }
+    fn points(header: &Header) -> Points<'static> {
+        let table = TablePoints::of("t", header.tables[0].schema.clone(), Vec::new());
+        Points { database: "db", all_known: false, tables: vec![table] }
     }
 
     fn applied(headers: &[&Header]) -> Schemas {
@@ -169,7 +193,7 @@ mod tests {
         assigned.admit(&other).unwrap();
         assigned.admit(&float).unwrap();
         // One that was let in before is applied meanwhile, and stays.
-        assigned.applied(&batch(&other), &applied(&[&other]));
+        assigned.applied(&points(&other), &applied(&[&other]));
         assigned.withdraw(&applied(&[&other]));
         assigned.admit(&int).unwrap();
         assert!(assigned.admit(&header("w", FieldType::Int)).is_err());
@@ -186,7 +210,7 @@ mod tests {
         assigned.dropped("db");
         assigned.withdraw(&Schemas::default());
         assert!(assigned.admit(&int).is_err(), "the drop came between: not before nothing is on its way");
-        assigned.applied(&batch(&other), &applied(&[&other]));
+        assigned.applied(&points(&other), &applied(&[&other]));
         assigned.admit(&int).unwrap();
     }
 
@@ -195,13 +219,54 @@ mod tests {
         let float = header("v", FieldType::Float);
         let mut assigned = Assigned::default();
         assigned.admit(&float).unwrap();
-        assigned.applied(&batch(&float), &applied(&[&float]));
+        assigned.applied(&points(&float), &applied(&[&float]));
         assigned.admit(&float).unwrap();
         assigned.dropped("db");
         assert!(assigned.admit(&header("v", FieldType::Int)).is_err(), "a float is on its way");
-        assigned.applied(&batch(&float), &applied(&[&float]));
+        assigned.applied(&points(&float), &applied(&[&float]));
         assigned.dropped("db");
         assigned.admit(&header("v", FieldType::Int)).unwrap();
+    }
+
+    #[test]
+    fn what_brings_nothing_is_let_in_without_a_look_as_long_as_that_is_so() {
+        let float = header("v", FieldType::Float);
+        let mut assigned = Assigned::default();
+        assigned.admit(&float).unwrap();
+        let known = assigned.known();
+        assert!(assigned.admit_known(&known));
+        assert_eq!(assigned.in_flight, 2);
+        assigned.withdraw(&Schemas::default());
+        assert!(assigned.admit(&header("v", FieldType::Int)).is_err(), "the first is on its way");
+        assigned.admit(&header("w", FieldType::Bool)).unwrap();
+        assert!(!assigned.admit_known(&known), "there is something new since");
+        assert_eq!(assigned.in_flight, 2);
+    }
+
+    #[test]
+    fn once_nothing_on_its_way_is_new_what_is_applied_and_what_is_reserved_are_one_snapshot() {
+        let float = header("v", FieldType::Float);
+        let there = applied(&[&float]);
+        let mut assigned = Assigned::default();
+        assigned.admit(&float).unwrap();
+        assigned.admit(&float).unwrap();
+        assigned.admit(&header("w", FieldType::Int)).unwrap();
+        assigned.admit(&float).unwrap();
+        for on_their_way in [3, 2] {
+            assigned.applied(&points(&float), &there);
+            assert_eq!(assigned.in_flight, on_their_way);
+            assert!(!assigned.known().is(&there), "one of them brings a column");
+        }
+        let (int, last) = (header("w", FieldType::Int), header("x", FieldType::Int));
+        let wider = applied(&[&float, &int]);
+        assigned.applied(&points(&int), &wider);
+        assert!(assigned.known().is(&wider), "the one on its way brings nothing");
+        // It did not become a record, and then one that brings something did not either.
+        assigned.withdraw(&wider);
+        assert!(assigned.known().is(&wider));
+        assigned.admit(&last).unwrap();
+        assigned.withdraw(&wider);
+        assert!(assigned.known().is(&wider) && !assigned.stale);
     }
 
     #[test]
@@ -209,7 +274,7 @@ mod tests {
         let (float, int) = (header("v", FieldType::Float), header("v", FieldType::Int));
         let mut assigned = Assigned::default();
         assigned.admit(&float).unwrap();
-        assigned.applied(&batch(&int), &applied(&[&int]));
+        assigned.applied(&points(&int), &applied(&[&int]));
         assigned.admit(&int).unwrap();
     }
 }

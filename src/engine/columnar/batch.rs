@@ -14,12 +14,16 @@ use arrow_schema::ArrowError;
 use bytes::Bytes;
 
 pub use encode::encode;
+pub(super) use encode::{Bits, Columns, Table, payload_of};
+use head::{Head, TableHead};
+pub(super) use points::{Points, TablePoints, Values};
 
 use super::schema::{SchemaError, Schemas, TableSchema, check_database_name, check_table_name};
 
 mod decode;
 mod encode;
 mod head;
+mod points;
 
 /// The encoding byte of the payload that [`encode`] makes.
 pub const ENCODING: u8 = 1;
@@ -102,15 +106,16 @@ impl Batch {
 /// # Errors
 /// The head is malformed or does not fit the payload's length.
 pub fn peek(payload: &Bytes) -> Result<Header, BatchError> {
-    peek_like(payload, &Schemas::default())
+    Ok(open(payload, &Schemas::default())?.head.into())
 }
 
-/// As [`peek`], with schemas as in [`decode_like`].
+/// As [`peek`]; but `None` if each table has just the columns that are known of it.
 ///
 /// # Errors
 /// As [`peek`].
-pub(super) fn peek_like(payload: &Bytes, known: &Schemas) -> Result<Header, BatchError> {
-    Ok(open(payload, known)?.0)
+pub(super) fn peek_new(payload: &Bytes, known: &Schemas) -> Result<Option<Header>, BatchError> {
+    let head = open(payload, known)?.head;
+    Ok((!head.all_known).then(|| head.into()))
 }
 
 /// The batch of a payload. Columns share the payload's memory where they are aligned.
@@ -118,40 +123,46 @@ pub(super) fn peek_like(payload: &Bytes, known: &Schemas) -> Result<Header, Batc
 /// # Errors
 /// Anything that [`encode`] would not have made. Never panics, whatever the bytes.
 pub fn decode(payload: &Bytes) -> Result<Batch, BatchError> {
-    decode_like(payload, &Schemas::default())
+    Ok(points_like(payload, &Schemas::default())?.to_batch()?)
 }
 
-/// As [`decode`]. Where a table of `known` has just these columns, its schema is taken for them, with
-/// what was made of it before.
+/// As [`decode`], without Arrow's batches. Where a table of `known` has just these columns, its schema is taken for
+/// them, with what was made of it before.
 ///
 /// # Errors
 /// As [`decode`].
-pub(super) fn decode_like(payload: &Bytes, known: &Schemas) -> Result<Batch, BatchError> {
-    let (header, mut start) = open(payload, known)?;
+pub(super) fn points_like<'a>(payload: &'a Bytes, known: &Schemas) -> Result<Points<'a>, BatchError> {
+    let Opened { head, mut start } = open(payload, known)?;
     let whole = Buffer::from(payload.clone());
-    let mut tables = Vec::with_capacity(header.tables.len());
-    for table in header.tables {
-        let len = table.ipc_len as usize;
+    let mut tables = Vec::with_capacity(head.tables.len());
+    for TableHead { name, schema, assigned, rows, ipc_len } in head.tables {
+        let (rows, len) = (rows as usize, ipc_len as usize);
         // `open` has checked that the lengths add up to the payload's.
-        let rows = decode::rows(&whole.slice_with_length(start, len), table.rows as usize, &table.schema)?;
+        let columns = decode::columns(&whole.slice_with_length(start, len), rows, &schema)?;
         start += len;
-        tables.push(TableBatch { table: table.name, schema: table.schema, assigned: table.assigned, rows });
+        tables.push(TablePoints { table: name, schema, assigned, rows, columns });
     }
-    Ok(Batch { database: header.database, tables })
+    Ok(Points { database: head.database, all_known: head.all_known, tables })
 }
 
-/// The head, and where the first table's message starts.
-fn open(payload: &Bytes, known: &Schemas) -> Result<(Header, usize), BatchError> {
+/// A payload whose head was read.
+struct Opened<'a> {
+    head: Head<'a>,
+    /// Where the first table's message begins.
+    start: usize,
+}
+
+fn open<'a>(payload: &'a Bytes, known: &Schemas) -> Result<Opened<'a>, BatchError> {
     let (head_len, rest) = payload.split_first_chunk::<4>().ok_or_else(|| malformed("it has no head"))?;
     let head_len = u32::from_le_bytes(*head_len) as usize;
     let head = rest.get(..head_len).ok_or_else(|| malformed("its head is cut off"))?;
-    let header = head::read(head, known)?;
+    let head = head::read(head, known)?;
     let start = (4 + head_len).next_multiple_of(ALIGNMENT);
-    let body: u64 = header.tables.iter().map(|table| u64::from(table.ipc_len)).sum();
-    if header.tables.is_empty() || start as u64 + body != payload.len() as u64 {
+    let body: u64 = head.tables.iter().map(|table| u64::from(table.ipc_len)).sum();
+    if head.tables.is_empty() || start as u64 + body != payload.len() as u64 {
         return Err(malformed("it has no tables or another length than its head says"));
     }
-    Ok((header, start))
+    Ok(Opened { head, start })
 }
 
 fn length(len: usize) -> Result<u32, BatchError> {
@@ -248,7 +259,7 @@ pub(super) mod tests {
             RecordBatch::try_new(Arc::new(arrow_schema::Schema::new(vec![field])), vec![time]).unwrap();
         let table = TableBatch { table: "t".into(), schema: schema.into(), assigned: 0, rows };
         let payload = encode(&Batch { database: "home".into(), tables: vec![table] }).unwrap();
-        assert!(matches!(decode(&payload), Err(BatchError::Arrow(_))));
+        assert!(decode(&payload).unwrap_err().to_string().contains("without a time"));
     }
 
     proptest! {

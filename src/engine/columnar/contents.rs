@@ -53,7 +53,7 @@ impl ColumnarEngine {
 
     /// The tables of a database by name; `None` if there is no such database.
     pub fn tables(&self, database: &str) -> Option<Vec<String>> {
-        Some(self.inner.state().schemas.tables(database)?.keys().cloned().collect())
+        Some(self.inner.state().schemas.tables(database)?.names())
     }
 
     /// How many data files were found to be damaged since this process has them: queries that need

@@ -10,12 +10,11 @@ use arrow_array::{
         UInt64Builder,
     },
     cast::AsArray,
-    types::{Float64Type, Int64Type, TimestampNanosecondType, UInt64Type},
 };
-use arrow_schema::{ArrowError, DataType, SchemaRef};
+use arrow_schema::{ArrowError, SchemaRef};
 
 use super::{
-    batch::TableBatch,
+    batch::{TablePoints, Values},
     merge::times,
     schema::{ColumnKind, FieldType, TableSchema},
 };
@@ -38,21 +37,6 @@ pub(super) fn width(schema: &TableSchema) -> usize {
         ColumnKind::Field(_) => 8,
     };
     schema.columns().iter().map(|(_, kind)| of(kind)).sum()
-}
-
-/// Bytes of a column's values and nulls.
-fn size(column: &ArrayRef) -> Result<usize, ArrowError> {
-    let rows = column.len();
-    let values = match column.data_type() {
-        DataType::Float64 | DataType::Int64 | DataType::UInt64 | DataType::Timestamp(..) => 8 * rows,
-        DataType::Utf8 => {
-            let offsets = column.as_string_opt::<i32>().map(|texts| texts.value_offsets());
-            let ends = offsets.and_then(|offsets| Some((*offsets.first()?, *offsets.last()?)));
-            4 * (rows + 1) + ends.map_or(0, |(start, end)| (end - start) as usize)
-        }
-        _ => return column.to_data().get_slice_memory_size(),
-    };
-    Ok(values + if column.null_count() > 0 { rows.div_ceil(8) } else { 0 })
 }
 
 /// Rows of one table in the order in which they were written.
@@ -78,17 +62,21 @@ pub(super) struct Rows {
 }
 
 impl Memtable {
-    /// Adds rows. `schema` is the table's, which has every column of the batch.
-    pub(super) fn append(&mut self, schema: &Arc<TableSchema>, batch: &TableBatch) -> Result<(), ArrowError> {
-        let own = batch.rows.columns().iter().map(size).sum::<Result<usize, _>>()?;
-        let alike = Arc::ptr_eq(&batch.schema, schema);
-        // Columns of the table that the batch does not have are filled with nulls in an open chunk.
-        let absent = if alike { 0 } else { width(schema).saturating_sub(width(&batch.schema)) };
-        let bytes = own + batch.rows.num_rows() * absent;
-        if batch.rows.num_rows() >= LARGE_BATCH || bytes >= CHUNK_BYTES {
+    /// Adds points. `schema` is the table's, which has every column of them.
+    pub(super) fn append(
+        &mut self,
+        schema: &Arc<TableSchema>,
+        points: &TablePoints<'_>,
+    ) -> Result<(), ArrowError> {
+        let own = points.columns.iter().map(Values::size).sum::<usize>();
+        let alike = Arc::ptr_eq(&points.schema, schema);
+        // Columns of the table that the points do not have are filled with nulls in an open chunk.
+        let absent = if alike { 0 } else { width(schema).saturating_sub(width(&points.schema)) };
+        let bytes = own + points.rows * absent;
+        if points.rows >= LARGE_BATCH || bytes >= CHUNK_BYTES {
             self.bytes += own;
             self.close()?;
-            self.full.push(Arc::new(Rows::new(batch.rows.clone())?));
+            self.full.push(Arc::new(Rows::new(points.to_rows()?)?));
             return Ok(());
         }
         let fits = self.open.as_ref().is_some_and(|open| {
@@ -104,7 +92,7 @@ impl Memtable {
             Chunk::new(schema, self.full.last().map(|rows| rows.batch()))
         });
         *held += bytes;
-        open.append(batch, bytes)
+        open.append(points, bytes)
     }
 
     /// Bytes of the rows held.
@@ -254,28 +242,25 @@ impl Chunk {
         }
     }
 
-    fn append(&mut self, batch: &TableBatch, bytes: usize) -> Result<(), ArrowError> {
-        let wrong = || ArrowError::SchemaError("a batch does not have the types of its table".into());
-        // Everything is looked up before anything is added: columns of unequal length would be
-        // past repair.
-        let rows = batch.rows.num_rows();
-        let time = batch.rows.columns().first();
-        let time = time.and_then(|c| c.as_primitive_opt::<TimestampNanosecondType>()).ok_or_else(wrong)?;
-        let alike = Arc::ptr_eq(&batch.schema, &self.schema);
-        let mut given = Vec::with_capacity(self.columns.len());
-        for ((name, _), column) in self.schema.columns().iter().zip(&self.columns) {
-            let place = if alike { Some(given.len()) } else { batch.schema.position(name) };
-            let values = place.and_then(|at| batch.rows.columns().get(at + 1));
-            if values.is_some_and(|values| !column.takes(values)) {
-                return Err(wrong());
-            }
-            given.push(values);
+    fn append(&mut self, points: &TablePoints<'_>, bytes: usize) -> Result<(), ArrowError> {
+        let wrong = || ArrowError::SchemaError("points do not have the types of their table".into());
+        let Some((Values::Time(time), given)) = points.columns.split_first() else { return Err(wrong()) };
+        let names = self.schema.columns().iter().map(|(name, _)| name);
+        let alike = Arc::ptr_eq(&points.schema, &self.schema);
+        let of = |(at, name): (usize, &String)| {
+            given.get(if alike { at } else { points.schema.position(name).unwrap_or(usize::MAX) })
+        };
+        let given = names.enumerate().map(of);
+        // Every type is looked at before anything is added: columns of unequal length would be past repair.
+        let fits = |(column, values): (&Column, Option<&Values>)| values.is_none_or(|v| column.takes(v));
+        if !self.columns.iter().zip(given.clone()).all(fits) {
+            return Err(wrong());
         }
         for (column, values) in self.columns.iter_mut().zip(given) {
-            column.append(values, rows)?;
+            column.append(values, points.rows)?;
         }
         self.time.append_slice(time.values());
-        self.rows += rows;
+        self.rows += points.rows;
         self.bytes += bytes;
         self.copy = None;
         Ok(())
@@ -320,29 +305,30 @@ impl Column {
         }
     }
 
-    fn takes(&self, values: &ArrayRef) -> bool {
-        match self {
-            Self::Float(_) => values.as_primitive_opt::<Float64Type>().is_some(),
-            Self::Int(_) => values.as_primitive_opt::<Int64Type>().is_some(),
-            Self::UInt(_) => values.as_primitive_opt::<UInt64Type>().is_some(),
-            Self::Bool(_) => values.as_boolean_opt().is_some(),
-            Self::Text(_) => values.as_string_opt::<i32>().is_some(),
-        }
+    fn takes(&self, values: &Values) -> bool {
+        matches!(
+            (self, values),
+            (Self::Float(_), Values::Float(_))
+                | (Self::Int(_), Values::Int(_))
+                | (Self::UInt(_), Values::UInt(_))
+                | (Self::Bool(_), Values::Bool(_))
+                | (Self::Text(_), Values::Text(_))
+        )
     }
 
-    /// Adds these values, which [`Column::takes`], or as many nulls.
-    fn append(&mut self, values: Option<&ArrayRef>, rows: usize) -> Result<(), ArrowError> {
+    /// Adds these values, or as many nulls if there are none or not of a type that it takes.
+    fn append(&mut self, values: Option<&Values>, rows: usize) -> Result<(), ArrowError> {
         match (self, values) {
-            (Self::Float(to), Some(from)) => to.append_array(from.as_primitive()),
-            (Self::Int(to), Some(from)) => to.append_array(from.as_primitive()),
-            (Self::UInt(to), Some(from)) => to.append_array(from.as_primitive()),
-            (Self::Bool(to), Some(from)) => to.append_array(from.as_boolean()),
-            (Self::Text(to), Some(from)) => return to.append_array(from.as_string()),
-            (Self::Float(to), None) => to.append_nulls(rows),
-            (Self::Int(to), None) => to.append_nulls(rows),
-            (Self::UInt(to), None) => to.append_nulls(rows),
-            (Self::Bool(to), None) => to.append_nulls(rows),
-            (Self::Text(to), None) => to.append_nulls(rows),
+            (Self::Float(to), Some(Values::Float(from))) => to.append_array(from),
+            (Self::Int(to), Some(Values::Int(from))) => to.append_array(from),
+            (Self::UInt(to), Some(Values::UInt(from))) => to.append_array(from),
+            (Self::Bool(to), Some(Values::Bool(from))) => to.append_array(from),
+            (Self::Text(to), Some(Values::Text(from))) => return to.append_array(from),
+            (Self::Float(to), _) => to.append_nulls(rows),
+            (Self::Int(to), _) => to.append_nulls(rows),
+            (Self::UInt(to), _) => to.append_nulls(rows),
+            (Self::Bool(to), _) => to.append_nulls(rows),
+            (Self::Text(to), _) => to.append_nulls(rows),
         }
         Ok(())
     }
@@ -370,18 +356,18 @@ impl Column {
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
     use arrow_array::{StringArray, TimestampNanosecondArray};
 
     use super::*;
 
-    fn batch(columns: &[(&str, ColumnKind)], time: &[i64]) -> TableBatch {
+    /// With the same text in every column.
+    fn points(columns: &[(&str, ColumnKind)], time: &[i64]) -> TablePoints<'static> {
         let schema = TableSchema::new(columns.iter().map(|(n, k)| ((*n).to_owned(), *k))).unwrap();
-        let mut arrays: Vec<ArrayRef> = vec![Arc::new(TimestampNanosecondArray::from(time.to_vec()))];
-        for _ in columns {
-            arrays.push(Arc::new(StringArray::from(vec!["x"; time.len()])));
-        }
-        let rows = RecordBatch::try_new(schema.to_arrow(), arrays).unwrap();
-        TableBatch { table: "t".into(), schema: schema.into(), assigned: 0, rows }
+        let text = || Values::Text(StringArray::from(vec!["x"; time.len()]));
+        let time = Values::Time(TimestampNanosecondArray::from(time.to_vec()));
+        TablePoints::of("t", schema.into(), iter::once(time).chain(columns.iter().map(|_| text())).collect())
     }
 
     #[test]
@@ -390,7 +376,7 @@ mod tests {
         let wide = TableSchema::new(names.iter().map(|n| (n.clone(), ColumnKind::Field(FieldType::Float))));
         let mut schema = wide.unwrap();
         schema.add("s", ColumnKind::Field(FieldType::String)).unwrap();
-        let one = batch(&[("s", ColumnKind::Field(FieldType::String))], &[1, 2, 3]);
+        let one = points(&[("s", ColumnKind::Field(FieldType::String))], &[1, 2, 3]);
         let mut table = Memtable::default();
         table.append(&Arc::new(schema.clone()), &one).unwrap();
         // Almost a thousand nulls of eight bytes each, three times.
@@ -404,11 +390,11 @@ mod tests {
     #[cfg(feature = "sql")]
     fn columns_come_later_and_snapshots_do_not_change() {
         let mut table = Memtable::default();
-        let one = batch(&[("host", ColumnKind::Tag)], &[3, 1]);
+        let one = points(&[("host", ColumnKind::Tag)], &[3, 1]);
         table.append(&one.schema, &one).unwrap();
         let before = table.snapshot().unwrap();
         assert!(Arc::ptr_eq(&before[0], &table.snapshot().unwrap()[0]), "not copied twice");
-        let two = batch(&[("host", ColumnKind::Tag), ("s", ColumnKind::Field(FieldType::String))], &[9]);
+        let two = points(&[("host", ColumnKind::Tag), ("s", ColumnKind::Field(FieldType::String))], &[9]);
         table.append(&two.schema, &two).unwrap();
         // A batch without the new column fits the wider chunk.
         table.append(&two.schema, &one).unwrap();
@@ -428,7 +414,7 @@ mod tests {
     #[test]
     fn a_batch_of_wrong_types_changes_nothing() {
         let mut table = Memtable::default();
-        let text = batch(&[("v", ColumnKind::Field(FieldType::String))], &[1]);
+        let text = points(&[("v", ColumnKind::Field(FieldType::String))], &[1]);
         let float =
             Arc::new(TableSchema::new([("v".to_owned(), ColumnKind::Field(FieldType::Float))]).unwrap());
         assert!(table.append(&float, &text).is_err());
@@ -436,23 +422,14 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_those_of_arrow() {
-        let whole = crate::engine::columnar::batch::tests::sample().tables.remove(0).rows;
-        for (offset, len) in [(0, 3), (0, 1), (1, 2), (2, 1)] {
-            for column in whole.slice(offset, len).columns() {
-                let by_arrow = column.to_data().get_slice_memory_size().unwrap();
-                assert_eq!(size(column).unwrap(), by_arrow, "{:?} {offset} {len}", column.data_type());
-            }
-        }
-    }
-
-    #[test]
     fn large_batches_and_full_chunks_are_not_copied() {
         let mut table = Memtable::default();
-        let large = batch(&[("host", ColumnKind::Tag)], &vec![5; LARGE_BATCH]);
+        let large = points(&[("host", ColumnKind::Tag)], &vec![5; LARGE_BATCH]);
         table.append(&large.schema, &large).unwrap();
-        assert!(Arc::ptr_eq(table.snapshot().unwrap()[0].batch().column(1), large.rows.column(1)));
-        let small = batch(&[("host", ColumnKind::Tag)], &vec![5; 10_000]);
+        let Values::Text(texts) = &large.columns[1] else { panic!("texts") };
+        let held = table.snapshot().unwrap()[0].batch().column(1).as_string::<i32>().values().as_ptr();
+        assert_eq!(held, texts.values().as_ptr());
+        let small = points(&[("host", ColumnKind::Tag)], &vec![5; 10_000]);
         for _ in 0..8 {
             table.append(&small.schema, &small).unwrap();
         }

@@ -206,11 +206,18 @@ impl StorageEngine for ColumnarEngine {
         }
         let invalid = |e: batch::BatchError| Refused::Invalid(e.to_string());
         let known = self.inner.assigned().known();
-        let header = batch::peek_like(payload, &known).map_err(invalid)?;
+        let new = batch::peek_new(payload, &known).map_err(invalid)?;
         if let Some(series) = &self.inner.series {
-            let batch = batch::decode_like(payload, &known).map_err(invalid)?;
+            let points = batch::points_like(payload, &known).map_err(invalid)?;
+            let batch = points.to_batch().map_err(|e| invalid(e.into()))?;
             series.check(&batch).map_err(Refused::Invalid)?;
         }
+        let header = match new {
+            Some(header) => header,
+            None if self.inner.assigned().admit_known(&known) => return Ok(()),
+            // Something that is new came meanwhile.
+            None => batch::peek(payload).map_err(invalid)?,
+        };
         self.inner.assigned().admit(&header)
     }
 
@@ -236,7 +243,7 @@ impl StorageEngine for ColumnarEngine {
         let decoded = match operation {
             Operation::Batch { encoding, payload } if *encoding == batch::ENCODING => {
                 let known = self.inner.state().schemas.clone();
-                Some(batch::decode_like(payload, &known).map_err(|e| broken(e.to_string()))?)
+                Some(batch::points_like(payload, &known).map_err(|e| broken(e.to_string()))?)
             }
             Operation::Batch { encoding, .. } => return Err(broken(format!("unknown encoding {encoding}"))),
             Operation::DropDatabase { .. }
@@ -245,18 +252,18 @@ impl StorageEngine for ColumnarEngine {
             | Operation::Nothing => None,
         };
         let series = self.inner.series.as_ref().zip(decoded.as_ref());
-        let series = series.map(|(series, batch)| Ok((series, series.of_batch(batch)?)));
+        let series = series.map(|(series, points)| Ok((series, series.of_batch(&points.to_batch()?)?)));
         let series = series.transpose().map_err(|e: ArrowError| broken(e.to_string()))?;
         let mut state = self.inner.state();
         if at <= state.applied {
             return Err(broken(format!("{} was applied before it", state.applied)));
         }
-        if let Some(batch) = decoded {
-            state.append(at, &batch)?;
-            self.inner.assigned().applied(&batch, &state.schemas);
+        if let Some(points) = decoded {
+            state.append(at, &points)?;
+            self.inner.assigned().applied(&points, &state.schemas);
             // Together with its rows: a count sees both or neither.
             if let Some((series, prints)) = series {
-                series.note(&batch.database, prints);
+                series.note(points.database, prints);
             }
         }
         match operation {

@@ -1,9 +1,12 @@
 //! The registry of all tables and their columns.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::schema::{
     MAX_DATABASES, MAX_TABLES, SchemaError, TableSchema, check_database_name, check_table_name,
@@ -16,10 +19,59 @@ pub struct Schemas {
     databases: Arc<BTreeMap<String, Tables>>,
 }
 
-/// The tables of one database by name. A clone costs one reference count.
-pub type Tables = Arc<BTreeMap<String, Arc<TableSchema>>>;
+/// The tables of one database. A clone costs one reference count.
+///
+/// A body may name a thousand of ten thousand tables, and each of them is looked up several times on its way: by a
+/// hash that costs the same however many there are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Tables(Arc<HashMap<String, Arc<TableSchema>>>);
+
+impl Tables {
+    /// The schema of a table.
+    #[must_use]
+    pub fn get(&self, table: &str) -> Option<&Arc<TableSchema>> {
+        self.0.get(table)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All by name, in order.
+    #[must_use]
+    pub fn sorted(&self) -> BTreeMap<&str, &Arc<TableSchema>> {
+        self.0.iter().map(|(name, schema)| (name.as_str(), schema)).collect()
+    }
+
+    /// Their names in order.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        self.sorted().into_keys().map(str::to_owned).collect()
+    }
+}
+
+impl Serialize for Tables {
+    /// In order: equal registries have equal bytes.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.sorted())
+    }
+}
 
 impl Schemas {
+    /// Whether these are one snapshot: equal without a look at what is in them.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.databases, &other.databases)
+    }
+
     /// The schema of a table.
     #[must_use]
     pub fn get(&self, database: &str, table: &str) -> Option<&Arc<TableSchema>> {
@@ -110,7 +162,7 @@ impl Schemas {
             }
         };
         let tables = Arc::make_mut(&mut self.databases).entry(database.to_owned()).or_default();
-        Arc::make_mut(tables).insert(table.to_owned(), merged);
+        Arc::make_mut(&mut tables.0).insert(table.to_owned(), merged);
         Ok(true)
     }
 
@@ -120,7 +172,7 @@ impl Schemas {
     /// The first conflict; tables before it were merged.
     pub fn merge_all(&mut self, other: &Self) -> Result<(), SchemaError> {
         for (database, tables) in other.databases() {
-            for (table, schema) in tables.iter() {
+            for (table, schema) in tables.sorted() {
                 self.merge(database, table, schema)?;
             }
         }
@@ -214,6 +266,24 @@ mod tests {
         schemas.merge("home", "cpu", &schema(&[("u", FLOAT), ("h", ColumnKind::Tag)])).unwrap();
         schemas.merge("work", "mem", &schema(&[("v", INT)])).unwrap();
         assert_eq!(Schemas::from_bytes(&schemas.to_bytes().unwrap()).unwrap(), schemas);
+        let mut other = Schemas::default();
+        for at in (0..100).rev() {
+            schemas.merge("many", &format!("t{at}"), &schema(&[("v", INT)])).unwrap();
+        }
+        for (database, tables) in schemas.databases() {
+            for (name, schema) in tables.sorted().into_iter().rev() {
+                other.merge(database, name, schema).unwrap();
+            }
+        }
+        assert_eq!(other.to_bytes().unwrap(), schemas.to_bytes().unwrap(), "whatever came first");
+        let by_name: BTreeMap<_, BTreeMap<_, _>> =
+            schemas.databases().map(|(name, tables)| (name, tables.sorted())).collect();
+        let expected = rmp_serde::to_vec(&(by_name,)).unwrap();
+        assert_eq!(
+            schemas.to_bytes().unwrap(),
+            expected,
+            "as maps in order, which is how older versions write it"
+        );
         assert!(Schemas::from_bytes(&[0xff, 0x00]).is_err());
     }
 }

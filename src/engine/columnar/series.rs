@@ -29,6 +29,7 @@ use super::{
     merge::tags,
     parquet::{decoded_len, read_tags},
     retention::not_before,
+    schema::Tables,
     state::State,
     unreadable,
 };
@@ -281,7 +282,7 @@ pub(super) async fn count(inner: &Arc<Inner>) -> bool {
     let began = Instant::now();
     let (names, horizon) = {
         let state = inner.state();
-        let names = state.schemas.tables(&database).map(|tables| tables.keys().cloned().collect());
+        let names = state.schemas.tables(&database).map(Tables::names);
         (names, state.retentions.of(&database).horizon)
     };
     let names: Vec<String> = names.unwrap_or_default();

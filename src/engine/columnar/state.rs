@@ -2,7 +2,7 @@
 //! is in memory.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt::Display,
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,12 +13,12 @@ use tokio::time::Instant;
 
 pub(super) use super::views::{Change, Frozen, Part, TableOnDisk, TableView};
 use super::{
-    batch::{Batch, TableBatch},
+    batch::{Points, TablePoints},
     data_file::{DataFile, FileEntry},
     manifest::Manifest,
     memtable::{Memtable, Rows},
     retention::{Retention, Retentions},
-    schema::Schemas,
+    schema::{Schemas, TableSchema},
 };
 use crate::{engine::EngineError, types::Lsn};
 
@@ -33,7 +33,7 @@ pub(super) struct State {
     pub(super) schemas: Schemas,
     /// What databases were told to keep.
     pub(super) retentions: Retentions,
-    databases: BTreeMap<String, BTreeMap<String, Table>>,
+    databases: BTreeMap<String, Tables>,
     /// Bytes of all their live rows: asked for after each record, and there may be many tables.
     live_bytes: usize,
     /// Of those handed to checkpoints, none of which has finished.
@@ -58,8 +58,13 @@ pub(super) struct State {
     pub(super) retry_at: Option<Instant>,
 }
 
+/// By a hash: each table of a batch is looked up, and there may be ten thousand.
+type Tables = HashMap<String, Table>;
+
 #[derive(Debug, Default)]
 struct Table {
+    /// The columns of its rows in memory as they were last: the registry's, which is asked only if a batch has others.
+    schema: Arc<TableSchema>,
     /// The record that made it: tells it from a table of the same name that was dropped.
     since: Lsn,
     /// In the order in which their rows were written, all before `frozen`.
@@ -120,32 +125,41 @@ impl State {
         state
     }
 
-    /// Adds the rows of a batch.
+    /// Adds the points of a record.
     ///
     /// # Errors
     /// A column has another type than in its table. Such a batch is never let in.
-    pub(super) fn append(&mut self, at: Lsn, batch: &Batch) -> Result<(), EngineError> {
-        let database = &batch.database;
-        let refused = |part: &TableBatch, why: &dyn Display| {
+    pub(super) fn append(&mut self, at: Lsn, points: &Points<'_>) -> Result<(), EngineError> {
+        let database = points.database;
+        let refused = |part: &TablePoints<'_>, why: &dyn Display| {
             EngineError::Broken(format!("record {at}, table {:?}: {why}", part.table))
         };
-        for part in &batch.tables {
-            self.schemas.merge(database, &part.table, &part.schema).map_err(|e| refused(part, &e))?;
+        // A record is applied whole or not at all.
+        let new: &[_] = if points.all_known { &[] } else { &points.tables };
+        for part in new {
+            let conflict = self.schemas.conflict(database, part.table, &part.schema);
+            conflict.map_or(Ok(()), |error| Err(refused(part, &error)))?;
         }
-        let schemas = self.schemas.tables(database);
-        let tables = self.databases.entry(database.clone()).or_default();
-        for part in &batch.tables {
-            let Some(schema) = schemas.and_then(|schemas| schemas.get(&part.table)) else {
-                return Err(refused(part, &"it has no schema"));
-            };
-            let table = match tables.get_mut(&part.table) {
+        for part in new {
+            self.schemas.merge(database, part.table, &part.schema).map_err(|e| refused(part, &e))?;
+        }
+        let tables = match self.databases.get_mut(database) {
+            Some(tables) => tables,
+            None => self.databases.entry(database.to_owned()).or_default(),
+        };
+        for part in &points.tables {
+            let table = match tables.get_mut(part.table) {
                 Some(table) => table,
                 None => tables
-                    .entry(part.table.clone())
+                    .entry(part.table.to_owned())
                     .or_insert_with(|| Table { since: at, ..Table::default() }),
             };
+            if !Arc::ptr_eq(&table.schema, &part.schema) {
+                let schema = self.schemas.get(database, part.table);
+                table.schema = schema.ok_or_else(|| refused(part, &"it has no schema"))?.clone();
+            }
             let before = table.live.bytes();
-            table.live.append(schema, part).map_err(|e| refused(part, &e))?;
+            table.live.append(&table.schema, part).map_err(|e| refused(part, &e))?;
             let more = table.live.bytes() - before;
             table.live_from.get_or_insert(at);
             table.records = Some((table.records.map_or(at, |(first, _)| first), at));
@@ -177,7 +191,7 @@ impl State {
     ) -> Result<(), ArrowError> {
         let cut = self.retentions.change(database, |retention| retention.set(at, keep_ns));
         let Some(before) = cut else { return Ok(()) };
-        for table in self.databases.get_mut(database).into_iter().flat_map(BTreeMap::values_mut) {
+        for table in self.databases.get_mut(database).into_iter().flat_map(HashMap::values_mut) {
             table.live.keep_from(before)?;
             for rows in &mut table.frozen {
                 *rows = rows.not_before(before)?;
@@ -196,7 +210,7 @@ impl State {
     pub(super) fn expiry_due(&self, now: i64) -> bool {
         self.retentions.iter().any(|(database, retention)| {
             let Some(horizon) = retention.next_horizon(now) else { return false };
-            self.databases.get(database).into_iter().flat_map(BTreeMap::values).any(|table| {
+            self.databases.get(database).into_iter().flat_map(HashMap::values).any(|table| {
                 let old = |file: &Arc<DataFile>| {
                     let entry = &file.entry;
                     entry.min_time < horizon && entry.max_time >= retention.floor_of(entry)
@@ -237,6 +251,8 @@ impl State {
         let mut parts = Vec::new();
         for (database, tables) in &mut self.databases {
             let retention = self.retentions.of(database);
+            // In order, and so what is made of them.
+            let tables: BTreeMap<_, _> = tables.iter_mut().collect();
             for (name, table) in tables {
                 table.frozen.extend(table.live.take()?);
                 let Some(schema) = self.schemas.get(database, name).cloned() else { continue };
@@ -257,7 +273,7 @@ impl State {
         }
         let databases = &self.databases;
         self.retentions.change_all(|database, retention| {
-            let tables = databases.get(database).into_iter().flat_map(BTreeMap::values);
+            let tables = databases.get(database).into_iter().flat_map(HashMap::values);
             retention.forget_idle_cuts(tables.flat_map(|table| &table.files).map(|file| &file.entry));
         });
         (self.oldest, self.dropped) = (None, false);
@@ -310,7 +326,7 @@ impl State {
         let mut found = Vec::new();
         for (database, tables) in &self.databases {
             let retention = self.manifest.retention.of(database);
-            for (name, table) in tables {
+            for (name, table) in tables.iter().collect::<BTreeMap<_, _>>() {
                 let Some(schema) = self.manifest.schemas.get(database, name) else { continue };
                 found.push(TableOnDisk {
                     database: database.clone(),
@@ -391,7 +407,7 @@ impl State {
         let with_tables = self.schemas.databases().map(|(name, _)| name);
         let names: BTreeSet<&str> = with_tables.chain(self.retentions.iter().map(|(name, _)| name)).collect();
         let files = |retention: &Retention, name: &str| {
-            let tables = self.databases.get(name).into_iter().flat_map(BTreeMap::values);
+            let tables = self.databases.get(name).into_iter().flat_map(HashMap::values);
             let there = tables.flat_map(|table| &table.files).map(|file| &file.entry);
             there.filter(|entry| entry.max_time >= retention.floor_of(entry)).collect()
         };

@@ -33,6 +33,7 @@ mod replicas;
 mod series;
 #[cfg(feature = "testing")]
 mod sweep;
+mod tables;
 
 /// A row of the test table: time, host, a, b.
 pub(super) type Row = (i64, &'static str, Option<f64>, Option<f64>);

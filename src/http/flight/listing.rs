@@ -14,7 +14,10 @@ use arrow_flight::{
 use arrow_schema::{Schema, SchemaRef};
 
 use crate::{
-    engine::columnar::{schema::Schemas, sql::CATALOG},
+    engine::columnar::{
+        schema::{Schemas, Tables},
+        sql::CATALOG,
+    },
     http::error::{ApiError, Fault},
 };
 
@@ -94,7 +97,7 @@ fn list_tables(asked: CommandGetTables, schemas: &Schemas) -> Result<RecordBatch
     let mut builder = tables(asked)?;
     let (mut tables, mut columns) = (0, 0);
     for database in names.into_iter().flatten().flatten() {
-        for (table, schema) in schemas.tables(database).into_iter().flat_map(|tables| tables.iter()) {
+        for (table, schema) in schemas.tables(database).into_iter().flat_map(Tables::sorted) {
             tables += 1;
             columns += if with_columns { schema.columns().len() } else { 0 };
             if tables > MAX_TABLES || columns > MAX_COLUMNS {

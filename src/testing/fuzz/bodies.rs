@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::engine::columnar::{
     batch::{self, Batch},
-    ingest::{BodyError, MAX_REPORTED, Options, Parsed, Precision, line_protocol, msgpack},
+    ingest::{BodyError, Encoded, MAX_REPORTED, Options, Parsed, Precision, line_protocol, msgpack},
     schema::Schemas,
 };
 
@@ -13,14 +13,18 @@ use crate::engine::columnar::{
 pub fn lines(data: &[u8]) {
     let Some((first, body)) = data.split_first() else { return };
     let options = options(first % 2 == 0);
-    holds_together(line_protocol::parse(body, &options, &Schemas::default(), &mut |_| true), &options);
+    let parsed = line_protocol::parse(body, &options, &Schemas::default(), &mut |_| true);
+    let encoded = line_protocol::encode(body, &options, &Schemas::default(), &mut |_| true);
+    holds_together(parsed, encoded, &options);
 }
 
 /// MessagePack in Arc's shapes; the first byte as with [`lines`].
 pub fn packed(data: &[u8]) {
     let Some((first, body)) = data.split_first() else { return };
     let options = options(first % 2 == 0);
-    holds_together(msgpack::parse(body, &options, &Schemas::default(), &mut |_| true), &options);
+    let parsed = msgpack::parse(body, &options, &Schemas::default(), &mut |_| true);
+    let encoded = msgpack::encode(body, &options, &Schemas::default(), &mut |_| true);
+    holds_together(parsed, encoded, &options);
 }
 
 /// The payload of a record, as it comes from an edge or from a disk.
@@ -49,8 +53,17 @@ fn options(accept_partial: bool) -> Options {
     }
 }
 
-fn holds_together(parsed: Result<Parsed, BodyError>, options: &Options) {
-    let Ok(Parsed { batch, rows, rejected, rejected_total }) = parsed else { return };
+fn holds_together(parsed: Result<Parsed, BodyError>, encoded: Result<Encoded, BodyError>, options: &Options) {
+    let Ok(Parsed { batch, rows, rejected, rejected_total }) = parsed else {
+        return assert_eq!(parsed.err(), encoded.err(), "both ways");
+    };
+    let payload =
+        batch.as_ref().map(|batch| batch::encode(batch).unwrap_or_else(|e| panic!("{e}: {batch:?}")));
+    assert_eq!(
+        encoded,
+        Ok(Encoded { payload, rows, rejected: rejected.clone(), rejected_total }),
+        "both ways"
+    );
     assert_eq!(rejected.len(), rejected_total.min(MAX_REPORTED), "bad points that are told");
     assert!(rejected.iter().all(|bad| bad.line > 0 && !bad.error.is_empty()), "{rejected:?}");
     assert!(rejected.is_sorted_by_key(|bad| bad.line), "in order: {rejected:?}");

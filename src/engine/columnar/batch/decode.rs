@@ -1,22 +1,23 @@
 //! From the message of a table to its columns, which share the payload's memory. Arrow's own reader makes
 //! some ten allocations per column, and panics on offsets outside of the body.
 
-use std::sync::Arc;
-
 use arrow_array::{
-    ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampNanosecondArray,
-    UInt64Array,
+    BooleanArray, Float64Array, Int64Array, StringArray, TimestampNanosecondArray, UInt64Array,
 };
 use arrow_buffer::{ArrowNativeType, BooleanBuffer, Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow_ipc::{FieldNode, MetadataVersion};
 
 use super::{
     super::schema::{ColumnKind, FieldType, TIME, TableSchema},
-    ALIGNMENT, BatchError, CONTINUATION, malformed,
+    ALIGNMENT, BatchError, CONTINUATION, Values, malformed,
 };
 
-/// The rows of one encapsulated message. All that Arrow asserts of memory is checked before.
-pub(super) fn rows(message: &Buffer, rows: usize, schema: &TableSchema) -> Result<RecordBatch, BatchError> {
+/// The columns of one encapsulated message, time first. All that Arrow asserts of memory is checked before.
+pub(super) fn columns(
+    message: &Buffer,
+    rows: usize,
+    schema: &TableSchema,
+) -> Result<Vec<Values>, BatchError> {
     let cut = || malformed("an Arrow message is cut off");
     let (prefix, rest) = message.split_first_chunk::<8>().ok_or_else(cut)?;
     let [mark @ .., l0, l1, l2, l3] = *prefix;
@@ -50,7 +51,7 @@ pub(super) fn rows(message: &Buffer, rows: usize, schema: &TableSchema) -> Resul
     if parts.buffers.next().is_some() {
         return Err(malformed("an Arrow message with more buffers than columns have"));
     }
-    Ok(RecordBatch::try_new(schema.to_arrow(), columns)?)
+    Ok(columns)
 }
 
 /// The same bytes where columns can be used in place.
@@ -69,21 +70,26 @@ struct Parts<'a, B: Iterator<Item = &'a arrow_ipc::Buffer>> {
 
 impl<'a, B: Iterator<Item = &'a arrow_ipc::Buffer>> Parts<'a, B> {
     /// The next column: of this kind, or the time.
-    fn column(&mut self, kind: Option<ColumnKind>, node: &FieldNode) -> Result<ArrayRef, &'static str> {
+    fn column(&mut self, kind: Option<ColumnKind>, node: &FieldNode) -> Result<Values, &'static str> {
         if usize::try_from(node.length()) != Ok(self.rows) {
             return Err("does not have the rows it should");
         }
         let nulls = self.nulls(node)?;
         Ok(match kind {
-            None => Arc::new(TimestampNanosecondArray::new(self.numbers()?, nulls)),
-            Some(ColumnKind::Field(FieldType::Float)) => Arc::new(Float64Array::new(self.numbers()?, nulls)),
-            Some(ColumnKind::Field(FieldType::Int)) => Arc::new(Int64Array::new(self.numbers()?, nulls)),
-            Some(ColumnKind::Field(FieldType::UInt)) => Arc::new(UInt64Array::new(self.numbers()?, nulls)),
-            Some(ColumnKind::Field(FieldType::Bool)) => Arc::new(BooleanArray::new(self.bits()?, nulls)),
+            None if nulls.is_some() => return Err("has a point without a time"),
+            None => Values::Time(TimestampNanosecondArray::new(self.numbers()?, nulls)),
+            Some(ColumnKind::Field(FieldType::Float)) => {
+                Values::Float(Float64Array::new(self.numbers()?, nulls))
+            }
+            Some(ColumnKind::Field(FieldType::Int)) => Values::Int(Int64Array::new(self.numbers()?, nulls)),
+            Some(ColumnKind::Field(FieldType::UInt)) => {
+                Values::UInt(UInt64Array::new(self.numbers()?, nulls))
+            }
+            Some(ColumnKind::Field(FieldType::Bool)) => Values::Bool(BooleanArray::new(self.bits()?, nulls)),
             Some(ColumnKind::Tag | ColumnKind::Field(FieldType::String)) => {
                 let (offsets, values) = (self.offsets()?, self.buffer()?);
                 let texts = StringArray::try_new(offsets, values, nulls);
-                Arc::new(texts.map_err(|_| "has text that is cut off or not UTF-8")?)
+                Values::Text(texts.map_err(|_| "has text that is cut off or not UTF-8")?)
             }
         })
     }

@@ -2,17 +2,14 @@
 //! ([`TableBuilder::commit`]) or taken back ([`TableBuilder::rollback`]), columns it brought included.
 
 mod column;
+mod settled;
 
 use std::{collections::HashMap, sync::Arc};
 
-use arrow_array::{ArrayRef, RecordBatch, TimestampNanosecondArray};
-
 use self::column::{Column, Name, Values, end};
+pub(super) use self::settled::Settled;
 use super::{
-    super::{
-        batch::TableBatch,
-        schema::{ColumnKind, FieldType, MAX_COLUMNS, SchemaError, TableSchema, check_column_name},
-    },
+    super::schema::{ColumnKind, FieldType, MAX_COLUMNS, SchemaError, TableSchema, check_column_name},
     BodyError, MAX_TEXT,
     budget::Budget,
 };
@@ -103,7 +100,10 @@ impl TableBuilder {
             return Err(SchemaError::mismatch(&self.name, name, column.kind, kind).to_string());
         }
         let known = self.assigned.as_ref().and_then(|schema| {
-            let at = schema.position(name)?;
+            // Lines name columns in the order in which those came to be, mostly.
+            let next = self.columns.len();
+            let as_told = schema.columns().get(next).is_some_and(|(column, _)| column == name);
+            let at = if as_told { next } else { schema.position(name)? };
             Some((Name::Assigned(at), schema.columns().get(at)?.1))
         });
         if let Some((_, assigned)) = known {
@@ -308,12 +308,11 @@ impl TableBuilder {
         }
     }
 
-    /// The kept rows, and with which lines they came.
+    /// The kept rows, in the columns of a schema.
     ///
     /// # Errors
-    /// Arrow does not take the columns: a bug here or in the parser.
-    pub(super) fn finish(mut self) -> Result<(TableBatch, Vec<u32>), BodyError> {
-        let broken = |error: &dyn std::fmt::Display| BodyError::Columns(error.to_string());
+    /// The columns make no schema: a bug here or in the parser.
+    pub(super) fn settle(mut self) -> Result<Settled, BodyError> {
         let rows = self.times.len();
         self.columns.sort_by_key(|column| column.kind != ColumnKind::Tag);
         let in_place = |(at, column): (usize, &Column)| column.name == Name::Assigned(at);
@@ -326,18 +325,20 @@ impl TableBuilder {
             None => {
                 let name = |column: &Column| (column.name.text(&self.assigned).to_owned(), column.kind);
                 let schema = TableSchema::new(self.columns.iter().map(name));
-                Arc::new(schema.map_err(|error| broken(&error))?)
+                Arc::new(schema.map_err(|error| BodyError::Columns(error.to_string()))?)
             }
         };
-        let mut arrays: Vec<ArrayRef> = Vec::with_capacity(self.columns.len() + 1);
-        arrays.push(Arc::new(TimestampNanosecondArray::from(self.times)));
-        for mut column in self.columns {
+        for column in &mut self.columns {
             column.pad(rows);
-            arrays.push(column.finish().map_err(|error| broken(&error))?);
         }
-        let rows = RecordBatch::try_new(schema.to_arrow(), arrays).map_err(|error| broken(&error))?;
-        let assigned = self.assigned.map_or(0, |schema| schema.fingerprint());
-        Ok((TableBatch { table: self.name, schema, assigned, rows }, self.lines))
+        Ok(Settled {
+            table: self.name,
+            schema,
+            assigned: self.assigned.map_or(0, |schema| schema.fingerprint()),
+            times: self.times,
+            columns: self.columns,
+            lines: self.lines,
+        })
     }
 }
 
@@ -388,7 +389,7 @@ mod tests {
         assert_eq!(budget.left().0, before);
         // Two rows: time, s, a; then c for both and a for the second row.
         assert_eq!(MAX_VALUES - before, 3 + 1 + 4);
-        let batch = table.finish().unwrap();
+        let batch = table.settle().unwrap().finish().unwrap();
         let names: Vec<_> = batch.0.schema.columns().iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["s", "a", "c"]);
         assert_eq!(
@@ -424,7 +425,7 @@ mod tests {
         assert!(table.commit(5, &mut budget).is_err());
         table.rollback(&mut budget);
         assert!(table.column("b", ColumnKind::Tag, &mut budget).is_err());
-        assert_eq!(table.finish().unwrap().0.rows.num_rows(), 5);
+        assert_eq!(table.settle().unwrap().finish().unwrap().0.rows.num_rows(), 5);
     }
 
     #[test]
@@ -456,7 +457,7 @@ mod tests {
         put(&mut table, FEW + 8);
         table.rollback(&mut Budget::new(0, &mut |_| true).unwrap());
         assert_eq!(table.by_name.len(), FEW + 8);
-        let (batch, _) = table.finish().unwrap();
+        let (batch, _) = table.settle().unwrap().finish().unwrap();
         for at in 0..FEW + 8 {
             let column = batch.rows.column_by_name(&name(at)).unwrap().as_primitive::<Float64Type>();
             assert_eq!((column.value(1), column.is_null(0)), (at as f64, at >= FEW - 1));

@@ -3,6 +3,7 @@
 mod budget;
 mod columns;
 mod cursor;
+mod gathered;
 pub mod line_protocol;
 pub mod msgpack;
 mod number;
@@ -11,20 +12,11 @@ mod unpack;
 
 pub use precision::Precision;
 
-use std::{collections::HashSet, sync::Arc};
-
-use arrow_array::{Array, RecordBatch};
-use arrow_schema::ArrowError;
-use arrow_select::filter::filter_record_batch;
+use bytes::Bytes;
 use serde::Serialize;
 
-use self::columns::TableBuilder;
 pub(super) use self::cursor::shortened;
-use super::{
-    SeriesGate,
-    batch::{Batch, TableBatch},
-    schema::{SchemaError, TableSchema},
-};
+use super::{SeriesGate, batch::Batch, schema::SchemaError};
 
 /// Bad lines that are reported one by one; the others are only counted.
 pub const MAX_REPORTED: usize = 100;
@@ -71,93 +63,17 @@ pub struct Parsed {
     pub rejected_total: usize,
 }
 
-impl Parsed {
-    fn reject(&mut self, line: usize, error: &str) {
-        self.rejected_total += 1;
-        if self.rejected.len() < MAX_REPORTED {
-            self.rejected.push(LineError { line, error: shortened(error, MAX_ERROR) });
-        }
-    }
-
-    /// Takes out the rows whose series are more than there may be, table by table. Their lines are reported in order, with
-    /// those that were bad for another reason; of lines that there is no room to report, whichever.
-    fn let_in(
-        &mut self,
-        gate: &SeriesGate,
-        tables: &mut Vec<(TableBatch, Vec<u32>)>,
-    ) -> Result<(), BodyError> {
-        let broken = |error: ArrowError| BodyError::Columns(error.to_string());
-        let mut brought = HashSet::new();
-        let mut left = Vec::with_capacity(tables.len());
-        for (table, lines) in tables.drain(..) {
-            let wanted = gate.judge(&table, &mut brought).map_err(broken)?;
-            if wanted.iter().all(|wanted| *wanted) {
-                left.push((table, lines));
-                continue;
-            }
-            for (row, _) in wanted.iter().enumerate().filter(|(_, wanted)| !**wanted) {
-                if self.rejected.len() < MAX_REPORTED {
-                    let line = lines.get(row).map_or(0, |line| *line as usize);
-                    self.reject(line, &gate.reason(&table, row));
-                } else {
-                    self.rejected_total += 1;
-                }
-            }
-            left.extend(only(&table, wanted)?.map(|table| (table, lines)));
-        }
-        self.rejected.sort_by_key(|bad| bad.line);
-        *tables = left;
-        Ok(())
-    }
-
-    /// Takes the good points, unless there are bad ones and then none are wanted.
-    fn keep(
-        &mut self,
-        tables: impl Iterator<Item = TableBuilder>,
-        options: &Options,
-    ) -> Result<(), BodyError> {
-        if self.rejected_total > 0 && !options.accept_partial {
-            return Ok(());
-        }
-        let tables = tables.filter(|table| table.rows() > 0).map(TableBuilder::finish);
-        let mut tables = tables.collect::<Result<Vec<_>, _>>()?;
-        if let Some(gate) = &options.series {
-            let before = self.rejected_total;
-            self.let_in(gate, &mut tables)?;
-            if self.rejected_total > before && (gate.whole || !options.accept_partial) {
-                return Ok(());
-            }
-        }
-        let tables: Vec<_> = tables.into_iter().map(|(table, _)| table).collect();
-        if !tables.is_empty() {
-            let batch = Batch { database: options.database.clone(), tables };
-            self.rows = batch.rows();
-            self.batch = Some(batch);
-        }
-        Ok(())
-    }
-}
-
-/// A table without the rows that are not wanted, and without the columns that only those brought; `None`
-/// if none is left.
-fn only(table: &TableBatch, wanted: Vec<bool>) -> Result<Option<TableBatch>, BodyError> {
-    let broken = |error: &dyn std::fmt::Display| BodyError::Columns(error.to_string());
-    let rows = filter_record_batch(&table.rows, &wanted.into()).map_err(|e| broken(&e))?;
-    if rows.num_rows() == 0 {
-        return Ok(None);
-    }
-    let has_values = |at: &usize| rows.column(*at + 1).null_count() < rows.num_rows();
-    let columns = table.schema.columns();
-    let kept: Vec<usize> = (0..columns.len()).filter(has_values).collect();
-    if kept.len() == columns.len() {
-        return Ok(Some(TableBatch { rows, ..table.clone() }));
-    }
-    let named = kept.iter().filter_map(|at| columns.get(*at).cloned());
-    let schema = Arc::new(TableSchema::new(named).map_err(|e| broken(&e))?);
-    let arrays = [0].into_iter().chain(kept.into_iter().map(|at| at + 1));
-    let arrays = arrays.map(|at| rows.column(at).clone()).collect();
-    let rows = RecordBatch::try_new(schema.to_arrow(), arrays).map_err(|e| broken(&e))?;
-    Ok(Some(TableBatch { table: table.table.clone(), schema, assigned: table.assigned, rows }))
+/// As [`Parsed`], with the points as they stand in a log record.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Encoded {
+    /// The good points, as [`encode`](super::batch::encode) makes it; None as in [`Parsed::batch`].
+    pub payload: Option<Bytes>,
+    /// Points in `payload`.
+    pub rows: usize,
+    /// The first [`MAX_REPORTED`] bad points, in order.
+    pub rejected: Vec<LineError>,
+    /// How many points were bad.
+    pub rejected_total: usize,
 }
 
 /// A point that cannot be taken, and why.
@@ -193,4 +109,17 @@ pub enum BodyError {
     /// The parser made columns that Arrow does not take: a bug in it.
     #[error("the points could not be put into columns: {0}")]
     Columns(String),
+}
+
+/// A body was read in both ways: with the same to say of it, and the same bytes.
+#[cfg(test)]
+pub(super) fn agree(parsed: &Result<Parsed, BodyError>, encoded: &Result<Encoded, BodyError>) {
+    let payload = |batch: &Batch| super::batch::encode(batch).expect("what a parser made can be encoded");
+    let as_parsed = parsed.clone().map(|parsed| Encoded {
+        payload: parsed.batch.as_ref().map(payload),
+        rows: parsed.rows,
+        rejected: parsed.rejected,
+        rejected_total: parsed.rejected_total,
+    });
+    assert_eq!(&as_parsed, encoded);
 }

@@ -15,9 +15,10 @@ use std::collections::HashMap;
 use self::item::Put;
 use super::{
     super::schema::{MAX_TABLES, SchemaError, Schemas, Tables, check_table_name},
-    BodyError, MAX_BODY, Options, Parsed, Room,
+    BodyError, Encoded, MAX_BODY, Options, Parsed, Room,
     budget::Budget,
     columns::TableBuilder,
+    gathered::Gathered,
     unpack::{Item, Malformed, Unpacker},
 };
 
@@ -29,6 +30,24 @@ mod values;
 /// # Errors
 /// Nothing of the body can be taken, see [`BodyError`].
 pub fn parse(body: &[u8], options: &Options, schemas: &Schemas, room: Room<'_>) -> Result<Parsed, BodyError> {
+    read(body, options, schemas, room)?.into_parsed(options)
+}
+
+/// As [`parse`], straight into the payload of a log record: the same bytes as
+/// [`encode`](super::super::batch::encode) makes of the batch, at less cost.
+///
+/// # Errors
+/// As [`parse`].
+pub fn encode(
+    body: &[u8],
+    options: &Options,
+    schemas: &Schemas,
+    room: Room<'_>,
+) -> Result<Encoded, BodyError> {
+    read(body, options, schemas, room)?.into_encoded(options)
+}
+
+fn read(body: &[u8], options: &Options, schemas: &Schemas, room: Room<'_>) -> Result<Gathered, BodyError> {
     schemas.check_database(&options.database)?;
     if body.len() > MAX_BODY {
         return Err(BodyError::TooLarge { len: body.len(), limit: MAX_BODY });
@@ -42,7 +61,7 @@ pub fn parse(body: &[u8], options: &Options, schemas: &Schemas, room: Room<'_>) 
         budget: Budget::new(body.len(), room)?,
         spelled: Vec::new(),
     };
-    let mut parsed = Parsed::default();
+    let mut gathered = Gathered::default();
     let mut items = Items::of(body)?;
     let mut number = 0;
     while let Some(item) = items.next()? {
@@ -51,11 +70,11 @@ pub fn parse(body: &[u8], options: &Options, schemas: &Schemas, room: Room<'_>) 
             if parser.budget.exhausted() {
                 return Err(BodyError::NoRoom);
             }
-            parsed.reject(number, &error);
+            gathered.reject(number, &error);
         }
     }
-    parsed.keep(parser.tables.into_iter(), options)?;
-    Ok(parsed)
+    gathered.tables = parser.tables;
+    Ok(gathered)
 }
 
 impl From<Malformed> for BodyError {

@@ -11,7 +11,11 @@ use datafusion::{
 use super::table_provider::SqlTable;
 use crate::{
     disk::Disk,
-    engine::columnar::{latest::Digests, schema::Schemas, state::TableView},
+    engine::columnar::{
+        latest::Digests,
+        schema::{Schemas, Tables},
+        state::TableView,
+    },
     types::Lsn,
 };
 
@@ -90,7 +94,7 @@ struct Database {
 #[async_trait]
 impl SchemaProvider for Database {
     fn table_names(&self) -> Vec<String> {
-        self.all.schemas.tables(&self.name).map(|tables| tables.keys().cloned().collect()).unwrap_or_default()
+        self.all.schemas.tables(&self.name).map(Tables::names).unwrap_or_default()
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {

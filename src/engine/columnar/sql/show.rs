@@ -74,7 +74,7 @@ impl Show {
                 let Some(tables) = schemas.tables(&database) else {
                     return Err(QueryError::UnknownDatabase(database));
                 };
-                let names: Vec<_> = tables.keys().cloned().collect();
+                let names = tables.names();
                 table([("database", vec![database; names.len()]), ("table_name", names)])
             }
             Self::Columns(database, name) => {

@@ -5,7 +5,7 @@ use tokio::time::{Duration, advance};
 use super::{
     super::{
         SeriesGate,
-        ingest::{Options, Parsed, Precision, line_protocol, msgpack},
+        ingest::{Options, Parsed, Precision, agree, line_protocol, msgpack},
     },
     *,
 };
@@ -26,7 +26,10 @@ fn options(engine: &ColumnarEngine) -> Options {
 }
 
 fn parse(engine: &ColumnarEngine, body: &str) -> Parsed {
-    line_protocol::parse(body.as_bytes(), &options(engine), &engine.schemas(), &mut |_| true).unwrap()
+    let (options, schemas) = (options(engine), engine.schemas());
+    let parsed = line_protocol::parse(body.as_bytes(), &options, &schemas, &mut |_| true);
+    agree(&parsed, &line_protocol::encode(body.as_bytes(), &options, &schemas, &mut |_| true));
+    parsed.unwrap()
 }
 
 fn refused(parsed: &Parsed) -> Vec<usize> {

@@ -110,8 +110,9 @@ impl Column {
         self.len = rows;
     }
 
-    pub(super) fn finish(self) -> Result<ArrayRef, arrow_schema::ArrowError> {
-        let nulls = (!self.gaps.is_empty()).then(|| {
+    /// Where nulls are, if there are any.
+    pub(super) fn nulls(&self) -> Option<NullBuffer> {
+        (!self.gaps.is_empty()).then(|| {
             let mut valid = BooleanBufferBuilder::new(self.len);
             for gap in &self.gaps {
                 valid.append_n(gap.start - valid.len(), true);
@@ -119,7 +120,24 @@ impl Column {
             }
             valid.append_n(self.len - valid.len(), true);
             NullBuffer::new(valid.finish())
-        });
+        })
+    }
+
+    /// Whether it has so many rows, and texts that are texts.
+    pub(super) fn is_whole(&self, rows: usize) -> bool {
+        let values = match &self.values {
+            Values::Float(values) => values.len(),
+            Values::Int(values) => values.len(),
+            Values::UInt(values) => values.len(),
+            Values::Bool(values) => values.len(),
+            Values::Text { ends, bytes } if are_texts(ends, bytes) => ends.len() - 1,
+            Values::Text { .. } => return false,
+        };
+        self.len == rows && values == rows && self.gaps.last().is_none_or(|gap| gap.end <= rows)
+    }
+
+    pub(super) fn finish(self) -> Result<ArrayRef, arrow_schema::ArrowError> {
+        let nulls = self.nulls();
         Ok(match self.values {
             Values::Float(values) => Arc::new(Float64Array::new(values.into(), nulls)),
             Values::Int(values) => Arc::new(Int64Array::new(values.into(), nulls)),
@@ -137,4 +155,40 @@ impl Column {
 /// Texts of a column are cut out of a body whose length fits (see `line_protocol::parse`).
 pub(super) fn end(bytes: &[u8]) -> i32 {
     i32::try_from(bytes.len()).unwrap_or(i32::MAX)
+}
+
+/// Whether these ends, the first of which is where the first text begins, cut UTF-8 into pieces that are UTF-8.
+fn are_texts(ends: &[i32], bytes: &[u8]) -> bool {
+    let whole = ends.first() == Some(&0) && ends.last() == Some(&end(bytes)) && ends.is_sorted();
+    let cuts =
+        |text: &str| ends.iter().all(|&end| usize::try_from(end).is_ok_and(|end| text.is_char_boundary(end)));
+    whole && (bytes.is_ascii() || std::str::from_utf8(bytes).is_ok_and(cuts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        let text = "größe".as_bytes();
+        assert!(are_texts(&[0, 2, 4, 7], text));
+        assert!(!are_texts(&[0, 3, 7], text), "within a character");
+        assert!(!are_texts(&[0, 2, 8], text), "beyond the end");
+        assert!(!are_texts(&[0, 2], text), "not all of it");
+        assert!(!are_texts(&[0, 4, 2, 7], text), "backwards");
+        assert!(!are_texts(&[2, 7], text) && !are_texts(&[], b""));
+        assert!(!are_texts(&[0, 3], &text[..3]), "half a character");
+        assert!(!are_texts(&[0, 1], &[0xff]));
+        assert!(are_texts(&[0, 3], b"abc") && are_texts(&[0], b"") && are_texts(&[0, 0, 0], b""));
+    }
+
+    #[test]
+    fn a_column_that_lacks_a_row_is_not_whole() {
+        let mut column = Column::new(Name::New("v".into()), ColumnKind::Field(FieldType::Float));
+        column.pad(2);
+        assert!(column.is_whole(2) && !column.is_whole(3) && !column.is_whole(1));
+        column.len = 3;
+        assert!(!column.is_whole(3), "a value is missing");
+    }
 }

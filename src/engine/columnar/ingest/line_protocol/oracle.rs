@@ -17,7 +17,7 @@ use influxdb_line_protocol::{FieldValue, ParsedLine, parse_lines};
 use proptest::prelude::*;
 
 use super::{
-    tests::{options, read, row},
+    tests::{options, read, read_with, row},
     *,
 };
 
@@ -228,7 +228,7 @@ proptest! {
         }
         let parsed = read(&body);
         let strict = Options { accept_partial: false, ..options() };
-        let all_or_nothing = parse(&body, &strict, &Schemas::default(), &mut |_| true).unwrap();
+        let all_or_nothing = read_with(&body, &strict, &Schemas::default()).unwrap();
         prop_assert_eq!(all_or_nothing.batch.is_some(), parsed.rejected_total == 0 && parsed.rows > 0);
         let Ok(text) = std::str::from_utf8(&body) else { return Ok(()) };
         let oracle: Result<Vec<_>, _> = parse_lines(text).collect();

@@ -9,7 +9,7 @@ use arrow_array::{
 };
 
 use super::{
-    super::{MAX_REPORTED, MAX_VALUES, Precision},
+    super::{MAX_REPORTED, MAX_VALUES, Precision, agree},
     *,
 };
 use crate::engine::columnar::{
@@ -30,7 +30,14 @@ pub(super) fn options() -> Options {
 }
 
 pub(super) fn read(body: impl AsRef<[u8]>) -> Parsed {
-    parse(body.as_ref(), &options(), &Schemas::default(), &mut |_| true).unwrap()
+    read_with(body.as_ref(), &options(), &Schemas::default()).unwrap()
+}
+
+/// In both ways.
+pub(super) fn read_with(body: &[u8], options: &Options, schemas: &Schemas) -> Result<Parsed, BodyError> {
+    let parsed = parse(body, options, schemas, &mut |_| true);
+    agree(&parsed, &encode(body, options, schemas, &mut |_| true));
+    parsed
 }
 
 #[test]
@@ -246,7 +253,7 @@ fn the_registry_wins_over_the_body() {
     let schema = Arc::new(schema);
     schemas.merge("home", "m", &schema).unwrap();
     let body = "m,h=a f=3i 1\nm f=t 2\nm h=1 3\nm,f=a g=1 4\nm g=1u 5";
-    let parsed = parse(body.as_bytes(), &options(), &schemas, &mut |_| true).unwrap();
+    let parsed = read_with(body.as_bytes(), &options(), &schemas).unwrap();
     assert_eq!(rows_of(&parsed), ["m time=1 h=\"a\" f=3.0", "m time=5 g=1u"]);
     let errors: Vec<_> = parsed.rejected.iter().map(|error| (error.line, error.error.as_str())).collect();
     assert_eq!(
@@ -274,9 +281,9 @@ fn a_bad_line_leaves_no_column_and_no_table() {
 #[test]
 fn partial_or_nothing() {
     let strict = Options { accept_partial: false, ..options() };
-    let parsed = parse(b"m f=1 1\nm f= 2\nm f=3 3", &strict, &Schemas::default(), &mut |_| true).unwrap();
+    let parsed = read_with(b"m f=1 1\nm f= 2\nm f=3 3", &strict, &Schemas::default()).unwrap();
     assert_eq!((parsed.batch, parsed.rows, parsed.rejected_total), (None, 0, 1));
-    assert_eq!(parse(b"m f=1 1", &strict, &Schemas::default(), &mut |_| true).unwrap().rows, 1);
+    assert_eq!(read_with(b"m f=1 1", &strict, &Schemas::default()).unwrap().rows, 1);
     let parsed = read("m f=\n".repeat(MAX_REPORTED + 7));
     assert_eq!((parsed.rejected.len(), parsed.rejected_total), (MAX_REPORTED, MAX_REPORTED + 7));
     assert_eq!(parsed.rejected.last().unwrap().line, MAX_REPORTED);
@@ -298,8 +305,7 @@ fn bytes_that_are_not_utf8_cost_their_line_only() {
 fn timestamps_are_scaled() {
     let at = |precision, time: &str| {
         let options = Options { precision, ..options() };
-        let parsed =
-            parse(format!("m f=1 {time}").as_bytes(), &options, &Schemas::default(), &mut |_| true).unwrap();
+        let parsed = read_with(format!("m f=1 {time}").as_bytes(), &options, &Schemas::default()).unwrap();
         parsed
             .batch
             .map(|batch| batch.tables[0].rows.column(0).as_primitive::<TimestampNanosecondType>().value(0))
@@ -327,7 +333,7 @@ fn limits_are_per_line() {
     assert_eq!(parsed.rejected[0].error, "database \"home\" would have more than 10000 tables");
 
     assert!(matches!(
-        parse(b"m f=1", &Options { database: "_x".into(), ..options() }, &Schemas::default(), &mut |_| true),
+        read_with(b"m f=1", &Options { database: "_x".into(), ..options() }, &Schemas::default()),
         Err(BodyError::Database(_))
     ));
 }

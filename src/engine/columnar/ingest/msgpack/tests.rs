@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 
 use super::{
-    super::{Precision, line_protocol, line_protocol::row},
+    super::{Precision, agree, line_protocol, line_protocol::row},
     *,
 };
 use crate::engine::columnar::schema::{ColumnKind, FieldType, TableSchema};
@@ -26,7 +26,9 @@ fn options() -> Options {
 }
 
 fn read_with(body: &[u8], schemas: &Schemas) -> Result<Parsed, BodyError> {
-    parse(body, &options(), schemas, &mut |_| true)
+    let parsed = parse(body, &options(), schemas, &mut |_| true);
+    agree(&parsed, &encode(body, &options(), schemas, &mut |_| true));
+    parsed
 }
 
 fn read(body: &impl Serialize) -> Parsed {
@@ -167,7 +169,9 @@ fn rows_and_batches() {
     assert_eq!(partly.batch.unwrap().tables.len(), 2, "a table without points is none");
     let strict = Options { accept_partial: false, ..options() };
     let body = to_vec(&json!([one, 7])).unwrap();
-    assert_eq!(parse(&body, &strict, &Schemas::default(), &mut |_| true).unwrap().batch, None);
+    let (parsed, none) = (parse(&body, &strict, &Schemas::default(), &mut |_| true), Schemas::default());
+    agree(&parsed, &encode(&body, &strict, &none, &mut |_| true));
+    assert_eq!(parsed.unwrap().batch, None);
     for (item, why) in [
         (json!({ "fields": { "v": 1 } }), "no measurement"),
         (json!({ "m": 1.5, "fields": { "v": 1 } }), "neither a string"),
@@ -382,6 +386,7 @@ proptest! {
         let at = flip.index(flipped.len());
         flipped[at] ^= 1 << bit;
         let _ = parse(&flipped, &options(), &Schemas::default(), &mut room);
+        let _ = read_with(&flipped, &Schemas::default());
         prop_assert!(asked <= body.len() * 2_000 + (1 << 20), "{} bytes asked for {}", asked, body.len());
     }
 }
