@@ -65,15 +65,19 @@ impl Assigned {
             Some(before) => self.schemas = before,
             None => self.stale = true,
         }
-        self.renew(applied);
+        if self.stale && self.in_flight == 0 {
+            self.share(applied);
+        }
     }
 
-    /// A record was applied; `applied` is what holds now.
-    pub(super) fn applied(&mut self, points: &Points<'_>, applied: &Schemas) {
+    /// A record was applied, and brought something to what is applied or not; `applied` is what holds now.
+    pub(super) fn applied(&mut self, points: &Points<'_>, brought: bool, applied: &Schemas) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.unsettled = self.unsettled.saturating_sub(1);
-        if self.schemas.is(applied) {
-            return self.renew(applied);
+        let settled = self.in_flight == 0 || self.unsettled == 0 && !self.stale;
+        // Whoever changes what is shared copies it, so that waits for a record that brings nothing.
+        if settled && (self.stale || !brought) {
+            return self.share(applied);
         }
         let mut merged =
             points.tables.iter().map(|t| self.schemas.merge(points.database, t.table, &t.schema));
@@ -84,19 +88,15 @@ impl Assigned {
             Ok(true) => self.before = None,
             Err(_) => (self.schemas, self.before) = (applied.clone(), None),
         }
-        self.renew(applied);
     }
 
-    /// Where no batch on its way brings anything, nothing is reserved but what is applied. From there on both are one
-    /// snapshot until one does.
-    fn renew(&mut self, applied: &Schemas) {
-        if self.in_flight == 0 {
-            (self.schemas, self.before, self.stale) = (applied.clone(), None, false);
-        } else if self.unsettled == 0 && !self.stale {
-            self.schemas = applied.clone();
-            // If it is known what was before the last one, that was the same.
-            self.before = self.before.take().map(|_| applied.clone());
-        }
+    /// Where no batch on its way brings anything, nothing is reserved but what is applied: from here on both are one
+    /// snapshot, until one does.
+    fn share(&mut self, applied: &Schemas) {
+        self.schemas = applied.clone();
+        // If it is known what was before the last one on its way, that was the same.
+        self.before = self.before.take().filter(|_| self.in_flight > 0).map(|_| applied.clone());
+        self.stale = false;
     }
 
     /// A database was dropped. Its columns stay reserved while batches may be on their way that
@@ -193,7 +193,7 @@ mod tests {
         assigned.admit(&other).unwrap();
         assigned.admit(&float).unwrap();
         // One that was let in before is applied meanwhile, and stays.
-        assigned.applied(&points(&other), &applied(&[&other]));
+        assigned.applied(&points(&other), true, &applied(&[&other]));
         assigned.withdraw(&applied(&[&other]));
         assigned.admit(&int).unwrap();
         assert!(assigned.admit(&header("w", FieldType::Int)).is_err());
@@ -210,7 +210,7 @@ mod tests {
         assigned.dropped("db");
         assigned.withdraw(&Schemas::default());
         assert!(assigned.admit(&int).is_err(), "the drop came between: not before nothing is on its way");
-        assigned.applied(&points(&other), &applied(&[&other]));
+        assigned.applied(&points(&other), true, &applied(&[&other]));
         assigned.admit(&int).unwrap();
     }
 
@@ -219,11 +219,11 @@ mod tests {
         let float = header("v", FieldType::Float);
         let mut assigned = Assigned::default();
         assigned.admit(&float).unwrap();
-        assigned.applied(&points(&float), &applied(&[&float]));
+        assigned.applied(&points(&float), true, &applied(&[&float]));
         assigned.admit(&float).unwrap();
         assigned.dropped("db");
         assert!(assigned.admit(&header("v", FieldType::Int)).is_err(), "a float is on its way");
-        assigned.applied(&points(&float), &applied(&[&float]));
+        assigned.applied(&points(&float), true, &applied(&[&float]));
         assigned.dropped("db");
         assigned.admit(&header("v", FieldType::Int)).unwrap();
     }
@@ -253,13 +253,16 @@ mod tests {
         assigned.admit(&header("w", FieldType::Int)).unwrap();
         assigned.admit(&float).unwrap();
         for on_their_way in [3, 2] {
-            assigned.applied(&points(&float), &there);
+            assigned.applied(&points(&float), false, &there);
             assert_eq!(assigned.in_flight, on_their_way);
             assert!(!assigned.known().is(&there), "one of them brings a column");
         }
         let (int, last) = (header("w", FieldType::Int), header("x", FieldType::Int));
         let wider = applied(&[&float, &int]);
-        assigned.applied(&points(&int), &wider);
+        assigned.applied(&points(&int), true, &wider);
+        assert!(!assigned.known().is(&wider), "one that brings something may follow the other");
+        assigned.admit(&float).unwrap();
+        assigned.applied(&points(&float), false, &wider);
         assert!(assigned.known().is(&wider), "the one on its way brings nothing");
         // It did not become a record, and then one that brings something did not either.
         assigned.withdraw(&wider);
@@ -267,6 +270,13 @@ mod tests {
         assigned.admit(&last).unwrap();
         assigned.withdraw(&wider);
         assert!(assigned.known().is(&wider) && !assigned.stale);
+        // One is on its way while what is known of the last one is taken back.
+        assigned.admit(&float).unwrap();
+        assigned.admit(&last).unwrap();
+        assigned.applied(&points(&float), false, &wider);
+        assert!(assigned.admit(&header("x", FieldType::Float)).is_err(), "it is still reserved");
+        assigned.withdraw(&wider);
+        assigned.admit(&header("x", FieldType::Float)).unwrap();
     }
 
     #[test]
@@ -274,7 +284,7 @@ mod tests {
         let (float, int) = (header("v", FieldType::Float), header("v", FieldType::Int));
         let mut assigned = Assigned::default();
         assigned.admit(&float).unwrap();
-        assigned.applied(&points(&int), &applied(&[&int]));
+        assigned.applied(&points(&int), true, &applied(&[&int]));
         assigned.admit(&int).unwrap();
     }
 }

@@ -243,7 +243,8 @@ impl StorageEngine for ColumnarEngine {
         let decoded = match operation {
             Operation::Batch { encoding, payload } if *encoding == batch::ENCODING => {
                 let known = self.inner.state().schemas.clone();
-                Some(batch::points_like(payload, &known).map_err(|e| broken(e.to_string()))?)
+                let points = batch::points_like(payload, &known).map_err(|e| broken(e.to_string()))?;
+                Some((points, known))
             }
             Operation::Batch { encoding, .. } => return Err(broken(format!("unknown encoding {encoding}"))),
             Operation::DropDatabase { .. }
@@ -252,15 +253,19 @@ impl StorageEngine for ColumnarEngine {
             | Operation::Nothing => None,
         };
         let series = self.inner.series.as_ref().zip(decoded.as_ref());
-        let series = series.map(|(series, points)| Ok((series, series.of_batch(&points.to_batch()?)?)));
+        let series = series.map(|(series, (points, _))| Ok((series, series.of_batch(&points.to_batch()?)?)));
         let series = series.transpose().map_err(|e: ArrowError| broken(e.to_string()))?;
         let mut state = self.inner.state();
         if at <= state.applied {
             return Err(broken(format!("{} was applied before it", state.applied)));
         }
-        if let Some(points) = decoded {
-            state.append(at, &points)?;
-            self.inner.assigned().applied(&points, &state.schemas);
+        if let Some((mut points, known)) = decoded {
+            // Judged by what is replaced since, should another call have come between.
+            points.all_known &= known.is(&state.schemas);
+            // What is held is copied when it changes.
+            drop(known);
+            let brought = state.append(at, &points)?;
+            self.inner.assigned().applied(&points, brought, &state.schemas);
             // Together with its rows: a count sees both or neither.
             if let Some((series, prints)) = series {
                 series.note(points.database, prints);

@@ -112,6 +112,22 @@ impl Schemas {
         self.check_new_table(database, table).err()
     }
 
+    /// Whether a batch with these columns brings any to this table, which may be new.
+    ///
+    /// # Errors
+    /// As [`Schemas::conflict`].
+    pub(super) fn brings(
+        &self,
+        database: &str,
+        table: &str,
+        schema: &TableSchema,
+    ) -> Result<bool, SchemaError> {
+        if self.get(database, table).is_some_and(|assigned| assigned.covers(schema)) {
+            return Ok(false);
+        }
+        self.conflict(database, table, schema).map_or(Ok(true), Err)
+    }
+
     /// Whether there may be such a database: there is one, or a new one would have a good name
     /// and room.
     ///

@@ -125,22 +125,23 @@ impl State {
         state
     }
 
-    /// Adds the points of a record.
+    /// Adds the points of a record, and says whether it brought a table or column.
     ///
     /// # Errors
     /// A column has another type than in its table. Such a batch is never let in.
-    pub(super) fn append(&mut self, at: Lsn, points: &Points<'_>) -> Result<(), EngineError> {
+    pub(super) fn append(&mut self, at: Lsn, points: &Points<'_>) -> Result<bool, EngineError> {
         let database = points.database;
         let refused = |part: &TablePoints<'_>, why: &dyn Display| {
             EngineError::Broken(format!("record {at}, table {:?}: {why}", part.table))
         };
         // A record is applied whole or not at all.
-        let new: &[_] = if points.all_known { &[] } else { &points.tables };
-        for part in new {
-            let conflict = self.schemas.conflict(database, part.table, &part.schema);
-            conflict.map_or(Ok(()), |error| Err(refused(part, &error)))?;
+        let parts: &[_] = if points.all_known { &[] } else { &points.tables };
+        let mut brought = false;
+        for part in parts {
+            let brings = self.schemas.brings(database, part.table, &part.schema);
+            brought |= brings.map_err(|e| refused(part, &e))?;
         }
-        for part in new {
+        for part in parts.iter().filter(|_| brought) {
             self.schemas.merge(database, part.table, &part.schema).map_err(|e| refused(part, &e))?;
         }
         let tables = match self.databases.get_mut(database) {
@@ -165,7 +166,7 @@ impl State {
             table.records = Some((table.records.map_or(at, |(first, _)| first), at));
             self.live_bytes += more;
         }
-        Ok(())
+        Ok(brought)
     }
 
     /// Forgets a database.
