@@ -14,7 +14,13 @@ const START: u64 = 1_763_850_000_000_000_000;
 
 /// How bodies are read.
 pub fn options() -> Options {
-    Options { database: "bench".into(), precision: Precision::Nanosecond, now_ns: 0, accept_partial: true, series: None }
+    Options {
+        database: "bench".into(),
+        precision: Precision::Nanosecond,
+        now_ns: 0,
+        accept_partial: true,
+        series: None,
+    }
 }
 
 /// The `nth` body: host and four decimals of three values, a row each nanosecond.

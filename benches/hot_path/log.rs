@@ -19,8 +19,7 @@ const GROUP: u64 = 12;
 pub fn measure(criterion: &mut Criterion) {
     let runtime = Runtime::new().expect("a runtime");
     let home = tempfile::tempdir().expect("a directory");
-    let draft =
-        Draft { kind: RecordKind::Batch, encoding: 1, timestamp: 0, key: None, payload: bodies::payload(0) };
+    let draft = Draft::unkeyed(RecordKind::Batch, 1, 0, bodies::payload(0));
     let mut nonce = 0_u64;
     let draw = Box::new(move || {
         nonce += 1;

@@ -182,6 +182,13 @@ impl Node {
             "Bytes of engine snapshots received.",
             SnapshotMeter::received,
         );
+        let replica = self.this().replica.clone();
+        registry.read_counter(
+            "skein_replication_left_out_bytes_total",
+            "Bytes of batches that this node had forwarded and did not need to be sent back in the log.",
+            &[],
+            move || replica.forwarded.left_out(),
+        );
         gauge(
             "skein_ready",
             "1 when /readyz says yes.",

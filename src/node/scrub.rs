@@ -170,13 +170,7 @@ mod tests {
     async fn fill(wal: &Wal) {
         let payload = Bytes::from(vec![7; 4 << 10]);
         for _ in 0..20 {
-            let draft = Draft {
-                kind: RecordKind::Batch,
-                encoding: 1,
-                timestamp: 0,
-                key: None,
-                payload: payload.clone(),
-            };
+            let draft = Draft::unkeyed(RecordKind::Batch, 1, 0, payload.clone());
             wal.append(1, draft).unwrap();
             wal.settle().await.unwrap();
         }

@@ -112,6 +112,10 @@ pub struct ForwardRequest {
     /// What the request is called in logs.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "request_id::lenient")]
     pub request: Option<RequestId>,
+    /// The edge keeps the payload until the batch comes back to it in the log, and can do without it
+    /// there. Of use only with a key that is a batch id.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kept: bool,
 }
 
 /// The writer's answer.
@@ -196,6 +200,7 @@ mod tests {
                 encoding: 1,
                 timeout_ms: 4_000,
                 request: None,
+                kept: false,
             })
         };
         let read = |ack| decode::<OlderRequest>(&request(ack), MAX_MESSAGE);

@@ -27,6 +27,15 @@ pub struct Subscribe {
     pub applied: Lsn,
     /// Chain value at `applied`.
     pub applied_chain: u32,
+    /// Number from which on the writer may leave out payloads that the follower, which forwarded them in
+    /// this boot, said it keeps.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub keeps_from: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The writer's answer.
@@ -65,7 +74,7 @@ pub enum Subscribed {
 
 /// Head of each frame from the writer; the frame's rest is `count` records as they lie in the log
 /// (their replicated parts, 8-byte aligned), none for a heartbeat.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Append {
     /// Stream epoch.
     pub epoch: Epoch,
@@ -80,6 +89,10 @@ pub struct Append {
     pub echo: u64,
     /// Milliseconds since a majority last confirmed the writer (age, not a clock), if it ever did.
     pub confirmed_age_ms: Option<u64>,
+    /// Places among the records, ascending, of those that end before their payload: this follower keeps
+    /// it (`ForwardRequest::kept`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<u32>,
 }
 
 /// From the follower, after fdatasync and whenever a heartbeat asks.

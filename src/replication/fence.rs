@@ -12,7 +12,6 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use tokio::{
     sync::{Mutex as AsyncMutex, MutexGuard as AsyncGuard, watch},
     time::{Duration, Instant},
@@ -364,13 +363,13 @@ impl Fence {
     }
 
     /// Appends records of an adopted stream, unless the session has ended.
-    pub fn append_replica(&self, session: Session, records: Bytes) -> Result<Lsn, FenceError> {
+    pub(crate) fn append_replica(&self, session: Session, records: Vec<Record>) -> Result<Lsn, FenceError> {
         let state = self.state();
         // Model: promise_against_stream_epoch
         if state.session != Some(session) || state.promised > session.epoch {
             return Err(FenceError::Fenced { promised: state.promised, epoch: session.epoch });
         }
-        Ok(self.wal.append_replica(records)?)
+        Ok(self.wal.append_records(records)?)
     }
 
     /// True while records and commit notices of this session may be believed.
@@ -451,7 +450,7 @@ mod tests {
     }
 
     fn draft(kind: RecordKind, len: usize) -> Draft {
-        Draft { kind, encoding: 1, timestamp: 0, key: None, payload: vec![7; len].into() }
+        Draft::unkeyed(kind, 1, 0, vec![7; len].into())
     }
 
     async fn seal(fence: &Fence, epoch: Epoch) -> Result<Sealed, WalError> {

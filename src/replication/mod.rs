@@ -5,6 +5,7 @@
 //! - [`acks`]: the commit position and the lease, from what followers acknowledge;
 //! - [`sender`] and [`receiver`]: the two ends of an `Append` stream;
 //! - `freshness`: how old what comes on it is;
+//! - [`forwarded`]: what the writer need not send, since it came from here;
 //! - [`catch_up`]: an engine snapshot for a follower that is behind retention;
 //! - [`mend`]: the same for an engine whose files are damaged;
 //! - [`read_index`]: the position a linearizable read must reach.
@@ -12,6 +13,7 @@
 pub mod acks;
 pub mod catch_up;
 pub mod fence;
+pub mod forwarded;
 mod freshness;
 mod incoming;
 pub mod mend;
@@ -45,6 +47,7 @@ use crate::{
 
 use acks::Acks;
 use fence::Fence;
+use forwarded::Forwarded;
 use snapshot_meter::SnapshotMeter;
 
 /// The replicated log of one process: what sender, receiver, commit and apply share.
@@ -62,6 +65,8 @@ pub struct Replica {
     pub view: watch::Receiver<Arc<ClusterView>>,
     /// L: how long a writer may be silent, and how long a lease lasts.
     pub lease_term: Duration,
+    /// What this node forwarded and has not got back.
+    pub forwarded: Forwarded,
     /// What engine snapshots cost.
     pub meter: SnapshotMeter,
     /// Held while an engine snapshot is installed, until engine and log belong together again.
@@ -144,6 +149,7 @@ impl Replica {
             fence,
             view,
             lease_term,
+            forwarded: Forwarded::new((node, boot)),
             meter: SnapshotMeter::default(),
             installing: AsyncMutex::default(),
             commit: watch::Sender::new(commit),
@@ -236,6 +242,7 @@ impl Replica {
             everywhere: watch::Sender::new(0),
         });
         self.tenure.send_replace(Some(tenure.clone()));
+        self.forwarded.forget_all();
         tenure
     }
 

@@ -26,6 +26,7 @@ use super::{
     Applier, Contact, Replica,
     catch_up::{self, CatchUpError},
     fence::{FenceError, Session},
+    forwarded::{FrameError, Whole},
     freshness::SentAcks,
 };
 
@@ -131,6 +132,15 @@ impl From<FenceError> for End {
     }
 }
 
+impl From<FrameError> for End {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::NotKept | FrameError::Malformed(_) => Self::Retry(error.to_string()),
+            FrameError::Record(error) => WalError::from(error).into(),
+        }
+    }
+}
+
 impl Receiver {
     /// Follows into `replica`; `fetch` says where a snapshot's files are put meanwhile.
     pub fn new(replica: Arc<Replica>, applier: Arc<dyn Applier>, mesh: Mesh, fetch: catch_up::Fetch) -> Self {
@@ -204,6 +214,7 @@ impl Receiver {
             chain: self.chain_of_end(durable).await?,
             applied: compared,
             applied_chain,
+            keeps_from: replica.forwarded.from(),
         };
         stream.send.write_message(&subscribe).await?;
         match stream.recv.read_message(MAX_RAFT).await? {
@@ -282,9 +293,11 @@ impl Receiver {
                 return Err(End::Retry(format!("a message of epoch {} on this stream", head.epoch)));
             }
             if head.count > 0 {
-                let records = recv.read_frame(MAX_RECORDS).await?;
-                let len = records.len();
+                let frame = recv.read_frame(MAX_RECORDS).await?;
+                let Whole { records, len, own } =
+                    replica.forwarded.complete(frame, head.count, &head.left_out)?;
                 unsynced.add(replica.fence.append_replica(session, records)?, len);
+                replica.forwarded.came(&own);
             }
             // Believed only while this session is the adopted one: its cut is done.
             // Model: commit_believed_after_cut

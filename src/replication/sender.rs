@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
@@ -14,8 +15,8 @@ use crate::{
         replication::{Ack, Append, Subscribe, Subscribed},
     },
     transport::{Handler, Peer, RecvStream, SendStream, Stream, StreamError},
-    types::{Lsn, NodeId},
-    wal::{ReadError, WalError, WalReader},
+    types::{BootId, Lsn, NodeId},
+    wal::{DedupKey, ReadError, Record, WalError, WalReader},
 };
 
 use super::{Applier, Replica, Tenure, freshness::Echo};
@@ -98,8 +99,10 @@ async fn serve(
     let Stream { send, recv } = stream;
     let echo = Echo::default();
     let mut office = replica.watch_tenure();
+    let edge = Edge { node: follower, boot: subscribe.boot, keeps_from: subscribe.keeps_from };
+    let reader = replica.wal.reader(keep + 1);
     tokio::select! {
-        ended = send_records(replica, &tenure, &echo, replica.wal.reader(keep + 1), send) => ended,
+        ended = send_records(replica, &tenure, &echo, &edge, reader, send) => ended,
         ended = take_acks(replica, &tenure, follower, &echo, recv) => ended,
         // The stream epoch is over: the follower hears of the next office through raft.
         _ = office.wait_for(|held| held.as_ref().is_none_or(|held| held.epoch != tenure.epoch)) => Ok(()),
@@ -142,6 +145,7 @@ async fn send_records(
     replica: &Replica,
     tenure: &Tenure,
     echo: &Echo,
+    edge: &Edge,
     mut reader: WalReader,
     mut send: SendStream,
 ) -> Result<(), SendError> {
@@ -171,25 +175,57 @@ async fn send_records(
         if replica.fence.promised() > tenure.epoch {
             return Ok(());
         }
+        let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
+        let (parts, left_out) = edge.parts(records);
         let head = Append {
             epoch: tenure.epoch,
             commit: committed,
-            count: u32::try_from(records.len()).unwrap_or(u32::MAX),
+            count,
             round,
             echo: echo.get(),
             confirmed_age_ms: confirmed.map(|at| u64::try_from((now - at).as_millis()).unwrap_or(u64::MAX)),
+            left_out,
         };
         send.write_message(&head).await?;
-        if records.is_empty() {
+        if count == 0 {
             tokio::select! {
                 _ = end.changed() => {}
                 _ = commit.changed() => {}
                 _ = pulse.changed() => {}
             }
         } else {
-            let parts = records.into_iter().flat_map(|record| record.raw.into_parts()).collect();
             send.write_frame_parts(parts).await?;
         }
+    }
+}
+
+/// A follower as the edge it is too.
+struct Edge {
+    node: NodeId,
+    boot: BootId,
+    keeps_from: u64,
+}
+
+impl Edge {
+    /// The bytes of these records, and the places of those without the payload, which this edge keeps.
+    fn parts(&self, records: Vec<Record>) -> (Vec<Bytes>, Vec<u32>) {
+        let (mut parts, mut left_out) = (Vec::with_capacity(2 * records.len()), Vec::new());
+        for (place, record) in (0..).zip(records) {
+            match record.raw.for_its_edge().filter(|_| self.keeps(&record)) {
+                Some(header) => {
+                    parts.push(header.clone());
+                    left_out.push(place);
+                }
+                None => parts.extend(record.raw.into_parts()),
+            }
+        }
+        (parts, left_out)
+    }
+
+    /// True if the batch came from this very process, since it last had to give up what it kept.
+    fn keeps(&self, record: &Record) -> bool {
+        matches!(&record.key, Some(DedupKey::Batch(id))
+            if (id.edge, id.boot) == (self.node, self.boot) && id.counter >= self.keeps_from)
     }
 }
 

@@ -33,7 +33,7 @@ async fn replica(disk: &SimDisk) -> Arc<Replica> {
 }
 
 fn start() -> Draft {
-    Draft { kind: RecordKind::EpochStart, encoding: 0, timestamp: 0, key: None, payload: "start".into() }
+    Draft::unkeyed(RecordKind::EpochStart, 0, 0, "start".into())
 }
 
 #[tokio::test(start_paused = true)]
@@ -184,6 +184,7 @@ async fn a_follower_of_another_history_is_told_apart_from_one_that_is_to_be_cut(
             chain,
             applied: applied.0,
             applied_chain: applied.1,
+            keeps_from: 0,
         };
         match position(&replica, &engine, &subscribe).await.unwrap() {
             Subscribed::Resume { keep, .. } => Ok(keep),

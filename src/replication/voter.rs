@@ -96,7 +96,7 @@ mod tests {
 
     fn draft(kind: RecordKind) -> Draft {
         let payload = bytes::Bytes::from_static(b"points");
-        Draft { kind, encoding: 1, timestamp: 0, key: None, payload }
+        Draft::unkeyed(kind, 1, 0, payload)
     }
 
     /// A bit of the payload of the first record.
@@ -138,7 +138,7 @@ mod tests {
 
         // The stream from before would leave a gap, and what it has brought is not what is owed.
         assert!(matches!(
-            replica.fence.append_replica(before, record.raw.to_bytes()),
+            replica.fence.append_replica(before, vec![record.clone()]),
             Err(FenceError::Fenced { .. })
         ));
         assert!(!replica.fence.pay_debt(before).await.unwrap());

@@ -99,6 +99,11 @@ pub const MUTANTS: &[Mutant] = &[
         60,
         "partition,mute,slow-disk",
     ),
+    simulation(
+        "any_forwarded_payload",
+        "a record that came without its payload is completed with any that is kept, unchecked",
+        60,
+    ),
     simulation("dedup_not_saved", "a checkpoint forgets which batches were applied", 60),
     test(
         "commit_old_epoch",

@@ -54,6 +54,7 @@ pub use error::WalError;
 pub use mend::{Loss, accept_loss};
 pub use quarantine::Debt;
 pub use reader::{ReadError, WalReader};
+pub(crate) use record::is_shared;
 pub use record::{Draft, RECORD_HEADER, Raw, Record, RecordError, RecordKind};
 pub use scrub::{Scrubbed, Sealed};
 pub use set_aside::DamagedRecord;
@@ -262,19 +263,18 @@ impl Wal {
     /// A follower's append: one or more replicated parts that continue this log, all or none.
     /// Returns the new end at once.
     pub fn append_replica(&self, records: Bytes) -> Result<Lsn, WalError> {
+        self.append_records(Record::decode_all(records)?)
+    }
+
+    /// The same for records that were taken out of their bytes.
+    pub(crate) fn append_records(&self, records: Vec<Record>) -> Result<Lsn, WalError> {
         self.shared.check()?;
-        let (mut parsed, mut rest) = (Vec::new(), records);
-        while !rest.is_empty() {
-            let (record, behind) = Record::decode_replicated(rest)?;
-            parsed.push(record);
-            rest = behind;
-        }
         let mut state = self.shared.lock();
-        let kinds: Vec<RecordKind> = parsed.iter().map(|r| r.kind).collect();
-        let bytes = parsed.iter().map(|r| r.stored_len() as u64).sum();
+        let kinds: Vec<RecordKind> = records.iter().map(|r| r.kind).collect();
+        let bytes = records.iter().map(|r| r.stored_len() as u64).sum();
         self.shared.admit(&state, &kinds, bytes)?;
         let (mut end, mut digest) = (state.end, state.digest);
-        for record in &parsed {
+        for record in &records {
             let at = record.lsn;
             if at.seq != end.seq + 1 {
                 return Err(WalError::Gap { expected: end.seq + 1, found: at });
@@ -287,7 +287,7 @@ impl Wal {
             }
             (end, digest) = (at, record.digest);
         }
-        for record in parsed {
+        for record in records {
             self.shared.push(&mut state, record);
         }
         drop(state);

@@ -26,7 +26,7 @@ mod raw;
 use std::fmt;
 
 use bytes::Bytes;
-use crc32c::{crc32c, crc32c_append};
+use crc32c::crc32c;
 
 pub use raw::Raw;
 
@@ -82,6 +82,9 @@ pub struct Draft {
     /// At most `protocol::frame::MAX_PAYLOAD` bytes. The record shares them if they are not few, so what they are a
     /// part of stays in memory as long as it does.
     pub payload: Bytes,
+    /// The edge that its batch id names keeps the payload, and can do without it in the record
+    /// (`replication/forwarded.rs`). Known only as long as the record is in memory.
+    pub kept: bool,
 }
 
 /// What a record is for. The number is on disk and on the wire.
@@ -141,12 +144,49 @@ impl Record {
         if raw.iter().skip(RECORD_HEADER + header.len).any(|b| *b != 0) {
             return Err(RecordError::Field("padding"));
         }
-        Ok((header.record(raw, payload), rest))
+        Ok((header.record(raw.into(), payload), rest))
+    }
+
+    /// The replicated parts that stand one behind the other in `bytes`.
+    pub(crate) fn decode_all(mut bytes: Bytes) -> Result<Vec<Self>, RecordError> {
+        let mut records = Vec::new();
+        while !bytes.is_empty() {
+            let (record, rest) = Self::decode_replicated(bytes)?;
+            records.push(record);
+            bytes = rest;
+        }
+        Ok(records)
+    }
+
+    /// Takes a replicated part without its payload, which is kept here, off the front of `bytes`. `kept`
+    /// finds it by its batch id and length; `None` if it does not, or finds another payload.
+    pub(crate) fn decode_kept(
+        bytes: &Bytes,
+        kept: impl FnOnce(&BatchId, usize) -> Option<Bytes>,
+    ) -> Result<Option<(Self, Bytes)>, RecordError> {
+        let header = Header::parse(bytes)?;
+        let Some(DedupKey::Batch(id)) = &header.key else { return Err(RecordError::Field("dedup key")) };
+        let Some(payload) = kept(id, header.len) else { return Ok(None) };
+        let is_it = crc32c(&payload) == header.payload_crc;
+        #[cfg(feature = "testing")]
+        let is_it = is_it || crate::types::planted::is("any_forwarded_payload");
+        if !is_it || payload.len() != header.len || !is_shared(header.len) {
+            return Ok(None);
+        }
+        let raw = Raw::two(bytes.slice(..RECORD_HEADER), payload.clone(), false);
+        Ok(Some((header.record(raw, payload), bytes.slice(RECORD_HEADER..))))
     }
 
     /// Bytes it takes in a segment file.
     pub(super) fn stored_len(&self) -> usize {
         super::segment::LOCAL_PART + self.raw.len()
+    }
+}
+
+impl Draft {
+    /// Of the writer's own: nobody tries it again.
+    pub const fn unkeyed(kind: RecordKind, encoding: u8, timestamp: i64, payload: Bytes) -> Self {
+        Self { kind, encoding, timestamp, key: None, payload, kept: false }
     }
 }
 
@@ -170,6 +210,11 @@ impl RecordKind {
     }
 }
 
+/// Whether a record shares a payload of `len` bytes with whoever made it.
+pub(crate) const fn is_shared(len: usize) -> bool {
+    len >= SHARED_FROM && replicated_len(len) == RECORD_HEADER + len
+}
+
 /// Bytes of a replicated part with a payload of `len` bytes.
 pub(super) const fn replicated_len(len: usize) -> usize {
     RECORD_HEADER + len.next_multiple_of(8)
@@ -191,7 +236,7 @@ impl Unplaced {
         if len > MAX_PAYLOAD {
             return None;
         }
-        let shares = len >= SHARED_FROM && replicated_len(len) == RECORD_HEADER + len;
+        let shares = is_shared(len);
         let mut raw = Vec::with_capacity(if shares { RECORD_HEADER } else { replicated_len(len) });
         let (flags, key) = encode_key(draft.key.as_ref());
         raw.extend_from_slice(&(len as u32).to_le_bytes());
@@ -219,14 +264,14 @@ impl Unplaced {
         self.raw[16..24].copy_from_slice(&lsn.seq.to_le_bytes());
         self.raw[68..72].copy_from_slice(&chain.to_le_bytes());
         let raw = Bytes::from(self.raw);
-        let Draft { kind, encoding, timestamp, key, mut payload } = self.draft;
+        let Draft { kind, encoding, timestamp, key, mut payload, kept } = self.draft;
         let raw = if self.shares {
-            Raw::two(raw, payload.clone())
+            Raw::two(raw, payload.clone(), kept)
         } else {
             payload = raw.slice(RECORD_HEADER..RECORD_HEADER + payload.len());
             Raw::from(raw)
         };
-        let digest = raw.parts().fold(0, |digest, part| crc32c_append(digest, part));
+        let digest = raw.digest();
         Record { lsn, kind, encoding, timestamp, key, chain, digest, raw, payload }
     }
 }
@@ -271,10 +316,10 @@ impl Header {
         Ok(Self { len, lsn: Lsn::new(epoch, seq), chain, kind, encoding, timestamp, key, payload_crc })
     }
 
-    fn record(self, raw: Bytes, payload: Bytes) -> Record {
+    fn record(self, raw: Raw, payload: Bytes) -> Record {
         let Self { lsn, chain, kind, encoding, timestamp, key, .. } = self;
-        let digest = crc32c(&raw);
-        Record { lsn, kind, encoding, timestamp, key, chain, digest, raw: raw.into(), payload }
+        let digest = raw.digest();
+        Record { lsn, kind, encoding, timestamp, key, chain, digest, raw, payload }
     }
 }
 
@@ -349,7 +394,7 @@ mod tests {
 
     fn record(key: Option<DedupKey>, payload: &[u8]) -> Record {
         let payload = Bytes::copy_from_slice(payload);
-        let draft = Draft { kind: RecordKind::Batch, encoding: 7, timestamp: -5, key, payload };
+        let draft = Draft { kind: RecordKind::Batch, encoding: 7, timestamp: -5, key, payload, kept: false };
         Unplaced::new(draft).unwrap().place(Lsn::new(3, 9), 0xabcd)
     }
 
@@ -376,7 +421,7 @@ mod tests {
     fn a_long_payload_is_not_copied() {
         let payload = Bytes::from(vec![6; SHARED_FROM]);
         let at = payload.as_ptr();
-        let draft = Draft { kind: RecordKind::Batch, encoding: 7, timestamp: -5, key: None, payload };
+        let draft = Draft::unkeyed(RecordKind::Batch, 7, -5, payload);
         let record = Unplaced::new(draft).unwrap().place(Lsn::new(3, 9), 0);
         assert_eq!(record.payload.as_ptr(), at);
         assert_eq!(record.raw.parts().map(|part| part.as_ptr()).last(), Some(at));
@@ -402,7 +447,7 @@ mod tests {
             }
         }
         let over = Bytes::from(vec![0; MAX_PAYLOAD + 1]);
-        let draft = Draft { kind: RecordKind::Batch, encoding: 0, timestamp: 0, key: None, payload: over };
+        let draft = Draft::unkeyed(RecordKind::Batch, 0, 0, over);
         assert!(Unplaced::new(draft).is_none());
     }
 }

@@ -42,7 +42,7 @@ async fn open(disk: &SimDisk) -> Result<(Wal, Recovered), WalError> {
 
 fn draft(kind: RecordKind, len: usize, tag: u64) -> Draft {
     let payload: Vec<u8> = (0..len as u64).map(|n| (n * 31 + tag * 7 + 1) as u8).collect();
-    Draft { kind, encoding: 1, timestamp: tag as i64, key: None, payload: payload.into() }
+    Draft::unkeyed(kind, 1, tag as i64, payload.into())
 }
 
 fn batch(len: usize, tag: u64) -> Draft {

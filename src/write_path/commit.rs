@@ -56,6 +56,8 @@ pub struct Batch {
     pub deadline: Instant,
     /// What the request is called in logs.
     pub request: Option<RequestId>,
+    /// The edge that forwarded it keeps the payload ([`Draft::kept`]).
+    pub kept: bool,
 }
 
 /// Why the writer did not acknowledge.
@@ -291,6 +293,7 @@ impl Writer {
             timestamp: (self.clock.0)(),
             key: Some(batch.key),
             payload: batch.payload.clone(),
+            kept: batch.kept,
         };
         let record = self.replica.fence.append(tenure.epoch, draft).map_err(|error| {
             // Under the same lock as its admission: no other batch was judged in between.
@@ -428,13 +431,8 @@ impl Writer {
         if self.is_draining() || !self.engine.expiry_due(now_ns) {
             return Ok(None);
         }
-        let draft = Draft {
-            kind: RecordKind::Control,
-            encoding: policy::ENCODING,
-            timestamp: now_ns,
-            key: None,
-            payload: Change::Expire { now_ns }.encode(),
-        };
+        let payload = Change::Expire { now_ns }.encode();
+        let draft = Draft::unkeyed(RecordKind::Control, policy::ENCODING, now_ns, payload);
         match self.replica.fence.append(epoch, draft) {
             Ok(record) => Ok(Some(record.lsn)),
             Err(FenceError::Wal(WalError::Full)) => Ok(None),
@@ -445,6 +443,6 @@ impl Writer {
     fn mark(&self, kind: RecordKind, membership: MembershipId) -> Draft {
         let mark = Mark { membership, node: self.replica.node, boot: self.replica.boot };
         let payload = crate::protocol::frame::encode(&mark);
-        Draft { kind, encoding: 0, timestamp: (self.clock.0)(), key: None, payload }
+        Draft::unkeyed(kind, 0, (self.clock.0)(), payload)
     }
 }

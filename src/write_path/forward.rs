@@ -34,10 +34,12 @@ impl Forwarding {
 
     /// Sends the batch and waits for the answer, without a bound of its own: the caller stops
     /// waiting when its deadline passes or a later epoch appears. After an error, or when the
-    /// future is dropped, the batch may have arrived.
+    /// future is dropped, the batch may have arrived. `kept`: the payload is, until the batch comes
+    /// back in the log.
     pub async fn exchange(
         mut self,
         batch: &Batch,
+        kept: bool,
     ) -> Result<Result<(Lsn, AckLevel), CommitError>, StreamError> {
         let left = batch.deadline.saturating_duration_since(Instant::now());
         let left = left - LAST_WORD.min(left / 8);
@@ -49,6 +51,7 @@ impl Forwarding {
             encoding: batch.encoding,
             timeout_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
             request: batch.request.clone(),
+            kept,
         };
         self.stream.send.write_message(&request).await?;
         self.stream.send.write_frame(batch.payload.clone()).await?;

@@ -72,7 +72,8 @@ pub struct Write {
     /// Encoding byte of the payload, below [`policy::ENCODING`].
     pub encoding: u8,
     /// The bytes. If they are not few, the log shares them and does not copy them: they must never change, and what
-    /// they are a slice of stays in memory until the record is written, sent and applied.
+    /// they are a slice of stays in memory until the record is written, sent and applied; on a node that forwards them,
+    /// until the record is in its own log too (16 MiB of them at most, and 30 s).
     pub payload: Bytes,
     /// Level wanted; `None` for the default.
     pub ack: Option<AckLevel>,
@@ -261,7 +262,12 @@ impl Submitter {
             };
             *sent = Some(office.epoch);
             let began = Instant::now();
-            let answer = forwarding.exchange(batch).await;
+            let forwarded = self.writer.as_ref().map(|writer| &writer.replica.forwarded);
+            let kept = forwarded.is_some_and(|forwarded| forwarded.keep(&batch.key, &batch.payload));
+            let answer = forwarding.exchange(batch, kept).await;
+            if kept && answer.as_ref().is_ok_and(|answer| self.comes_no_more(answer)) {
+                forwarded.inspect(|forwarded| forwarded.forget(&batch.key));
+            }
             if answer.is_ok() {
                 self.answers.observe_duration(began.elapsed());
             }
@@ -274,6 +280,14 @@ impl Submitter {
             *sent = before;
         }
         answer
+    }
+
+    /// True if no record of the batch is on its way to this node: it is refused, or here already.
+    fn comes_no_more(&self, answer: &Result<(Lsn, AckLevel), CommitError>) -> bool {
+        match answer {
+            Ok((at, _)) => self.writer.as_ref().is_some_and(|writer| writer.replica.wal.end() >= *at),
+            Err(error) => !matches!(error, CommitError::LostOffice | CommitError::Unknown(_)),
+        }
     }
 
     fn number(&self, write: &Write, deadline: Instant) -> Batch {
@@ -304,6 +318,7 @@ impl Submitter {
             ack: write.ack,
             deadline,
             request: write.request.clone(),
+            kept: false,
         }
     }
 }

@@ -84,6 +84,7 @@ impl ForwardHandler {
             ack: request.ack,
             deadline: Instant::now() + wait,
             request: None,
+            kept: request.kept,
         };
         let done = self.writer.commit(request.epoch, batch).await;
         if let Some(id) = &request.request {

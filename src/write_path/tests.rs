@@ -152,6 +152,7 @@ fn batch(counter: u64, ack: AckLevel) -> Batch {
         ack: Some(ack),
         deadline: Instant::now() + PATIENCE,
         request: None,
+        kept: false,
     }
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct Ledger {
     pub(crate) epochs: i4::Epochs,
     pub(crate) control: i8::Control,
     pub(crate) reads: i9::Reads,
+    /// Looks at a node that has been spared what it had forwarded.
+    pub(crate) spared: u64,
     /// Writes that a majority has just acknowledged.
     pub(crate) fresh: Vec<usize>,
     /// What is broken, first finding first.

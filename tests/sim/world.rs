@@ -61,6 +61,7 @@ pub(crate) fn run(seed: u64, home: &Path) -> Report {
     counts.add("refused", count(|o| matches!(o, Outcome::Refused(_))));
     counts.add("refused-full", count(|o| matches!(o, Outcome::Refused(why) if why.contains("full"))));
     counts.add("unknown", count(|o| matches!(o, Outcome::Unknown)));
+    counts.add("spared", ledger.spared);
     counts.add("offices", ledger.epochs.offices() as u64);
     ledger.reads.answered.iter().for_each(|(kind, times)| counts.add(kind, *times));
     let trace = world.common.network.trace();

@@ -15,7 +15,8 @@ use crate::{
     },
     raft::forward_command,
     transport::Socket,
-    types::{BootId, Office},
+    types::{BootId, Lsn, Office},
+    write_path::ClientKey,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -103,6 +104,7 @@ async fn a_readers_key_asks_in_vain_for_what_is_a_voters() {
                 encoding: 9,
                 timeout_ms: 1_000,
                 request: None,
+                kept: false,
             };
             let mut stream = mesh.open(of, StreamKind::Forward, StreamKind::Forward.lane()).await.unwrap();
             stream.send.write_message(&request).await.unwrap();
@@ -129,4 +131,69 @@ async fn a_readers_key_asks_in_vain_for_what_is_a_voters() {
         }
     };
     assert!(timeout(SOON, read).await.is_ok(), "what it wrote came back to it");
+}
+
+/// What a node forwarded, and what it was told is in the log of it, in the reader's own log.
+async fn at_reader(reader: &Node, at: Lsn) -> bytes::Bytes {
+    let replica = &reader.inner.this.replica;
+    let mut end = replica.wal.watch_end();
+    let came = timeout(SOON, end.wait_for(|end| *end >= at)).await;
+    assert!(came.is_ok(), "{at} comes to the reader, which has {}", replica.wal.end());
+    let records = replica.wal.reader(at.seq).read(1).await.unwrap();
+    assert_eq!(records[0].lsn, at);
+    records[0].payload.clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_forwarded_is_in_its_log_without_having_come_back() {
+    let home = tempfile::tempdir().unwrap();
+    let (voter, reader) = world(home.path()).await;
+    let (mesh, replica) = (&reader.inner.this.mesh, reader.inner.this.replica.clone());
+    let office = voter.view().borrow().writer.unwrap();
+    let long = |of: u8| bytes::Bytes::from(vec![of; 8 << 10]);
+    let spared = || replica.forwarded.left_out();
+    let write = async |write: Write| {
+        let payload = write.payload.clone();
+        let receipt = reader.submit(write).await.unwrap();
+        assert!(receipt.forwarded);
+        assert_eq!(at_reader(&reader, receipt.at).await, payload);
+    };
+
+    write(Write::new(9, long(1), SOON)).await;
+    assert_eq!(spared(), 8 << 10, "it was sent once, from here");
+    write(Write::new(9, "few bytes", SOON)).await;
+    write(Write::new(9, bytes::Bytes::from(vec![2; (8 << 10) - 1]), SOON)).await;
+    let key = Some(ClientKey { key: [3; 16], former: None, body: [3; 16] });
+    write(Write { key, ..Write::new(9, long(3), SOON) }).await;
+    assert_eq!(spared(), 8 << 10, "of these the record alone tells what they are");
+    let at = voter.submit(Write::new(9, long(4), SOON)).await.unwrap().at;
+    assert_eq!((at_reader(&reader, at).await, spared()), (long(4), 8 << 10), "it is not from here");
+
+    // The writer is told of a payload that is not kept, and once that another one is.
+    for (counter, kept) in [(1_000, None), (2_000, Some(long(6)))] {
+        let key = DedupKey::Batch(BatchId { edge: reader.id(), boot: replica.boot, counter });
+        if let Some(another) = kept {
+            assert!(replica.forwarded.keep(&key, &another));
+        }
+        let request = ForwardRequest {
+            epoch: office.epoch,
+            key,
+            also: None,
+            ack: None,
+            encoding: 9,
+            timeout_ms: 10_000,
+            request: None,
+            kept: true,
+        };
+        let mut stream =
+            mesh.open(voter.id(), StreamKind::Forward, StreamKind::Forward.lane()).await.unwrap();
+        stream.send.write_message(&request).await.unwrap();
+        stream.send.write_frame(long(5)).await.unwrap();
+        let answer = stream.recv.read_message::<ForwardResponse>(MAX_MESSAGE).await.unwrap();
+        let ForwardResponse::Written { at, .. } = answer else { panic!("{answer:?}") };
+        assert_eq!((at_reader(&reader, at).await, spared()), (long(5), 8 << 10), "it came whole");
+    }
+    // Its own numbers are below those now: they come whole, and nothing else changes.
+    write(Write::new(9, long(7), SOON)).await;
+    assert_eq!(spared(), 8 << 10);
 }

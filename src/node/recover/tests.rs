@@ -112,7 +112,7 @@ async fn lay_down(disk: &SimDisk, dir: &Path, role: Role) {
     wal.set_promise(3).await.unwrap();
     for _ in 0..3 {
         let (kind, payload) = (RecordKind::EpochStart, Bytes::from_static(b"x"));
-        wal.append(3, Draft { kind, encoding: 0, timestamp: 0, key: None, payload }).unwrap();
+        wal.append(3, Draft::unkeyed(kind, 0, 0, payload)).unwrap();
     }
     wal.settle().await.unwrap();
     wal.note_commit(Lsn::new(3, 1));

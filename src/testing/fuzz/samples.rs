@@ -257,9 +257,18 @@ fn messages() -> Vec<Vec<u8>> {
         chain: 5,
         applied: at,
         applied_chain: 6,
+        keeps_from: 8,
     };
     let resume = Subscribed::Resume { keep: 4, chain: 5, epochs: epochs(), end: Some(at) };
-    let append = Append { epoch: 3, commit: at, count: 2, round: 4, echo: 3, confirmed_age_ms: Some(1) };
+    let append = Append {
+        epoch: 3,
+        commit: at,
+        count: 2,
+        round: 4,
+        echo: 3,
+        confirmed_age_ms: Some(1),
+        left_out: vec![1],
+    };
     let report = Report { node: NODE, boot: BootId(6), promise: 3, durable: at, commit: at };
     let offer = SnapshotOffer {
         position: at,
@@ -284,6 +293,7 @@ fn messages() -> Vec<Vec<u8>> {
         encoding: 1,
         timeout_ms: 9,
         request: None,
+        kept: true,
     };
     let named = ForwardRequest { request: RequestId::by_client("a-1"), ..forward.clone() };
     let progress = Progress { at, asked: AckLevel::All, reached: AckLevel::Local };
@@ -358,6 +368,7 @@ fn records() -> Vec<Vec<u8>> {
         one(2, 0, b"drop"),
         one(3, 0, b""),
         one(4, 0, b"12345678"),
+        one(1, 1, &[8; 4 << 10]),
     ];
     let behind = all.concat();
     all.into_iter().chain([behind]).collect()

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use bytes::Bytes;
+use crc32c::crc32c_append;
 
 use super::RECORD_HEADER;
 
@@ -13,13 +14,20 @@ pub struct Raw {
     first: Bytes,
     /// Payload and padding if `first` is the header alone, else nothing.
     second: Bytes,
+    /// [`super::Draft::kept`], if there is a second piece.
+    kept: bool,
 }
 
 impl Raw {
     /// Of a header and what stands behind it.
-    pub(super) fn two(header: Bytes, rest: Bytes) -> Self {
+    pub(super) fn two(header: Bytes, rest: Bytes, kept: bool) -> Self {
         debug_assert_eq!(header.len(), RECORD_HEADER);
-        Self { first: header, second: rest }
+        Self { first: header, second: rest, kept }
+    }
+
+    /// The header, which is enough for the edge that keeps the payload: `None` if none is known to keep it.
+    pub(crate) fn for_its_edge(&self) -> Option<&Bytes> {
+        self.kept.then_some(&self.first)
     }
 
     /// The pieces in order, none of them empty.
@@ -49,6 +57,11 @@ impl Raw {
         }
     }
 
+    /// CRC-32C of all of them.
+    pub(super) fn digest(&self) -> u32 {
+        self.parts().fold(0, |digest, part| crc32c_append(digest, part))
+    }
+
     /// The fixed part.
     pub(in crate::wal) fn header(&self) -> &[u8] {
         self.first.get(..RECORD_HEADER).unwrap_or(&self.first)
@@ -66,7 +79,7 @@ impl Raw {
 
 impl From<Bytes> for Raw {
     fn from(whole: Bytes) -> Self {
-        Self { first: whole, second: Bytes::new() }
+        Self { first: whole, second: Bytes::new(), kept: false }
     }
 }
 
