@@ -192,6 +192,14 @@ impl Forwarded {
         self.left_out.load(Ordering::Relaxed)
     }
 
+    /// Bytes that are kept now.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        let kept = self.lock();
+        assert_eq!(kept.bytes, kept.batches.values().map(|batch| batch.1.len()).sum::<usize>());
+        kept.bytes
+    }
+
     fn find(&self, number: u64, len: usize) -> Option<Bytes> {
         let kept = self.lock();
         #[cfg(feature = "testing")]
@@ -254,12 +262,6 @@ mod tests {
         forwarded.keep(&key(counter), &Bytes::from(vec![counter as u8; len]))
     }
 
-    fn bytes(forwarded: &Forwarded) -> usize {
-        let kept = forwarded.lock();
-        assert_eq!(kept.bytes, kept.batches.values().map(|batch| batch.1.len()).sum::<usize>());
-        kept.bytes
-    }
-
     #[tokio::test(start_paused = true)]
     async fn only_what_is_worth_it_is_kept_and_no_more_than_there_is_room_for() {
         let forwarded = Forwarded::new(EDGE);
@@ -270,7 +272,7 @@ mod tests {
         }
         assert!(!forwarded.keep(&DedupKey::Client { key: [1; 16], body: [2; 16] }, &payload));
         assert!(!keeps(&forwarded, 1, 64) && !keeps(&forwarded, 1, (8 << 10) + 1));
-        assert_eq!(bytes(&forwarded), 0);
+        assert_eq!(forwarded.bytes(), 0);
 
         assert!(!keeps(&forwarded, 1, ROOM + 8), "more than there ever is room for");
 
@@ -281,11 +283,11 @@ mod tests {
         assert!(!keeps(&forwarded, 3, 8 << 10), "there is no room");
         tokio::time::advance(STALE / 2).await;
         assert!(keeps(&forwarded, 4, 8 << 10), "the oldest is gone, which may never come");
-        assert_eq!(bytes(&forwarded), ROOM / 2 + (8 << 10));
+        assert_eq!(forwarded.bytes(), ROOM / 2 + (8 << 10));
 
         forwarded.came(&Own { numbers: vec![4, 4, 99], left_out: 7 });
         forwarded.forget(&key(2));
-        assert_eq!(bytes(&forwarded), 0);
+        assert_eq!(forwarded.bytes(), 0);
         assert_eq!((forwarded.from(), forwarded.left_out()), (0, 7), "nothing is asked for again");
     }
 
@@ -294,11 +296,11 @@ mod tests {
         let forwarded = Forwarded::new(EDGE);
         assert!(keeps(&forwarded, 3, 8 << 10) && keeps(&forwarded, 7, 8 << 10));
         forwarded.lock().give_up(3);
-        assert_eq!((forwarded.from(), bytes(&forwarded)), (8, 0));
+        assert_eq!((forwarded.from(), forwarded.bytes()), (8, 0));
         assert!(!keeps(&forwarded, 7, 8 << 10), "sent once more, it comes whole");
         assert!(keeps(&forwarded, 8, 8 << 10));
         forwarded.lock().give_up(u64::MAX);
-        assert_eq!((forwarded.from(), bytes(&forwarded)), (u64::MAX, 0));
+        assert_eq!((forwarded.from(), forwarded.bytes()), (u64::MAX, 0));
     }
 
     #[cfg(feature = "testing")]
@@ -370,7 +372,7 @@ mod tests {
         forwarded.came(&Own { numbers: vec![1], left_out: 0 });
         assert!(forwarded.keep(&key(2), &Bytes::from(vec![1; 8 << 10])));
         assert_eq!(complete(&[1]), Err(FrameError::NotKept));
-        assert_eq!((forwarded.from(), bytes(&forwarded)), (5, 0));
+        assert_eq!((forwarded.from(), forwarded.bytes()), (5, 0));
         assert!(forwarded.keep(&key(9), &sent[1].payload));
         assert_eq!(complete(&[1]), Err(FrameError::NotKept));
         assert_eq!(complete(&[3]), Err(FrameError::NotKept));

@@ -133,7 +133,7 @@ async fn a_readers_key_asks_in_vain_for_what_is_a_voters() {
     assert!(timeout(SOON, read).await.is_ok(), "what it wrote came back to it");
 }
 
-/// What a node forwarded, and what it was told is in the log of it, in the reader's own log.
+/// The payload of that record in the reader's own log.
 async fn at_reader(reader: &Node, at: Lsn) -> bytes::Bytes {
     let replica = &reader.inner.this.replica;
     let mut end = replica.wal.watch_end();
@@ -160,7 +160,13 @@ async fn what_a_node_forwarded_is_in_its_log_without_having_come_back() {
     };
 
     write(Write::new(9, long(1), SOON)).await;
-    assert_eq!(spared(), 8 << 10, "it was sent once, from here");
+    // It is in the log a moment before it is counted.
+    let counted = async {
+        while (spared(), replica.forwarded.bytes()) != (8 << 10, 0) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(timeout(SOON, counted).await.is_ok(), "it was sent once, from here");
     write(Write::new(9, "few bytes", SOON)).await;
     write(Write::new(9, bytes::Bytes::from(vec![2; (8 << 10) - 1]), SOON)).await;
     let key = Some(ClientKey { key: [3; 16], former: None, body: [3; 16] });
@@ -169,12 +175,8 @@ async fn what_a_node_forwarded_is_in_its_log_without_having_come_back() {
     let at = voter.submit(Write::new(9, long(4), SOON)).await.unwrap().at;
     assert_eq!((at_reader(&reader, at).await, spared()), (long(4), 8 << 10), "it is not from here");
 
-    // The writer is told of a payload that is not kept, and once that another one is.
-    for (counter, kept) in [(1_000, None), (2_000, Some(long(6)))] {
-        let key = DedupKey::Batch(BatchId { edge: reader.id(), boot: replica.boot, counter });
-        if let Some(another) = kept {
-            assert!(replica.forwarded.keep(&key, &another));
-        }
+    let id = |counter| DedupKey::Batch(BatchId { edge: reader.id(), boot: replica.boot, counter });
+    let forward = async |key, kept| {
         let request = ForwardRequest {
             epoch: office.epoch,
             key,
@@ -183,7 +185,7 @@ async fn what_a_node_forwarded_is_in_its_log_without_having_come_back() {
             encoding: 9,
             timeout_ms: 10_000,
             request: None,
-            kept: true,
+            kept,
         };
         let mut stream =
             mesh.open(voter.id(), StreamKind::Forward, StreamKind::Forward.lane()).await.unwrap();
@@ -192,7 +194,18 @@ async fn what_a_node_forwarded_is_in_its_log_without_having_come_back() {
         let answer = stream.recv.read_message::<ForwardResponse>(MAX_MESSAGE).await.unwrap();
         let ForwardResponse::Written { at, .. } = answer else { panic!("{answer:?}") };
         assert_eq!((at_reader(&reader, at).await, spared()), (long(5), 8 << 10), "it came whole");
-    }
+        at
+    };
+
+    // The answer to the fourth batch that this node numbers was lost, and its record is here.
+    let at = forward(id(4), false).await;
+    assert_eq!(reader.submit(Write::new(9, long(5), SOON)).await.unwrap().at, at);
+    assert_eq!(replica.forwarded.bytes(), 0, "of none a record is on its way");
+
+    // The writer is told of a payload that is not kept, and once that another one is.
+    forward(id(1_000), true).await;
+    assert!(replica.forwarded.keep(&id(2_000), &long(6)));
+    forward(id(2_000), true).await;
     // Its own numbers are below those now: they come whole, and nothing else changes.
     write(Write::new(9, long(7), SOON)).await;
     assert_eq!(spared(), 8 << 10);
