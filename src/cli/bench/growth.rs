@@ -40,6 +40,9 @@ pub(super) struct GrowthArgs {
     #[arg(long, value_name = "N,N,..", value_delimiter = ',', default_values_t = [1, 10, 100, 1000, 10_000],
         value_parser = clap::value_parser!(u32).range(1..=10_000))]
     tables: Vec<u32>,
+    /// How many rows of one table come together: 1000 make each body one of a single table
+    #[arg(long, value_name = "ROWS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    together: u32,
     /// Leave tables out
     #[arg(long, conflicts_with = "tables")]
     no_tables: bool,
@@ -84,13 +87,14 @@ pub(super) async fn measure(
     cluster: &mut Cluster,
     setting: Setting,
 ) -> Result<GrowthReport, Failure> {
-    let mut report = GrowthReport::new(setting);
+    let mut report = GrowthReport::new(setting, args.together);
     for count in args.tables.iter().filter(|_| !args.no_tables) {
-        let cost = cost(args, cluster, *count, "tables", Fleet::of_tables(*count)).await;
+        let fleet = Fleet::of_tables(*count, args.together);
+        let cost = cost(args, cluster, (*count, count * args.together), "tables", fleet).await;
         report.tables.push(Point::of(*count, cost, report.tables.first()));
     }
     for count in args.series.iter().filter(|_| !args.no_series) {
-        let cost = cost(args, cluster, *count, "series", Fleet::of_hosts(*count)).await;
+        let cost = cost(args, cluster, (*count, *count), "series", Fleet::of_hosts(*count)).await;
         report.series.push(Point::of(*count, cost, report.series.first()));
     }
     for count in args.voters.iter().filter(|_| !args.no_voters) {
@@ -113,10 +117,11 @@ async fn fresh(cluster: &mut Cluster, nodes: u16, profile: &str) -> Result<(), F
     cluster.start().await
 }
 
+/// `all`: rows that name each of the `count` once.
 async fn cost(
     args: &GrowthArgs,
     cluster: &mut Cluster,
-    count: u32,
+    (count, all): (u32, u32),
     of: &'static str,
     mut fleet: Fleet,
 ) -> Result<Cost, Failure> {
@@ -126,7 +131,7 @@ async fn cost(
     let process = pid_of(cluster.nodes()?, &edge.name)?;
     let (load, mut rng) = (args.load(), rand::rng());
     let stamps = stamps(&load);
-    let kinds = (count.div_ceil(ROWS * u32::from(args.connections)) as usize).max(KINDS);
+    let kinds = (all.div_ceil(ROWS * u32::from(args.connections)) as usize).max(KINDS);
     let bodies = || Bodies::of(&mut fleet, kinds, ROWS, stamps.clone(), &mut rng);
     let mut place = Place::with(&load, edge.clone(), of, bodies);
     let before = cluster.cpu()?;

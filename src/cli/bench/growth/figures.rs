@@ -17,6 +17,8 @@ pub(in super::super) struct GrowthReport {
     bench: &'static str,
     #[serde(flatten)]
     setting: Setting,
+    /// Rows of one table that came together.
+    together: u32,
     /// By how many tables rows went to.
     pub(super) tables: Vec<Point>,
     /// By how many hosts wrote to one table.
@@ -122,12 +124,22 @@ impl Quorum {
 }
 
 impl GrowthReport {
-    pub(super) const fn new(setting: Setting) -> Self {
-        Self { bench: "growth", setting, tables: Vec::new(), series: Vec::new(), voters: Vec::new() }
+    pub(super) const fn new(setting: Setting, together: u32) -> Self {
+        Self {
+            bench: "growth",
+            setting,
+            together,
+            tables: Vec::new(),
+            series: Vec::new(),
+            voters: Vec::new(),
+        }
     }
 
     pub(in super::super) fn table(&self) -> String {
         let mut out = self.setting.line();
+        if self.together > 1 && !self.tables.is_empty() {
+            out.push_str(&format!("rows of one table come {} at a time\n", self.together));
+        }
         for (head, of, points) in [("TABLES", "tables", &self.tables), ("SERIES", "series", &self.series)] {
             if !points.is_empty() {
                 let columns = [
@@ -251,7 +263,7 @@ mod tests {
 
     #[test]
     fn growth_as_table_json_and_plot() {
-        let mut report = GrowthReport::new(setting());
+        let mut report = GrowthReport::new(setting(), 1);
         for (count, found) in
             [(1, Ok(cost(500.0))), (1000, Ok(cost(1250.0))), (10_000, Err(Failure::new("no")))]
         {
@@ -287,6 +299,7 @@ mod tests {
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!((&json["tables"][1]["ratio"], &json["tables"][1]["count"]), (&2.5.into(), &1000.into()));
         assert_eq!((&json["tables"][2]["failed"], &json["series"]), (&"no".into(), &serde_json::json!([])));
+        assert_eq!(json["together"], 1);
         assert_eq!(json["voters"][1]["idle"]["bytes_per_s"]["request"], 50.0);
         let plot = report.plot();
         assert_eq!(plot.matches("<polyline").count(), 3, "{plot}");
