@@ -73,7 +73,7 @@ pub struct Write {
     pub encoding: u8,
     /// The bytes. If they are not few, the log shares them and does not copy them: they must never change, and what
     /// they are a slice of stays in memory until the record is written, sent and applied; on a node that forwards them,
-    /// until the record is in its own log too (16 MiB of them at most, and 30 s).
+    /// until the record is in its own log too (16 MiB of them at most).
     pub payload: Bytes,
     /// Level wanted; `None` for the default.
     pub ack: Option<AckLevel>,
