@@ -12,10 +12,11 @@
 
 use std::{io, path::PathBuf};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 
 use super::{
     Wal, WalDriver, WalError,
+    ahead::zeros,
     record::Record,
     segment::{Cursor, NoRecord, Segment},
     watermark::Watermark,
@@ -253,10 +254,8 @@ impl WalDriver {
 
 /// Zeros a range of a file.
 pub(super) async fn zero(file: &dyn DiskFile, from: u64, to: u64, durability: Durability) -> io::Result<()> {
-    let zeros = Bytes::from_static(&[0; 64 * 1024]);
     let mut at = from;
-    while at < to {
-        let part = zeros.slice(..zeros.len().min(usize::try_from(to - at).unwrap_or(usize::MAX)));
+    for part in zeros(to.saturating_sub(from)) {
         at += part.len() as u64;
         file.write(at - part.len() as u64, vec![part], Durability::Later).await?;
     }

@@ -16,6 +16,7 @@
 //! Any error of a write or sync is final (fail-stop): the page cache may have dropped the data and
 //! a second fsync would wrongly succeed. Only running out of space while *allocating* is not.
 
+mod ahead;
 mod anew;
 mod base;
 mod cut;

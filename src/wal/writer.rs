@@ -10,6 +10,7 @@ use tokio::{
 
 use super::{
     CutReport, Debt, WalConfig, WalError,
+    ahead::Ahead,
     base::Base,
     record::Record,
     segment::{SEGMENT_HEADER, Segment, SegmentHeader, segment_name},
@@ -42,6 +43,7 @@ pub struct WalDriver {
     promise: Slots,
     nonce: Nonces,
     commands: mpsc::Receiver<Command>,
+    ahead: Ahead,
     /// When the watermark has to be written.
     watermark_at: Option<Instant>,
     /// When a full disk is to be tried again.
@@ -106,6 +108,7 @@ impl WalDriver {
             promise,
             nonce,
             commands,
+            ahead: Ahead::default(),
             watermark_at,
             retry_at,
         }
@@ -243,12 +246,14 @@ impl WalDriver {
                 left = left.saturating_sub(len);
                 group.push(record.clone());
             }
-            (group, state.segments.back().map(|s| (s.file.clone(), s.header, s.end)))
+            (group, state.segments.back().map(|s| (s.file.clone(), s.header, s.end, s.len)))
         };
-        let (Some((file, header, offset)), Some(first)) = (active, group.first()) else {
+        let (Some((file, header, offset, len)), Some(first)) = (active, group.first()) else {
             return Ok(false);
         };
-        let parts = header.group(first.lsn.seq, &group);
+        let mut parts = header.group(first.lsn.seq, &group);
+        let end = offset + group.iter().map(|record| record.stored_len() as u64).sum::<u64>();
+        parts.extend(self.ahead.behind(header.first_seq, len, offset..end));
         debug_assert!(header.could_hold_all(offset, &group), "a torn tail could hide {}", first.lsn);
         #[cfg(feature = "testing")]
         if crate::types::planted::is("ack_before_fsync") {
