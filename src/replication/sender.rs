@@ -153,6 +153,7 @@ async fn send_records(
     let mut commit = replica.watch_commit();
     let mut pulse = tenure.watch_pulse();
     let mut lane = Lane::Live;
+    let mut told = None;
     loop {
         end.mark_unchanged();
         commit.mark_unchanged();
@@ -186,15 +187,20 @@ async fn send_records(
             confirmed_age_ms: confirmed.map(|at| u64::try_from((now - at).as_millis()).unwrap_or(u64::MAX)),
             left_out,
         };
-        send.write_message(&head).await?;
-        if count == 0 {
-            tokio::select! {
-                _ = end.changed() => {}
-                _ = commit.changed() => {}
-                _ = pulse.changed() => {}
-            }
-        } else {
-            send.write_frame_parts(parts).await?;
+        // Behind records there is seldom anything else to say at once.
+        let news = Some((head.commit, head.round, head.echo));
+        let is_news = std::mem::replace(&mut told, news) != news;
+        if count > 0 {
+            send.write_message_and_parts(&head, parts).await?;
+            continue;
+        }
+        if is_news {
+            send.write_message(&head).await?;
+        }
+        tokio::select! {
+            _ = end.changed() => replica.wal.gather().await,
+            _ = commit.changed() => {}
+            _ = pulse.changed() => {}
         }
     }
 }

@@ -21,9 +21,6 @@ const ABANDONED: VarInt = VarInt::from_u32(1);
 /// Code a stream of a kind nobody here serves is refused with.
 pub(super) const NOT_SERVED: VarInt = VarInt::from_u32(2);
 
-/// The length before a frame.
-const FRAME_HEAD: usize = 4;
-
 /// A stream that did not carry what it should.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StreamError {
@@ -131,19 +128,29 @@ impl SendStream {
 
     /// Writes one frame. Not cancel-safe.
     pub async fn write_frame(&mut self, bytes: Bytes) -> Result<(), StreamError> {
-        self.write_frame_parts(vec![bytes]).await
+        self.write_parts(vec![prefix(bytes.len())?, bytes]).await
     }
 
-    /// Writes `parts`, one behind the other, as one frame without copying them. Not cancel-safe.
-    pub async fn write_frame_parts(&mut self, mut parts: Vec<Bytes>) -> Result<(), StreamError> {
-        let len: usize = parts.iter().map(Bytes::len).sum();
-        if len > frame::MAX_RECORDS {
-            return Err(DecodeError::TooLong(len, frame::MAX_RECORDS).into());
-        }
-        parts.insert(0, Bytes::copy_from_slice(&(len as u32).to_be_bytes()));
+    /// Writes a message and, behind it, a frame made of `parts`, which are not copied. On a lane that is not
+    /// paced both are handed over together, so that they can share a packet. [`StreamError::Decode`] if one of
+    /// them is over [`frame::MAX_RECORDS`]: nothing of either is sent then. Not cancel-safe.
+    pub async fn write_message_and_parts<T: Serialize>(
+        &mut self,
+        message: &T,
+        mut parts: Vec<Bytes>,
+    ) -> Result<(), StreamError> {
+        let message = frame::encode(message);
+        let len = parts.iter().map(Bytes::len).sum();
+        let front = [prefix(message.len())?, message, prefix(len)?].concat();
+        parts.insert(0, front.into());
+        self.write_parts(parts).await
+    }
+
+    async fn write_parts(&mut self, mut parts: Vec<Bytes>) -> Result<(), StreamError> {
         if !paced(self.lane) {
+            let len = parts.iter().map(Bytes::len).sum();
             self.inner.write_all_chunks(&mut parts).await.map_err(write_error)?;
-            self.note_sent(len + FRAME_HEAD);
+            self.note_sent(len);
             return Ok(());
         }
         for mut part in parts {
@@ -308,6 +315,14 @@ pub(super) async fn read_header(recv: &mut quinn::RecvStream) -> Result<StreamHe
         quinn::ReadExactError::ReadError(error) => read_error(error),
     })?;
     Ok(StreamHeader::decode(bytes)?)
+}
+
+/// What stands before a frame of that length.
+fn prefix(len: usize) -> Result<Bytes, StreamError> {
+    if len > frame::MAX_RECORDS {
+        return Err(DecodeError::TooLong(len, frame::MAX_RECORDS).into());
+    }
+    Ok(Bytes::copy_from_slice(&(len as u32).to_be_bytes()))
 }
 
 fn sample(conn: &quinn::Connection) -> Sample {

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::watch,
@@ -260,7 +261,7 @@ async fn frames_over_their_limit_are_refused_and_the_link_lives_on() {
     assert!(matches!(answer, Err(StreamError::Finished | StreamError::Abandoned)), "{answer:?}");
     let Some((_, _, error)) = b.heard().pop() else { panic!("nothing arrived") };
     assert!(error.contains("limit 65536"), "{error}");
-    // A paced lane carries a frame of many pieces, and parts arrive as one frame.
+    // A paced lane carries a frame of many pieces.
     let text = "y".repeat(MAX_MESSAGE - 100);
     let mut stream = a.mesh.open(b.id(), StreamKind::Status, Lane::Bulk).await.unwrap();
     let answer: Text = stream.exchange(&Text(text.clone()), MAX_MESSAGE).await.unwrap();
@@ -274,7 +275,44 @@ async fn frames_over_their_limit_are_refused_and_the_link_lives_on() {
     assert_eq!(a.ask(b.id(), "still").await.unwrap(), format!("{}: still", b.boot.0));
     let too_long = DecodeError::TooLong(40_000_000, crate::protocol::frame::MAX_RECORDS);
     let mut stream = a.mesh.open(b.id(), StreamKind::Status, Lane::Request).await.unwrap();
-    assert_eq!(stream.send.write_frame(vec![0; 40_000_000].into()).await, Err(too_long.into()));
+    assert_eq!(stream.send.write_frame(vec![0; 40_000_000].into()).await, Err(too_long.clone().into()));
+    // Behind a message too, and then nothing is sent of either.
+    let halves = vec![vec![0; 20_000_000].into(); 2];
+    let refused = stream.send.write_message_and_parts(&Text("nothing".to_owned()), halves).await;
+    assert_eq!(refused, Err(too_long.into()));
+    assert!(
+        stream
+            .exchange(&Text("all".to_owned()), MAX_MESSAGE)
+            .await
+            .is_ok_and(|answer: Text| answer.0.ends_with("all"))
+    );
+}
+
+#[tokio::test]
+async fn a_message_and_the_parts_behind_it_arrive_as_two_frames() {
+    let back: Arc<dyn Handler> =
+        Arc::new(|_: Peer, mut stream: Stream| -> futures::future::BoxFuture<'static, ()> {
+            Box::pin(async move {
+                let Ok(Text(text)) = stream.recv.read_message(MAX_MESSAGE).await else { return };
+                let Ok(frame) = stream.recv.read_frame(MAX_MESSAGE).await else { return };
+                let _ = stream.send.write_message(&Text(text)).await;
+                let _ = stream.send.write_frame(frame).await;
+            })
+        });
+    let a = Node::start(member(1), 1);
+    let b = Node::start_with(member(2), 2, |router| router.on(StreamKind::Raft, back.clone()));
+    share_view(&[&a, &b]);
+    a.linked(b.id()).await;
+    for lane in [Lane::Live, Lane::Bulk] {
+        for parts in [vec![], vec![&b""[..]], vec![&b"ab"[..], b"", &[7; 40_000], b"c"]] {
+            let mut stream = a.mesh.open(b.id(), StreamKind::Raft, lane).await.unwrap();
+            let (head, whole) = (Text("head".to_owned()), parts.concat());
+            let parts = parts.into_iter().map(Bytes::copy_from_slice).collect();
+            stream.send.write_message_and_parts(&head, parts).await.unwrap();
+            assert_eq!(stream.recv.read_message::<Text>(MAX_MESSAGE).await.unwrap().0, "head");
+            assert_eq!(stream.recv.read_frame(MAX_MESSAGE).await.unwrap(), whole, "{lane:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -146,6 +146,11 @@ impl Wal {
         self.shared.end.subscribe()
     }
 
+    /// Lets those go first who are about to append, if the newest record is small ([`Shared::gather`]).
+    pub(crate) async fn gather(&self) {
+        self.shared.gather().await;
+    }
+
     /// Last record that is on this disk for sure.
     pub fn durable(&self) -> Lsn {
         self.shared.lock().durable

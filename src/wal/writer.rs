@@ -134,7 +134,7 @@ impl WalDriver {
                     Some(command) => self.obey(command).await?,
                     None => return self.finish().await,
                 },
-                () = self.shared.work.notified() => {}
+                () = self.shared.work.notified() => self.shared.gather().await,
                 () = sleep_until(alarm.unwrap_or_else(Instant::now)), if alarm.is_some() => {}
             }
         }

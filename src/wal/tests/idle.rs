@@ -1,4 +1,4 @@
-//! A log that has nothing to do does nothing.
+//! A log that has nothing to do does nothing, and with little to do it lets others add to it.
 
 use std::{
     future::poll_fn,
@@ -40,4 +40,29 @@ async fn a_log_that_began_anew_with_a_watermark_due_rests() {
     assert!(woken < 10, "the driver was woken {woken} times though there was nothing to do");
     wal.append(3, batch(9, 9)).unwrap();
     assert_eq!(wal.settle().await.unwrap(), Lsn::new(3, 16));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_about_to_append_shares_the_group_of_a_small_record() {
+    let disk = SimDisk::new();
+    let config = WalConfig { segment_bytes: 64 << 10, ..WalConfig::new(DIR) };
+    let (wal, _, _) = open_with(&disk, config).await.unwrap();
+    wal.append(1, batch(10, 0)).unwrap();
+    wal.settle().await.unwrap();
+    for (len, groups) in [(10, 1), (4_096, 2), (20, 1)] {
+        // Until the driver rests, which looks once more for what it has just written.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        let before = disk.calls();
+        let (first, second) = (wal.clone(), wal.clone());
+        // The driver is woken before the second task is there.
+        let both = tokio::spawn(async move {
+            first.append(1, batch(len, 1)).unwrap();
+            tokio::spawn(async move { second.append(1, batch(len, 2)).unwrap() }).await.unwrap();
+        });
+        both.await.unwrap();
+        wal.settle().await.unwrap();
+        assert_eq!(disk.calls() - before, groups, "groups of records of {len} bytes");
+    }
 }
