@@ -3,6 +3,8 @@
 //! The body is JSON that the clients of InfluxDB 1, 2, 3 and Arc all understand:
 //! `{"code", "message", "error"}`, with `lines` for a write of which some lines were bad.
 
+use std::io::Write;
+
 use axum::{
     Json,
     body::Body,
@@ -337,9 +339,29 @@ pub(super) fn as_answered(status: u16, headers: HeaderMap, body: Body) -> Option
     Some((status, headers, body).into_response())
 }
 
+/// The router says that an answer without content has 0 bytes of it, which must not be said (RFC 9110, 8.6).
+pub(super) fn without_length_of_nothing(mut response: Response) -> Response {
+    if response.status() == StatusCode::NO_CONTENT {
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+    }
+    response
+}
+
+/// Most values of our own headers are no longer, and are written without a text being made of them.
+const SHORT: usize = 64;
+
 /// A header whose value is made of ids, numbers and words of our own; left out should it not fit.
 pub(super) fn set(headers: &mut HeaderMap, name: &'static str, value: impl std::fmt::Display) {
-    if let Ok(value) = HeaderValue::try_from(value.to_string()) {
+    let mut text = [0; SHORT];
+    let mut rest = text.as_mut_slice();
+    let value = match write!(rest, "{value}") {
+        Ok(()) => {
+            let len = SHORT - rest.len();
+            HeaderValue::from_bytes(text.get(..len).unwrap_or_default())
+        }
+        Err(_) => HeaderValue::from_str(&value.to_string()),
+    };
+    if let Ok(value) = value {
         headers.insert(HeaderName::from_static(name), value);
     }
 }
@@ -355,6 +377,18 @@ mod tests {
 
     const PROGRESS: Progress =
         Progress { at: Lsn::new(1, 9), asked: AckLevel::All, reached: AckLevel::Quorum };
+
+    #[test]
+    fn a_header_has_all_of_its_value_however_long() {
+        let mut headers = HeaderMap::new();
+        for len in [0, 1, SHORT - 1, SHORT, SHORT + 1, 3 * SHORT] {
+            let value = "v".repeat(len);
+            set(&mut headers, "x-skein-node", &value);
+            assert_eq!(headers.get("x-skein-node").unwrap(), value.as_str());
+        }
+        set(&mut headers, "x-skein-ack", "no\nheader");
+        assert!(headers.get("x-skein-ack").is_none());
+    }
 
     async fn seen(error: ApiError) -> (u16, HeaderMap, serde_json::Value) {
         let response = error.into_response();

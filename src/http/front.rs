@@ -2,7 +2,7 @@
 //!
 //! None of it is a layer of axum's: each of those copies everything behind it, for each request.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use axum::{
     Router,
@@ -49,11 +49,14 @@ where
     S: Clone + Send + Sync + 'static,
 {
     let gate = Arc::new(gate);
-    let mut router = Router::new();
+    let (mut router, mut fixed) = (Router::new(), Fixed::new());
     for Route { method, filter, path, access, handler } in table {
         let counts = Counts::new(metrics, &method, path);
         let (door, state) =
             (Arc::new(Door { gate: Arc::clone(&gate), access, counts, handler }), state.clone());
+        if !path.contains('{') {
+            fixed.entry(path).or_default().push((method, Arc::clone(&door)));
+        }
         let enter = move |request: Request| {
             let (door, state) = (Arc::clone(&door), state.clone());
             async move { door.enter(request, state).await }
@@ -67,7 +70,7 @@ where
         });
     // With its state a router makes what it calls once, not for each request.
     let router = answering(router.with_state(()));
-    let front = Arc::new(Front { gate, names: Names::new(), router });
+    let front = Arc::new(Front { gate, names: Names::new(), fixed, state: state.clone(), router });
     Arc::new(move |request| {
         let front = Arc::clone(&front);
         async move { front.pass(request).await }.boxed()
@@ -82,20 +85,29 @@ pub(super) fn answering(router: Router) -> Answering {
     })
 }
 
+/// The routes whose path is one text, by that. They need no router, which notes in each request what it found
+/// and boxes what it calls; it has them all the same, for HEAD, and to say what is wrong with a request.
+type Fixed<S> = HashMap<&'static str, Vec<(Method, Arc<Door<S>>)>>;
+
 /// What every request passes before its route is known.
-struct Front {
+struct Front<S> {
     gate: Arc<Gate>,
     names: Names,
+    fixed: Fixed<S>,
+    state: S,
     router: Answering,
 }
 
-impl Front {
+impl<S: Clone> Front<S> {
     async fn pass(&self, request: Request) -> Response {
         let to_head = request.method() == Method::HEAD;
         let checked = |request: Request| async move {
             let peer = Peer::of(request.extensions());
             match self.gate.check_source(peer, request.method(), request.uri(), request.headers()) {
-                Ok(()) => (self.router)(request).await,
+                Ok(()) => match self.fixed(&request) {
+                    Some(door) => door.enter(request, self.state.clone()).await,
+                    None => (self.router)(request).await,
+                },
                 Err(error) => error.into_response(),
             }
         };
@@ -104,7 +116,13 @@ impl Front {
         let named = |request| request_id::name(&self.names, request, checked);
         let response = refusal::after_its_body(request, named).await;
         // The router has done so with its own answers; over HTTP/2 nobody else does.
-        if to_head { response.map(|_| Body::empty()) } else { response }
+        let response = if to_head { response.map(|_| Body::empty()) } else { response };
+        error::without_length_of_nothing(response)
+    }
+
+    fn fixed(&self, request: &Request) -> Option<&Door<S>> {
+        let doors = self.fixed.get(request.uri().path())?;
+        doors.iter().find(|(method, _)| method == request.method()).map(|(_, door)| &**door)
     }
 }
 

@@ -31,7 +31,7 @@ use super::{
     intake::{Intake, Taker},
     params::{self, Params},
     relay::{as_map, passed_on},
-    routes,
+    request_id, routes,
     serve::{Listeners, serve_site},
     ui, write,
 };
@@ -194,11 +194,13 @@ async fn pass_on(edge: Arc<Edge>, request: Request, access: Access) -> Result<Re
 
 /// A request as it is passed on: as it came, without what is about the connection.
 pub(super) fn as_asked(head: &Parts, vouched: bool) -> HttpRequest {
+    let mut headers = passed_on(&head.headers);
+    headers.extend(request_id::passed_on(&head.extensions));
     HttpRequest {
         method: head.method.as_str().to_owned(),
         target: head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
         http2: head.version == Version::HTTP_2,
-        headers: passed_on(&head.headers),
+        headers,
         vouched,
     }
 }

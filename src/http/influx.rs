@@ -25,7 +25,7 @@ pub(super) async fn query(State(edge): State<Arc<Edge>>, request: Request) -> Re
     let mut params = Params::of(&head.uri);
     if head.method == Method::POST {
         let taken = body::take_words(body, &head.headers, &edge.app.config, &edge.bodies).await?;
-        params.extend(Params::of_form(&taken.bytes)?);
+        params.extend(&Params::of_form(&taken.bytes)?);
     }
     let Some(text) = params.get("q") else {
         return Err(ApiError::invalid("q is required: q=SHOW DATABASES"));

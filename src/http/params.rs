@@ -1,7 +1,7 @@
 //! What a request asks for besides its body: parameters of the query string or a form, and the
 //! headers that mean the same.
 
-use std::{net::IpAddr, time::Duration};
+use std::{borrow::Cow, net::IpAddr, time::Duration};
 
 use axum::http::{HeaderMap, Uri, uri::Authority};
 
@@ -17,7 +17,12 @@ pub(super) fn too_many_names() -> ApiError {
 
 /// Parameters in order of appearance. No `Debug`: `p` may hold a secret.
 #[derive(Default)]
-pub(super) struct Params(Vec<(String, String)>);
+pub(super) struct Params {
+    /// Names and values, each behind the one before.
+    text: String,
+    /// Where in it each name ends, and its value.
+    ends: Vec<(usize, usize)>,
+}
 
 impl Params {
     /// Those of the query string.
@@ -35,37 +40,54 @@ impl Params {
 
     /// From `a=1&b=2`, as query strings and forms have it.
     pub(super) fn parse(text: &str) -> Self {
-        let pair = |part: &str| {
+        let mut params = Self { text: String::with_capacity(text.len()), ends: Vec::new() };
+        for part in text.split('&').filter(|part| !part.is_empty()) {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            (percent_decode(name), percent_decode(value))
-        };
-        Self(text.split('&').filter(|part| !part.is_empty()).map(pair).collect())
+            params.add(&decoded(name), &decoded(value));
+        }
+        params
     }
 
     /// The first value of that name; an empty one counts as none.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(n, v)| n == name && !v.is_empty()).map(|(_, v)| v.as_str())
+        self.pairs().find(|(n, v)| *n == name && !v.is_empty()).map(|(_, v)| v)
     }
 
     /// True when the name is there, with or without value, unless the value is `false`.
     pub(super) fn flag(&self, name: &str) -> bool {
-        self.0.iter().any(|(n, v)| n == name && v != "false" && v != "0")
+        self.pairs().any(|(n, v)| n == name && v != "false" && v != "0")
     }
 
     /// Adds one behind those that are there.
-    #[cfg(feature = "sql")]
-    pub(super) fn push(&mut self, name: &str, value: String) {
-        self.0.push((name.to_owned(), value));
+    pub(super) fn add(&mut self, name: &str, value: &str) {
+        self.text.push_str(name);
+        let end = self.text.len();
+        self.text.push_str(value);
+        self.ends.push((end, self.text.len()));
     }
 
     /// Adds `more` behind those that are there.
-    pub(super) fn extend(&mut self, more: Self) {
-        self.0.extend(more.0);
+    pub(super) fn extend(&mut self, more: &Self) {
+        for (name, value) in more.pairs() {
+            self.add(name, value);
+        }
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        let mut start = 0;
+        self.ends.iter().map(move |(name, value)| {
+            let pair = (self.text.get(start..*name), self.text.get(*name..*value));
+            start = *value;
+            (pair.0.unwrap_or_default(), pair.1.unwrap_or_default())
+        })
     }
 }
 
 /// `+` is a space, `%41` is `A`; what is no such escape stays, bytes that are not UTF-8 become U+FFFD.
-fn percent_decode(text: &str) -> String {
+fn decoded(text: &str) -> Cow<'_, str> {
+    if !text.contains(['+', '%']) {
+        return Cow::Borrowed(text);
+    }
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.as_bytes();
     while let [first, rest @ ..] = bytes {
@@ -79,7 +101,7 @@ fn percent_decode(text: &str) -> String {
             (byte, _) => (pushed(out, *byte), rest),
         };
     }
-    String::from_utf8_lossy(&out).into_owned()
+    Cow::Owned(String::from_utf8_lossy(&out).into_owned())
 }
 
 fn pushed(mut out: Vec<u8>, byte: u8) -> Vec<u8> {
@@ -229,6 +251,10 @@ mod tests {
         assert_eq!(p.get("u"), Some("ä"));
         assert_eq!((p.get("x"), p.get("e"), p.get("nope")), (None, None, None));
         assert!(p.flag("x") && !p.flag("nope") && !params("v=false").flag("v"));
+        let mut both = params("a=1&b=");
+        both.extend(&params("b=%32&a=3&%C3"));
+        assert_eq!((both.get("a"), both.get("b"), both.get("%C3")), (Some("1"), Some("2"), None));
+        assert!(both.flag("\u{fffd}"), "what is no UTF-8 is shown as that");
     }
 
     #[test]

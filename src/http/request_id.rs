@@ -2,6 +2,7 @@
 //! of the log of each node that the request passes, and goes along where it is passed on or forwarded.
 
 use std::{
+    fmt::Write,
     hash::{BuildHasher, RandomState},
     sync::atomic::{AtomicU64, Ordering},
     time::Instant,
@@ -9,9 +10,10 @@ use std::{
 
 use axum::{
     extract::Request,
-    http::{HeaderMap, HeaderValue},
+    http::{Extensions, HeaderMap, HeaderName, HeaderValue},
     response::Response,
 };
+use serde_bytes::ByteBuf;
 
 use super::{auth::Peer, error};
 use crate::protocol::request_id::RequestId;
@@ -45,9 +47,23 @@ impl Names {
         let passed_on = matches!(peer, Peer::Gateway { .. }).then(|| said(MADE)).flatten();
         passed_on.and_then(RequestId::made).or_else(|| {
             let count = self.made.fetch_add(1, Ordering::Relaxed) + 1;
-            RequestId::made(&format!("{:08x}-{count}", self.start))
+            RequestId::made(&made(self.start, count))
         })
     }
+}
+
+/// The header that goes along with a request that is passed on, if a node gave it its name; the one that a client
+/// gave goes as it came.
+pub(super) fn passed_on(extensions: &Extensions) -> Option<(String, ByteBuf)> {
+    let id = extensions.get::<RequestId>().filter(|id| !id.is_by_client())?;
+    Some((MADE.to_owned(), ByteBuf::from(id.as_str())))
+}
+
+fn made(start: u32, count: u64) -> String {
+    let mut name = String::with_capacity(8 + 1 + 20);
+    // A text takes whatever is written.
+    let _ = write!(name, "{start:08x}-{count}");
+    name
 }
 
 /// Names a request before anything else is done with it, and says what became of it: where the client wants to
@@ -62,15 +78,12 @@ pub(super) async fn name<F: Future<Output = Response>>(
     let Some(id) = names.of(request.headers(), peer) else { return next(request).await };
     request.headers_mut().remove(MADE);
     let Ok(value) = HeaderValue::from_str(id.as_str()) else { return next(request).await };
-    if !id.is_by_client() {
-        request.headers_mut().insert(MADE, value.clone());
-    }
     // The query string may hold a token.
     let told = (id.is_by_client() || tracing::enabled!(tracing::Level::DEBUG))
         .then(|| (request.method().clone(), request.uri().path().chars().take(PATH).collect::<String>()));
     request.extensions_mut().insert(id.clone());
     let mut response = next(request).await;
-    response.headers_mut().insert(BY_CLIENT, value);
+    response.headers_mut().insert(HeaderName::from_static(BY_CLIENT), value);
     if let Some((method, path)) = told {
         let ms = began.elapsed().as_millis();
         let status = error::number(&response);
@@ -89,7 +102,9 @@ pub(super) async fn name<F: Future<Output = Response>>(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use axum::body::Body;
+
+    use super::{super::gateway::as_asked, *};
 
     #[test]
     fn the_client_names_a_request_and_else_the_first_node() {
@@ -108,6 +123,30 @@ mod tests {
             let one = names.of(&odd, tcp).unwrap();
             let other = names.of(&odd, tcp).unwrap();
             assert!(one != other && one.as_str() != "theirs" && !one.is_by_client(), "{one} {other}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_name_that_a_node_made_goes_along_and_no_other() {
+        let names = Names::new();
+        for client in [None, Some("mine")] {
+            // What a client says of names that nodes make is not passed on.
+            let mut request = Request::builder().uri("/query").header(MADE, "forged");
+            if let Some(client) = client {
+                request = request.header(BY_CLIENT, client);
+            }
+            let mut passed = Vec::new();
+            let response = name(&names, request.body(Body::empty()).unwrap(), |request| {
+                passed = as_asked(&request.into_parts().0, false).headers;
+                std::future::ready(Response::new(Body::empty()))
+            });
+            let id = response.await.headers().get(BY_CLIENT).unwrap().clone();
+            let of = |name: &str| -> Vec<_> {
+                passed.iter().filter(|(known, _)| known == name).map(|(_, value)| value.to_vec()).collect()
+            };
+            let id = vec![id.as_bytes().to_vec()];
+            let (made, given) = if client.is_some() { (vec![], id) } else { (id, vec![]) };
+            assert_eq!((of(MADE), of(BY_CLIENT)), (made, given));
         }
     }
 }

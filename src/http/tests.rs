@@ -272,7 +272,10 @@ impl World {
 }
 
 async fn send(site: &Answering, request: Request<Body>) -> u16 {
-    site(request).await.status().as_u16()
+    let response = site(request).await;
+    let status = response.status().as_u16();
+    assert!(status != 204 || !response.headers().contains_key("content-length"), "nothing has no length");
+    status
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderValue, request},
+    http::{HeaderMap, HeaderName, HeaderValue, request},
     response::Response,
 };
 use bytes::Bytes;
@@ -306,10 +306,10 @@ pub(super) fn receipt_headers(receipt: &Receipt) -> HeaderMap {
     error::set(&mut headers, "x-skein-ack", receipt.ack.as_str());
     error::set(&mut headers, "x-skein-node", receipt.writer);
     if let Some(writer) = headers.get("x-skein-node").cloned() {
-        headers.insert("x-skein-writer", writer);
+        headers.insert(HeaderName::from_static("x-skein-writer"), writer);
     }
     headers.insert(
-        "x-skein-forwarded",
+        HeaderName::from_static("x-skein-forwarded"),
         HeaderValue::from_static(if receipt.forwarded { "true" } else { "false" }),
     );
     headers

@@ -145,7 +145,7 @@ impl Fence {
         // Rule H12: what this node reports would not cover what it has acknowledged. A log is set aside
         // in a step of its own, so nothing changes behind this look. What is known to be damaged and
         // still lies there does not count as had. (A lone voter has nobody to be unfair to.)
-        let damaged = self.wal.lacks().is_some() && view.all_voters().len() > 1;
+        let damaged = self.wal.lacks().is_some() && view.has_several_voters();
         if self.wal.debt().is_some() || damaged {
             return Ok(Sealed::Damaged);
         }
@@ -205,7 +205,7 @@ impl Fence {
         if state.promised > seal.epoch {
             return Some(Sealed::Promised { promise: state.promised });
         }
-        let only_voter = view.all_voters().len() <= 1;
+        let only_voter = !view.has_several_voters();
         let now = Instant::now();
         let resigned = |lease: &Lease| seal.resigned == Some((lease.epoch, lease.boot));
         let lease =

@@ -14,6 +14,9 @@ static BASE32: LazyLock<Encoding> = LazyLock::new(|| {
     spec.encoding().unwrap_or(BASE32_NOPAD)
 });
 
+/// Letters that 16 bytes take in it.
+const ID_TEXT: usize = 26;
+
 /// A text that is not an identifier of the wanted kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a {what}: {text:?}")]
@@ -30,7 +33,9 @@ macro_rules! id128 {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&BASE32.encode(&self.0))
+                let mut text = [0; ID_TEXT];
+                BASE32.encode_mut(&self.0, &mut text);
+                f.pad(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
             }
         }
 

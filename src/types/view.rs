@@ -257,6 +257,13 @@ impl ClusterView {
         self.voters.iter().flatten().copied().collect()
     }
 
+    /// True if there are two voters or more, whichever sets they are in.
+    pub fn has_several_voters(&self) -> bool {
+        let mut all = self.voters.iter().flatten();
+        let first = all.next();
+        all.any(|voter| Some(voter) != first)
+    }
+
     /// True when `have` holds a majority of **each** voter set (and there is one).
     pub fn is_quorum(&self, have: &BTreeSet<NodeId>) -> bool {
         // Model: both_sets_while_joint
@@ -300,5 +307,21 @@ mod tests {
         assert!(!view.is_quorum(&set(&[1, 2])));
         assert!(view.is_quorum(&set(&[1, 2, 4])));
         assert!(!ClusterView::default().is_quorum(&set(&[1])));
+    }
+
+    #[test]
+    fn a_voter_of_two_sets_is_one_voter() {
+        let set = |ids: &[u8]| ids.iter().map(|n| NodeId([*n; 16])).collect::<BTreeSet<_>>();
+        for (voters, several) in [
+            (vec![], false),
+            (vec![set(&[1])], false),
+            (vec![set(&[1]), set(&[1])], false),
+            (vec![set(&[1]), set(&[2])], true),
+            (vec![set(&[1, 2, 3])], true),
+        ] {
+            let view = ClusterView { voters, ..Default::default() };
+            assert_eq!(view.has_several_voters(), several, "{:?}", view.voters);
+            assert_eq!(view.all_voters().len() > 1, several);
+        }
     }
 }

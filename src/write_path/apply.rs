@@ -246,10 +246,12 @@ impl Apply {
             ledger.in_flight.remove(&key);
         }
         self.applied.send_replace(at);
-        let later = ledger.waiters.split_off(&(at.seq + 1));
-        let due = std::mem::replace(&mut ledger.waiters, later);
+        let mut due = Vec::new();
+        while let Some(next) = ledger.waiters.first_entry().filter(|next| *next.key() <= at.seq) {
+            due.append(&mut next.remove());
+        }
         drop(ledger);
-        for waiter in due.into_values().flatten() {
+        for waiter in due {
             // Whoever waited may have given up.
             let _ = waiter.send(at);
         }

@@ -146,8 +146,8 @@ impl Writer {
         let tenure =
             self.replica.tenure().filter(|held| held.epoch == epoch).ok_or(CommitError::NotWriter)?;
         self.until_open(&tenure, batch.deadline).await?;
-        let voters = self.replica.view.borrow().all_voters().len();
-        let default = if voters >= 2 { AckLevel::Quorum } else { AckLevel::Local };
+        let several = self.replica.view.borrow().has_several_voters();
+        let default = if several { AckLevel::Quorum } else { AckLevel::Local };
         #[cfg(feature = "testing")]
         let default = if crate::types::planted::is("default_is_local") { AckLevel::Local } else { default };
         let wanted = batch.ack.unwrap_or(default);
@@ -162,7 +162,7 @@ impl Writer {
             Admission::Pending { at, .. } if wanted == AckLevel::Memory => at,
             // A lone voter's own fdatasync is the majority: waiting until it is applied costs
             // nothing and makes the write visible.
-            Admission::Pending { at, told } if wanted == AckLevel::Local && voters >= 2 => {
+            Admission::Pending { at, told } if wanted == AckLevel::Local && several => {
                 self.until_local(&tenure, wait(at), told).await?;
                 at
             }

@@ -44,7 +44,7 @@ impl Question {
         }
         let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         if kind.starts_with("application/x-www-form-urlencoded") && body.first() != Some(&b'{') {
-            self.params.extend(Params::of_form(body)?);
+            self.params.extend(&Params::of_form(body)?);
             return Ok(());
         }
         let Object(named) = serde_json::from_slice(body)
@@ -55,9 +55,9 @@ impl Question {
         for (name, member) in named {
             match member {
                 Member::Null => {}
-                Member::Plain(text) => self.params.push(&name, text),
+                Member::Plain(text) => self.params.add(&name, &text),
                 Member::Nested(_) if name == VALUES => self.given = given(body)?,
-                Member::Nested(shown) => self.params.push(&name, shown.to_owned()),
+                Member::Nested(shown) => self.params.add(&name, shown),
             }
         }
         Ok(())
