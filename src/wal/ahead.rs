@@ -3,8 +3,7 @@
 //! A segment's blocks are allocated, but the file system counts them as never written. The first group in a
 //! block changes that, and its fdatasync waits for what the file system notes of it, through a journal if there
 //! is one, as well as for the data. So a small group takes zeros along, and those behind it are written over them:
-//! ext4 has nothing to note then. Behind the last record of a segment there are zeros either way. A large group
-//! would only be written twice.
+//! ext4 has nothing to note then. Behind the last record of a segment there are zeros either way.
 
 use std::ops::Range;
 
@@ -12,8 +11,8 @@ use bytes::Bytes;
 
 /// Bytes of zeros at a time: few enough to be written with a group, enough for many small ones.
 const AHEAD: u64 = 256 << 10;
-/// A group of fewer bytes is small.
-const SMALL: u64 = 64 << 10;
+/// A group of fewer bytes is small: some hundred single rows. What is larger would be written twice for little.
+const SMALL: u64 = 16 << 10;
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
