@@ -122,14 +122,17 @@ impl Shared {
         self.damage.send_if_modified(|known| known.take_if(|known| !there.contains(&known.seq)).is_some());
     }
 
-    /// Lets those go first who are about to append, if the newest record is small. Whoever writes little seldom
-    /// writes alone, and what one group holds costs hardly more than one record. Large records take their time
-    /// to be made, and are not waited for. Others go first as far as this thread has them in its queue; which
-    /// they are is the scheduler's business, and no promise: in the first turn those that can run, in the second
-    /// those whose bytes had come by the end of it. Cancel-safe.
+    /// Lets those go first who are about to append, if the newest record is small and waits for its group. Whoever
+    /// writes little seldom writes alone, and what one group holds costs hardly more than one record. Large records
+    /// take their time to be made, and are not waited for. Others go first as far as this thread has them in its
+    /// queue; which they are is the scheduler's business, and no promise: in the first turn those that can run, in
+    /// the second those whose bytes had come by the end of it. Cancel-safe.
     pub(super) async fn gather(&self) {
-        let is_small = self.lock().tail.back().is_some_and(|newest| newest.raw.len() < SMALL);
-        if is_small {
+        let in_company = {
+            let state = self.lock();
+            state.durable != state.end && state.tail.back().is_some_and(|newest| newest.raw.len() < SMALL)
+        };
+        if in_company {
             yield_now().await;
             yield_now().await;
         }
