@@ -15,6 +15,7 @@ use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock, atomic::AtomicBool},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,13 +23,14 @@ use data_encoding::HEXLOWER;
 use parquet::file::FOOTER_SIZE;
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::{
     parquet::{tail_len, tail_rows},
     verify::block_sums,
 };
 use crate::{
-    disk::{Create, Disk, Durability},
+    disk::{Create, Disk, DiskFile, Durability},
     engine::EngineError,
     types::Lsn,
 };
@@ -37,6 +39,11 @@ use crate::{
 pub(super) const DATA: &str = "data";
 /// What a file under construction ends with.
 const UNFINISHED: &str = ".tmp";
+/// Bytes that are on their way to the disk at a time.
+const PIECE: usize = 256 << 10;
+/// The same on a disk that takes [`LONG`] for less: most of that is not the writing.
+const LARGE_PIECE: usize = 1 << 20;
+const LONG: Duration = Duration::from_millis(10);
 /// Nanoseconds of a day.
 pub(super) const DAY: i64 = 86_400_000_000_000;
 /// Most others of which a file remembers whether they share points with it.
@@ -165,7 +172,7 @@ impl DataFile {
         remove(disk, &beside).await?;
         let written = async {
             let open = disk.open(&beside, Create::New).await?;
-            open.write(0, vec![bytes], Durability::Now).await?;
+            write_piece_by_piece(&*open, bytes).await?;
             drop(open);
             file.check_footer(disk, &beside).await?;
             Ok::<(), EngineError>(disk.rename(&beside, &file.path).await?)
@@ -233,6 +240,20 @@ impl DataFile {
     }
 }
 
+/// Writes a new file so that the disk has no more than a piece of it to do at any time. A group of the log waits
+/// behind what is there already, and every acknowledgement with it: behind a whole file that is tens of milliseconds.
+async fn write_piece_by_piece(file: &dyn DiskFile, mut rest: Bytes) -> std::io::Result<()> {
+    let (mut at, mut size) = (0, PIECE);
+    while !rest.is_empty() {
+        let piece = rest.split_to(size.min(rest.len()));
+        let (len, began) = (piece.len() as u64, Instant::now());
+        file.write(at, vec![piece], Durability::Now).await?;
+        at += len;
+        size = if began.elapsed() < LONG { PIECE } else { LARGE_PIECE.min(2 * size) };
+    }
+    Ok(())
+}
+
 /// Makes the names of these files durable, those of the directories above them too.
 ///
 /// # Errors
@@ -290,6 +311,7 @@ fn escape(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{DiskLatency, Fault, SimDisk};
 
     fn entry(table: &str, min_time: i64) -> FileEntry {
         FileEntry {
@@ -318,5 +340,26 @@ mod tests {
         let (a, b) = ("x".repeat(255), format!("{}y", "x".repeat(254)));
         assert!(name(&a, 0).len() < 200);
         assert_ne!(name(&a, 0), name(&b, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_piece_is_durable_before_the_next_is_written() {
+        let (disk, path) = (SimDisk::new(), Path::new("/file"));
+        let content: Bytes = (0..7 * PIECE + 9).map(|n| (n / 1_000) as u8).collect::<Vec<_>>().into();
+        let file = disk.open(path, Create::New).await.unwrap();
+        disk.sync_dir(Path::new("/")).await.unwrap();
+        let before = disk.calls();
+        disk.fail_at(before + 2, Fault::Eio, false);
+        write_piece_by_piece(&*file, content.clone()).await.unwrap_err();
+        assert_eq!(disk.platter().content(path).unwrap(), content[..PIECE]);
+        write_piece_by_piece(&*file, content.clone()).await.unwrap();
+        assert_eq!(disk.platter().content(path).unwrap(), content);
+        assert_eq!(disk.calls() - before, 2 + 8);
+
+        disk.set_latency(DiskLatency { sync: LONG, ..DiskLatency::default() });
+        write_piece_by_piece(&*file, content.clone()).await.unwrap();
+        assert_eq!(disk.platter().content(path).unwrap(), content);
+        // One, two and four of the small ones; and 9 bytes.
+        assert_eq!(disk.calls() - before, 2 + 8 + 4);
     }
 }
