@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 /// Bytes of zeros at a time: few enough to be written with a group, enough for many small ones.
 const AHEAD: u64 = 256 << 10;
-/// A group of fewer bytes is small: some hundred single rows. What is larger would be written twice for little.
+/// A group of fewer bytes is small: up to a hundred single rows. What is larger would be written twice for little.
 const SMALL: u64 = 16 << 10;
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];

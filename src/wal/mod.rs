@@ -146,7 +146,8 @@ impl Wal {
         self.shared.end.subscribe()
     }
 
-    /// Lets those go first who are about to append, if the newest record is small ([`Shared::gather`]).
+    /// Lets those go first who are about to append, if the newest record is small and not durable yet
+    /// ([`Shared::gather`]).
     pub(crate) async fn gather(&self) {
         self.shared.gather().await;
     }

@@ -41,7 +41,7 @@ pub(super) const DATA: &str = "data";
 const UNFINISHED: &str = ".tmp";
 /// Bytes that are on their way to the disk at a time.
 const PIECE: usize = 256 << 10;
-/// The same on a disk that takes [`LONG`] for less: most of that is not the writing.
+/// The same where the disk takes [`LONG`] for less: with small ones flushes might not keep up there.
 const LARGE_PIECE: usize = 1 << 20;
 const LONG: Duration = Duration::from_millis(10);
 /// Nanoseconds of a day.

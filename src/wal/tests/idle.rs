@@ -50,7 +50,7 @@ async fn who_is_about_to_append_shares_the_group_of_a_small_record() {
     wal.append(1, batch(10, 0)).unwrap();
     wal.settle().await.unwrap();
     for (len, groups) in [(10, 1), (4_096, 2), (20, 1)] {
-        // Until the driver rests.
+        // For whatever is left to be done of the group before.
         tokio::task::yield_now().await;
         let before = disk.calls();
         let (first, second) = (wal.clone(), wal.clone());
