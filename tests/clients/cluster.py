@@ -123,8 +123,9 @@ class Cluster:
     def join(self, node, role, *flags, **listen):
         first, token = self.nodes[0], self.home / f"{node.name}.token"
         token.write_text(first.skein("token", "create", "--role", role))
-        seed = next(n for n in first.status()["nodes"] if n["name"] == first.name)["mesh_addr"]
-        node.start("--join", f"@{token}", "--seed", seed, "--role", role, *flags, **listen)
+        # One that has just been started again has another port, of which the cluster hears a moment later.
+        seeds = [flag for n in first.status()["nodes"] if n["mesh_addr"] for flag in ("--seed", n["mesh_addr"])]
+        node.start("--join", f"@{token}", *seeds, "--role", role, *flags, **listen)
 
     def add(self, role, *flags):
         """One more, on all addresses, where API tokens are wanted."""
