@@ -26,7 +26,6 @@ use super::{
     runtime::seeded,
     snapshot::Snapshots,
     state_machine::StateMachine,
-    type_config::LogId,
     types::{Command, Outcome, State},
 };
 use crate::{
@@ -97,8 +96,6 @@ pub(super) struct Inner {
     mesh: MeshSlot,
     room: watch::Receiver<Room>,
     log_seconds: Histogram,
-    /// The last entry of its log when it was opened.
-    opened: Option<LogId>,
     failed: watch::Sender<Option<String>>,
     reachable: mpsc::UnboundedSender<NodeId>,
 }
@@ -124,7 +121,6 @@ impl Control {
         let failed = watch::Sender::new(None);
         let (log, writer) = LogStore::open(disk.clone(), &config.dir, failed.clone()).await?;
         let (room, log_seconds) = (log.room(), log.group_seconds());
-        let opened = log.content().2;
         let snapshot = config.dir.join("snapshot");
         let (snapshots, applied) = Snapshots::open(disk, snapshot).await.map_err(ControlError::Snapshot)?;
         log.check_snapshot(applied.last.as_ref())
@@ -152,8 +148,7 @@ impl Control {
             reachable: peers,
         };
         let (id, timing) = (config.id, config.timing);
-        let inner =
-            Inner { id, timing, raft, board, electorate, mesh, room, log_seconds, opened, failed, reachable };
+        let inner = Inner { id, timing, raft, board, electorate, mesh, room, log_seconds, failed, reachable };
         Ok((Self { inner: Arc::new(inner) }, driver))
     }
 
@@ -227,7 +222,9 @@ impl Control {
         self.inner.raft.is_leader()
     }
 
-    /// True when this node leads, and its state holds everything that was committed before it did.
+    /// True when this node leads, and its state holds everything that was committed before it did: an entry
+    /// of its own term is applied. No entry of that term is older than its office, for no process leads in
+    /// the term of another one (see `raft_config`).
     pub async fn leader_ready(&self) -> bool {
         let term = {
             let metrics = self.inner.raft.metrics();
@@ -237,8 +234,7 @@ impl Control {
             }
             metrics.current_term
         };
-        let applied = self.inner.board.applied.borrow();
-        holds_what_came_before(term, applied.last.as_ref(), self.inner.opened.as_ref())
+        self.inner.board.applied.borrow().last.is_some_and(|last| last.leader_id.term == term)
     }
 
     /// True once a majority has said, after this was called, that this node leads, and its state holds
@@ -371,24 +367,13 @@ impl ControlDriver {
     }
 }
 
-/// True if the state of a leader in `term` that has applied up to `applied` holds everything that was
-/// committed before. `opened` is what its log ended with when the process started.
-///
-/// An entry of its own term is enough for a leader that was elected. One that restarts goes on in its old
-/// term, with a commit position that may lag: what it had committed in its former life, and answered for,
-/// lies in its log, and is committed again as soon as a majority answers. openraft's read index does not
-/// count it (`get_read_log_id` starts from the first entry of the term).
-fn holds_what_came_before(term: u64, applied: Option<&LogId>, opened: Option<&LogId>) -> bool {
-    let Some(applied) = applied.filter(|id| id.leader_id.term == term) else { return false };
-    #[cfg(feature = "testing")]
-    if crate::types::planted::is("restarted_leader_is_ready") {
-        return true;
-    }
-    opened.is_none_or(|opened| opened.leader_id.term != term || applied.index >= opened.index)
-}
-
 /// openraft's settings. The leader's lease is `election_timeout_max`, so a failover takes about
 /// maximum plus minimum.
+///
+/// A leader that restarts is elected anew, in a new term. It sends entries while it writes them: a power cut
+/// may leave it without one that a follower has. In its old term it would make another one for the same
+/// place, and that follower would believe to have it, for raft compares term and index alone. openraft lets
+/// a leader go on in its old term unless told otherwise.
 fn raft_config(timing: &Timing) -> Result<Config, ControlError> {
     let millis = |duration: Duration| duration.as_millis() as u64;
     let config = Config {
@@ -401,8 +386,14 @@ fn raft_config(timing: &Timing) -> Result<Config, ControlError> {
         max_in_snapshot_log_to_keep: 1_000,
         max_payload_entries: MAX_ENTRIES as u64,
         enable_pre_vote: Some(true),
+        enable_leader_restore: Some(false),
         backoff: "50ms".into(),
         ..Config::default()
+    };
+    #[cfg(feature = "testing")]
+    let config = Config {
+        enable_leader_restore: Some(crate::types::planted::is("leader_goes_on_in_its_term")),
+        ..config
     };
     config.validate().map_err(|e| ControlError::Timing(e.to_string()))
 }

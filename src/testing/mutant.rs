@@ -105,6 +105,12 @@ pub const MUTANTS: &[Mutant] = &[
         60,
     ),
     simulation("dedup_not_saved", "a checkpoint forgets which batches were applied", 60),
+    storms(
+        "leader_goes_on_in_its_term",
+        "a leader that restarts makes entries of the term in which it led before, whatever it has lost of it",
+        60,
+        "power-loss-of-all,slow-disk",
+    ),
     test(
         "commit_old_epoch",
         "records of earlier epochs are counted for a commit (figure 8 of the raft paper)",
@@ -124,11 +130,6 @@ pub const MUTANTS: &[Mutant] = &[
         "truncate_mid_log_corruption",
         "damage before the end of the log is taken for a torn tail",
         "wal::tests::damage_is_told_from_a_torn_tail_by_groups_and_watermark",
-    ),
-    test(
-        "restarted_leader_is_ready",
-        "a leader that restarts acts on a state without what it committed last",
-        "raft::control::tests::what_came_before_a_leader_is_in_its_own_term_or_its_own_log",
     ),
     test(
         "old_log_after_rename",

@@ -6,9 +6,9 @@ use bytes::Bytes;
 use rand::Rng;
 use skeinmesh::{
     engine::MemoryEngine,
-    node::{AckLevel, Consistency, Node, Write},
+    node::{AckLevel, Consistency, NewApiToken, Node, Write},
     telemetry::Registry,
-    types::{NodeId, Role},
+    types::{NodeId, Role, Scope},
 };
 
 use crate::{host::Host, invariants::i9::Read, ledger::Outcome, machine, world::World};
@@ -27,6 +27,8 @@ pub(crate) enum Order {
     Read(Consistency, bool),
     /// Makes a token for a new node.
     Token(Role),
+    /// Makes an API token of that name; with `true` takes it back again.
+    Claim(String, bool),
     /// Removes a member.
     Remove(NodeId),
     /// Stops gracefully.
@@ -59,6 +61,16 @@ pub(crate) async fn serve(host: Arc<Host>, node: Node, engine: Arc<MemoryEngine>
             Ok(token) => host.now.lock().unwrap().made_token = token.parse().ok(),
             Err(error) => tracing::info!(host = host.name, %error, "no token"),
         },
+        Order::Claim(name, gives_up) => {
+            let scopes = [Scope::Read].into();
+            let wanted = NewApiToken { name: Some(name), scopes, databases: None, ttl: None };
+            let Ok((_, token)) = node.create_api_token(wanted).await else { return };
+            host.common.ledger.lock().unwrap().claimed += 1;
+            if gives_up {
+                // Taken back or not: whatever it is, all nodes see the same.
+                let _ = node.revoke_api_token(token.id()).await;
+            }
+        }
         Order::Remove(id) => {
             let answer = node.remove_node(id).await;
             tracing::info!(host = host.name, ?answer, "removal");
@@ -107,6 +119,17 @@ impl World {
         if life.engine.is_some() {
             let attempt = self.common.ledger.lock().unwrap().attempt(write, host.name);
             life.orders.push_back(Order::Write(write, attempt));
+        }
+    }
+
+    /// Without it hardly anything would be on its way into raft's log when a fault comes.
+    pub(crate) fn claim(&mut self) {
+        let place = self.random.random_range(0..self.stations.len());
+        let gives_up = self.random.random_bool(0.5);
+        let mut life = self.stations[place].host.now.lock().unwrap();
+        if life.engine.is_some() {
+            self.claims += 1;
+            life.orders.push_back(Order::Claim(format!("claim-{}", self.claims), gives_up));
         }
     }
 

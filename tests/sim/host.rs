@@ -240,7 +240,8 @@ impl Host {
 
     fn look(&self, node: &Node, engine: &SimEngine) {
         let (status, view) = (node.own_status(), node.view().borrow().clone());
-        self.common.ledger.lock().unwrap().observe(self.name, &status, &view);
+        let tokens = || node.api_tokens().iter().map(|token| token.id()).collect();
+        self.common.ledger.lock().unwrap().observe(self.name, &status, &view, tokens);
         let mut life = self.now.lock().unwrap();
         (life.status, life.view, life.installed) = (Some(status), Some(view), engine.installed());
     }

@@ -7,10 +7,11 @@ use skeinmesh::{
     engine::{MemoryEngine, Operation},
     node::{AckLevel, ClientKey, ReadError, ReadPoint, Receipt, SubmitError},
     protocol::status::NodeStatus,
-    types::{BootId, ClusterView, Epoch, Lsn, NodeId},
+    types::{BootId, ClusterView, Epoch, Lsn, NodeId, TokenId},
 };
 
 use crate::{
+    faults::Counts,
     invariants::{i3, i4, i5, i6, i8, i9},
     machine,
 };
@@ -25,6 +26,8 @@ pub(crate) struct Ledger {
     pub(crate) reads: i9::Reads,
     /// Looks at a node that has been spared what it had forwarded.
     pub(crate) spared: u64,
+    /// API tokens that were made.
+    pub(crate) claimed: u64,
     /// Writes that a majority has just acknowledged.
     pub(crate) fresh: Vec<usize>,
     /// What is broken, first finding first.
@@ -145,10 +148,17 @@ impl Ledger {
         self.writes.iter().flat_map(|write| &write.attempts).filter(|attempt| what(&attempt.outcome)).count()
     }
 
-    /// Looks at a node: its own word, and the control state as it knows it.
-    pub(crate) fn observe(&mut self, host: &'static str, status: &NodeStatus, view: &ClusterView) {
+    /// Looks at a node: its own word, and the control state as it knows it. `tokens` are of the same state
+    /// as `view`.
+    pub(crate) fn observe(
+        &mut self,
+        host: &'static str,
+        status: &NodeStatus,
+        view: &ClusterView,
+        tokens: impl FnOnce() -> Vec<TokenId>,
+    ) {
         let mut found = self.epochs.observe(host, status, view.writer);
-        found.extend(self.control.observe(host, status.boot, view));
+        found.extend(self.control.observe(host, status.boot, view, tokens));
         self.violations.extend(found);
     }
 
@@ -160,6 +170,23 @@ impl Ledger {
         found.extend(self.history.observe(host, &contents));
         found.extend(i6::judge(host, &contents, applied, &self.history));
         self.violations.extend(found);
+    }
+
+    /// What clients were answered, and how often.
+    pub(crate) fn tell(&self, counts: &mut Counts) {
+        let count = |what: fn(&Outcome) -> bool| self.count(what) as u64;
+        counts.add("acked", count(|o| o.lasting().is_some()));
+        for level in AckLevel::EVERY {
+            let at_it = |o: &Outcome| matches!(o, Outcome::Acked(_, reached) if *reached == level);
+            counts.add(&format!("acked-{level}"), self.count(at_it) as u64);
+        }
+        counts.add("refused", count(|o| matches!(o, Outcome::Refused(_))));
+        counts.add("refused-full", count(|o| matches!(o, Outcome::Refused(why) if why.contains("full"))));
+        counts.add("unknown", count(|o| matches!(o, Outcome::Unknown)));
+        counts.add("spared", self.spared);
+        counts.add("claimed", self.claimed);
+        counts.add("offices", self.epochs.offices() as u64);
+        self.reads.answered.iter().for_each(|(kind, times)| counts.add(kind, *times));
     }
 
     pub(crate) fn violated(&mut self, says: String) {

@@ -10,7 +10,6 @@ use std::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use skeinmesh::{
     engine::StorageEngine,
-    node::AckLevel,
     types::{ClusterId, ClusterView, Epoch, Lsn, Role},
 };
 
@@ -52,18 +51,7 @@ pub(crate) fn run(seed: u64, home: &Path) -> Report {
     }
     let ledger = world.common.ledger.lock().unwrap();
     let mut counts = world.counts;
-    let count = |what: fn(&Outcome) -> bool| ledger.count(what) as u64;
-    counts.add("acked", count(|o| o.lasting().is_some()));
-    for level in AckLevel::EVERY {
-        let at_it = |o: &Outcome| matches!(o, Outcome::Acked(_, reached) if *reached == level);
-        counts.add(&format!("acked-{level}"), ledger.count(at_it) as u64);
-    }
-    counts.add("refused", count(|o| matches!(o, Outcome::Refused(_))));
-    counts.add("refused-full", count(|o| matches!(o, Outcome::Refused(why) if why.contains("full"))));
-    counts.add("unknown", count(|o| matches!(o, Outcome::Unknown)));
-    counts.add("spared", ledger.spared);
-    counts.add("offices", ledger.epochs.offices() as u64);
-    ledger.reads.answered.iter().for_each(|(kind, times)| counts.add(kind, *times));
+    ledger.tell(&mut counts);
     let trace = world.common.network.trace();
     world.common.network.struck().into_iter().for_each(|(kind, times)| counts.add(kind, times));
     Report { trace, simulated: machine::now(), counts, violations: ledger.violations.clone() }
@@ -80,6 +68,8 @@ pub(crate) struct World {
     pub(crate) churning: Option<Churn>,
     /// The last write of the schedule, by place.
     last_writes: Vec<usize>,
+    /// Names that clients were sent to claim.
+    pub(crate) claims: u64,
     acks: usize,
     epoch: Epoch,
     cluster: Option<ClusterId>,
@@ -110,6 +100,7 @@ impl World {
             active: Vec::new(),
             churning: None,
             last_writes: Vec::new(),
+            claims: 0,
             acks: 0,
             epoch: 0,
             cluster: None,
@@ -137,13 +128,13 @@ impl World {
         self.until("reader", i10::REPLACE, |world| world.churning.is_none())
     }
 
-    /// Faults, writes and reads.
+    /// Faults, writes, reads and claims.
     fn storm(&mut self) -> bool {
         let begin = machine::now() + CALM;
         let length = Duration::from_millis(self.random.random_range(8_000..20_000));
         let only = std::env::var(FAULTS).ok();
         let faults = plan(&mut self.random, self.stations.len(), begin, length, only.as_deref());
-        let (mut next_write, mut next_read) = (begin, begin);
+        let (mut next_write, mut next_read, mut next_claim) = (begin, begin, begin);
         while machine::now() < begin + length {
             if !self.step() {
                 return false;
@@ -161,6 +152,10 @@ impl World {
             if now >= next_read {
                 next_read += Duration::from_millis(self.random.random_range(20..200));
                 self.read();
+            }
+            if now >= next_claim {
+                next_claim += Duration::from_millis(self.random.random_range(20..400));
+                self.claim();
             }
         }
         self.change(Vec::new());

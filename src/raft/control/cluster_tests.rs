@@ -11,9 +11,10 @@ use super::{
     *,
 };
 use crate::{
-    disk::RealDisk,
+    disk::{Disk, RealDisk},
     identity::{ClusterCa, Identity, NodeKey, SealKey, seal, warrant},
     protocol::StreamKind,
+    testing::{DiskLatency, SimDisk},
     transport::{Mesh, MeshConfig, Router, Socket},
     types::{Addresses, BootId, ClusterId, Member, Role, TimingProfile, TokenId},
 };
@@ -68,56 +69,72 @@ fn founded_by(node: &Node) -> Command {
     Command::Found { cluster, name, root, member, sealed_ca, profile, token, api_token, after, level }
 }
 
+/// What nodes trust and know of each other; nobody is a member yet.
+fn nobody() -> watch::Sender<Arc<ClusterView>> {
+    let roots = vec![ByteBuf::from(ca(9).certificate().to_vec())];
+    watch::Sender::new(Arc::new(ClusterView { cluster: CLUSTER, roots, ..Default::default() }))
+}
+
+/// Starts node `n` from its disk; the view learns where it is now.
+async fn start(
+    n: u8,
+    boot: u64,
+    dir: &Path,
+    disk: Arc<dyn Disk>,
+    view: &watch::Sender<Arc<ClusterView>>,
+) -> Node {
+    let ca = ca(9);
+    let key = || NodeKey::from_seed(&[n; 32]).unwrap();
+    let csr = Identity::stranger(key(), NOW).unwrap().csr().unwrap();
+    let issued = ca.issue(&csr, CLUSTER, [n; 16], NOW).unwrap();
+    let identity = Arc::new(Identity::member(key(), &issued.certificate, &[ca.certificate()]).unwrap());
+    let id = identity.node();
+    let slot = MeshSlot::default();
+    let timing = TimingProfile::Lan.timing();
+    let config = RaftConfig { id, dir: dir.join(n.to_string()), timing, seed: n.into() };
+    let (control, driver) = Control::start(config, disk, slot.clone()).await.unwrap();
+    let seal_key = Arc::new(SealKey::from_bytes([n; 32]));
+    control.bear_warrants(Warrants { seal_key: seal_key.clone(), trusted: view.subscribe() });
+    let router = Router::new()
+        .on(StreamKind::Raft, control.rpc_handler())
+        .on(StreamKind::Control, control.control_handler());
+    let config = MeshConfig {
+        socket: Socket::Bind(SocketAddr::from(([127, 0, 0, 1], 0))),
+        timing,
+        addresses: watch::Sender::new(Addresses::default()).subscribe(),
+        version: "0".into(),
+        features: 0,
+        boot: BootId(boot),
+        clock: Arc::new(|| NOW),
+    };
+    let (mesh, mesh_driver) = Mesh::bind(config, identity, view.subscribe(), router).unwrap();
+    let member = member(id, issued.spki, mesh.local_addr().unwrap());
+    view.send_modify(|view| {
+        Arc::make_mut(view).members.insert(id, member);
+    });
+    assert!(slot.set(mesh.clone()).is_ok());
+    let tasks = vec![tokio::spawn(driver.run()), tokio::spawn(mesh_driver.run())];
+    Node { control, seal_key, mesh, trusted: view.clone(), tasks }
+}
+
 /// Nodes that know each other as members, each with raft started and none initialized.
 async fn nodes(dir: &Path, count: u8) -> Vec<Node> {
-    let ca = ca(9);
-    let roots = [ca.certificate()];
-    let view = watch::Sender::new(Arc::new(ClusterView {
-        cluster: CLUSTER,
-        roots: vec![serde_bytes::ByteBuf::from(ca.certificate().to_vec())],
-        ..Default::default()
-    }));
+    let view = nobody();
     let mut nodes = Vec::new();
     for n in 1..=count {
-        let key = || NodeKey::from_seed(&[n; 32]).unwrap();
-        let csr = Identity::stranger(key(), NOW).unwrap().csr().unwrap();
-        let issued = ca.issue(&csr, CLUSTER, [n; 16], NOW).unwrap();
-        let identity = Arc::new(Identity::member(key(), &issued.certificate, &roots).unwrap());
-        let id = identity.node();
-        let slot = MeshSlot::default();
-        let timing = TimingProfile::Lan.timing();
-        let config = RaftConfig { id, dir: dir.join(n.to_string()), timing, seed: n.into() };
-        let (control, driver) = Control::start(config, Arc::new(RealDisk), slot.clone()).await.unwrap();
-        let seal_key = Arc::new(SealKey::from_bytes([n; 32]));
-        control.bear_warrants(Warrants { seal_key: seal_key.clone(), trusted: view.subscribe() });
-        let router = Router::new()
-            .on(StreamKind::Raft, control.rpc_handler())
-            .on(StreamKind::Control, control.control_handler());
-        let config = MeshConfig {
-            socket: Socket::Bind(SocketAddr::from(([127, 0, 0, 1], 0))),
-            timing,
-            addresses: watch::Sender::new(Addresses::default()).subscribe(),
-            version: "0".into(),
-            features: 0,
-            boot: BootId(n.into()),
-            clock: Arc::new(|| NOW),
-        };
-        let (mesh, mesh_driver) = Mesh::bind(config, identity, view.subscribe(), router).unwrap();
-        let member = member(id, issued.spki, mesh.local_addr().unwrap());
-        view.send_modify(|view| {
-            Arc::make_mut(view).members.insert(id, member);
-        });
-        assert!(slot.set(mesh.clone()).is_ok());
-        let tasks = vec![tokio::spawn(driver.run()), tokio::spawn(mesh_driver.run())];
-        nodes.push(Node { control, seal_key, mesh, trusted: view.clone(), tasks });
+        nodes.push(start(n, n.into(), dir, Arc::new(RealDisk), &view).await);
     }
-    for node in &nodes {
+    linked(&nodes).await;
+    nodes
+}
+
+async fn linked(nodes: &[Node]) {
+    for node in nodes {
         let all = nodes.len() - 1;
         let mut links = node.mesh.links();
         let linked = tokio::time::timeout(4 * SOON, links.wait_for(|links| links.len() == all)).await;
         assert!(linked.is_ok(), "no full mesh");
     }
-    nodes
 }
 
 /// Has it done by whoever leads, which on a busy machine may become another node meanwhile. A change that
@@ -237,6 +254,61 @@ async fn a_cluster_grows_hands_over_loses_its_leader_and_shrinks() {
     assert!(leader.control.leader_ready().await);
     assert!(!leader.control.confirm_state(Duration::from_millis(200)).await);
     leader.stop().await;
+}
+
+/// A leader sends an entry while it writes it. If the power goes meanwhile a follower may have it alone: then
+/// the leader must not make another one of its term for the same place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_lost_power_makes_no_second_entry_for_a_place() {
+    let (dir, view, disks) = (Path::new("/raft"), nobody(), [SimDisk::new(), SimDisk::new()]);
+    let mut nodes = Vec::new();
+    for (n, disk) in (1..).zip(&disks) {
+        nodes.push(start(n, n.into(), dir, Arc::new(disk.clone()), &view).await);
+    }
+    linked(&nodes).await;
+    let (first, two) = (nodes[0].control.clone(), nodes[1].id());
+    first.initialize().await.unwrap();
+    assert_eq!(first.propose(founded_by(&nodes[0]), SOON).await, Ok(Outcome::Done));
+    by_the_leader(&nodes[..1], async |first| first.add_learner(two).await).await;
+    by_the_leader(&nodes[..1], async |first| first.promote(two).await).await;
+    nodes[1].sees("two voters", |view| view.voters.len() == 1 && view.is_voter(two)).await;
+    first.propose(Command::CreateToken(token(70)), SOON).await.unwrap();
+
+    disks[0].set_latency(DiskLatency { sync: Duration::from_secs(3600), ..DiskLatency::default() });
+    let proposer = first.clone();
+    let lost = async move { proposer.propose(Command::CreateToken(token(71)), 100 * SOON).await };
+    let lost = tokio::spawn(lost);
+    let on_platter = async |disk: &SimDisk, n: &str| {
+        crate::raft::survey(Arc::new(disk.platter()), &dir.join(n)).await.unwrap().last.unwrap()
+    };
+    let (term, last) = on_platter(&disks[0], "1").await;
+    let sent = tokio::time::timeout(4 * SOON, async {
+        while on_platter(&disks[1], "2").await != (term, last + 1) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert!(sent.await.is_ok(), "the follower has what its leader lacks");
+    assert!(first.is_leader(), "it is the leader that loses power");
+    let after = disks[0].platter();
+    after.set_latency(DiskLatency::default());
+    assert_eq!(on_platter(&after, "1").await, (term, last));
+    let Node { control, mesh, tasks, .. } = nodes.remove(0);
+    mesh.close("no power");
+    tasks.iter().for_each(JoinHandle::abort);
+    lost.abort();
+    drop((control, first));
+
+    nodes.insert(0, start(1, 101, dir, Arc::new(after), &view).await);
+    assert_eq!(nodes[0].control.propose(Command::CreateToken(token(72)), 4 * SOON).await, Ok(Outcome::Done));
+    let applied = nodes.iter().map(|node| node.control.view().borrow().applied_index).max().unwrap();
+    for node in &nodes {
+        node.sees("what the leader has applied", |view| view.applied_index >= applied).await;
+        let tokens: Vec<u64> = node.control.state().tokens.keys().map(|id| id.0).collect();
+        assert_eq!(tokens, [1, 70, 71, 72], "{}", node.id().short());
+    }
+    for node in nodes {
+        node.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,10 +1,10 @@
 //! I8: the control state is one: at one index of the raft log every node that ever applied it saw the
-//! same members, voters and writer; a process never goes back; the register's epoch never falls and a
+//! same members, voters, writer and API tokens; a process never goes back; the register's epoch never falls and a
 //! removed member stays removed, whoever looks later in the log.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use skeinmesh::types::{BootId, ClusterView, MembershipId, NodeId, Office, Role, Why};
+use skeinmesh::types::{BootId, ClusterView, MembershipId, NodeId, Office, Role, TokenId, Why};
 
 #[derive(Debug, Default)]
 pub(crate) struct Control {
@@ -22,10 +22,17 @@ struct Seen {
     learners: BTreeSet<NodeId>,
     members: Vec<(NodeId, Role)>,
     removed: Vec<NodeId>,
+    tokens: Vec<TokenId>,
 }
 
 impl Control {
-    pub(crate) fn observe(&mut self, host: &'static str, boot: BootId, view: &ClusterView) -> Vec<String> {
+    pub(crate) fn observe(
+        &mut self,
+        host: &'static str,
+        boot: BootId,
+        view: &ClusterView,
+        tokens: impl FnOnce() -> Vec<TokenId>,
+    ) -> Vec<String> {
         let index = view.applied_index;
         let now = (boot, index, view.writer, view.membership);
         let last = self.last.insert(host, now);
@@ -43,6 +50,7 @@ impl Control {
             learners: view.learners.clone(),
             members: view.members.values().map(|member| (member.id, member.role)).collect(),
             removed: view.removed.keys().copied().collect(),
+            tokens: tokens(),
         };
         let (first, by) = self.states.entry(index).or_insert_with(|| (seen.clone(), host));
         if *first != seen {
@@ -93,16 +101,22 @@ fn a_second_truth_and_a_step_back_are_seen() {
         members: [super::sample::member(1)].into(),
         ..ClusterView::default()
     };
-    let (boot, mut control) = (BootId(7), Control::default());
-    assert_eq!(control.observe("a", boot, &view(5, 2, 1)), [""; 0]);
-    assert_eq!(control.observe("b", boot, &view(5, 2, 1)), [""; 0]);
-    assert_eq!(control.observe("c", boot, &view(5, 2, 9)).len(), 1, "another writer at the same index");
-    assert_eq!(control.observe("b", boot, &view(5, 2, 9)).len(), 1, "the same, where the first was seen");
-    assert_eq!(control.observe("b", boot, &view(5, 2, 1)).len(), 0);
-    assert_eq!(control.observe("a", boot, &view(6, 1, 1)).len(), 1, "the epoch falls");
-    assert_eq!(control.observe("b", boot, &view(4, 2, 1)).len(), 1, "a process goes back");
-    assert_eq!(control.observe("c", BootId(8), &view(4, 2, 1)).len(), 0, "another process may");
+    let (boot, mut control, none) = (BootId(7), Control::default(), Vec::new);
+    assert_eq!(control.observe("a", boot, &view(5, 2, 1), none), [""; 0]);
+    assert_eq!(control.observe("b", boot, &view(5, 2, 1), none), [""; 0]);
+    assert_eq!(control.observe("c", boot, &view(5, 2, 9), none).len(), 1, "another writer at the same index");
+    assert_eq!(
+        control.observe("b", boot, &view(5, 2, 9), none).len(),
+        1,
+        "the same, where the first was seen"
+    );
+    assert_eq!(control.observe("b", boot, &view(5, 2, 1), none).len(), 0);
+    assert_eq!(control.observe("a", boot, &view(6, 1, 1), none).len(), 1, "the epoch falls");
+    assert_eq!(control.observe("b", boot, &view(4, 2, 1), none).len(), 1, "a process goes back");
+    assert_eq!(control.observe("c", BootId(8), &view(4, 2, 1), none).len(), 0, "another process may");
     let removed = ClusterView { removed: [(NodeId([3; 16]), 0)].into(), ..view(9, 3, 1) };
-    assert_eq!(control.observe("a", boot, &removed).len(), 0);
-    assert_eq!(control.observe("a", boot, &view(10, 3, 1)).len(), 1, "a removed node is back");
+    assert_eq!(control.observe("a", boot, &removed, none).len(), 0);
+    assert_eq!(control.observe("a", boot, &view(10, 3, 1), none).len(), 1, "a removed node is back");
+    assert_eq!(control.observe("a", boot, &view(11, 3, 1), none).len(), 0);
+    assert_eq!(control.observe("b", boot, &view(11, 3, 1), || vec![TokenId(1)]).len(), 1, "a token");
 }
