@@ -39,7 +39,12 @@ pub fn check(claims: &[Claim], finals: &[Held]) -> Vec<Violation> {
     if let Some((first, others)) = finals.split_first() {
         for other in others.iter().filter(|other| other.names != first.names) {
             let (a, b) = (first.node + 1, other.node + 1);
-            found.push(format!("nodes {a} and {b} list other names in the end"));
+            let [one, two]: [BTreeSet<u64>; 2] =
+                [&first.names, &other.names].map(|names| names.iter().copied().collect());
+            let (ours, theirs) = (&one - &two, &two - &one);
+            found.push(format!(
+                "nodes {a} and {b} list other names in the end: {a} alone {ours:?}, {b} alone {theirs:?}"
+            ));
         }
     }
     found.into_iter().map(|says| Violation::new("control", says)).collect()
