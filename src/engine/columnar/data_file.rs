@@ -361,5 +361,15 @@ mod tests {
         assert_eq!(disk.platter().content(path).unwrap(), content);
         // One, two and four of the small ones; and 9 bytes.
         assert_eq!(disk.calls() - before, 2 + 8 + 4);
+
+        // As soon as the disk is quick again they are small again: one, two, four, and three alone.
+        let (content, before) = (Bytes::from(vec![1; 10 * PIECE]), disk.calls());
+        let quick = async {
+            tokio::time::sleep(LONG * 3 / 2).await;
+            disk.set_latency(DiskLatency::default());
+        };
+        let (written, ()) = tokio::join!(write_piece_by_piece(&*file, content.clone()), quick);
+        written.unwrap();
+        assert_eq!(disk.calls() - before, 3 + 3);
     }
 }
